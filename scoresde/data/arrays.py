@@ -1,0 +1,171 @@
+"""numpy files of any shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scoresde.data.codec import Quantized, Standardized
+from scoresde.data.dataset import Dataset, Split, check_finite, find, split_indices
+
+
+def array(
+    path: str | Path | None = None,
+    test_path: str | Path | None = None,
+    standardize: bool = True,
+    test_fraction: float = 0.1,
+    seed: int = 0,
+    label_key: str | None = "y",
+    levels: int | None = None,
+    num_classes: int | None = None,
+    channels_last: bool = False,
+) -> Dataset:
+    """Examples in a .npy or .npz file, of any shape (N, *); an array of shape (N,) is read as (N, 1).
+
+    In .npz, the examples are `x`, or the only array; `condition`, if there is one, goes with them.
+
+    Args:
+        path: The file.
+        test_path: A second file with the test split. None: test_fraction of the first.
+        standardize: Give the model (x − mean)/std with the training split's mean and std: one per feature, or
+            one for all if an event has more than 1024 entries. False: the values as they are.
+        test_fraction: Share of the examples kept for the test split, when there is no test_path.
+        seed: Seed of that split.
+        label_key: Name of the integer labels in .npz, used if present. None: ignore labels.
+        levels: The values are integers 0..levels−1, dequantised as pixels are. None: they are continuous.
+        num_classes: Labels are 0..num_classes−1. None: the largest training label plus one.
+        channels_last: The last axis holds channels, as in (N, H, W, C), and moves to the front of each event.
+    """
+    found = find(path, "data=array needs a .npy or .npz file; set data.path to it")
+    if test_path is None:
+        whole = _read_split(found, label_key, levels, channels_last)
+        train, test = (_take(whole, index) for index in split_indices(len(whole), test_fraction, seed))
+    else:
+        train = _read_split(found, label_key, levels, channels_last)
+        test_found = find(test_path, "data=array needs the .npy or .npz file of data.test_path")
+        test = _read_split(test_found, label_key, levels, channels_last)
+    if num_classes is None and train.label is not None:
+        num_classes = int(train.label.max()) + 1
+        if num_classes > len(train):
+            raise ValueError(
+                f"{found} has labels up to {num_classes - 1} for {len(train)} training examples, which look "
+                f"like identifiers; number them from 0, set data.num_classes, or set data.label_key=null"
+            )
+    return Dataset(
+        name=found.stem,
+        train=train,
+        test=test,
+        codec=_codec(train.x, standardize, levels),
+        num_classes=num_classes,
+    )
+
+
+def _codec(x: Tensor, standardize: bool, levels: int | None) -> Quantized | Standardized:
+    if levels is not None:
+        return Quantized(levels=levels)
+    if standardize:
+        return Standardized.fit(x)
+    return Standardized(mean=x.new_zeros(()), std=x.new_ones(()), shape=tuple(x.shape[1:]))
+
+
+def _take(split: Split, index: Tensor) -> Split:
+    label, condition = (None if value is None else value[index] for value in (split.label, split.condition))
+    return Split(x=split.x[index], label=label, condition=condition)
+
+
+def _read_split(path: Path, label_key: str | None, levels: int | None, channels_last: bool) -> Split:
+    stored = _read_arrays(path)
+    x_key = _examples_key(path, stored, label_key)
+    x = stored[x_key]
+    if x.ndim == 0 or x.size == 0:
+        raise ValueError(
+            f"{path} needs an array of shape (N, *) with at least one entry, got shape {x.shape}"
+        )
+    x = x[:, None] if x.ndim == 1 else x
+    x = np.moveaxis(x, -1, 1) if channels_last else x
+
+    values = _continuous(path, x) if levels is None else _integers(path, x, levels)
+    label = None if label_key is None or label_key == x_key else stored.get(label_key)
+    condition = None if x_key == "condition" else stored.get("condition")
+    return Split(
+        x=values,
+        label=None if label is None else _class_labels(path, label_key, label, len(x)),
+        condition=None if condition is None else _conditions(path, condition, len(x)),
+    )
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
+    try:
+        stored = np.load(path, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            return {"x": stored}
+        with stored:
+            return {key: stored[key] for key in stored.files}
+    except Exception as error:  # zip, zlib and header damage all raise their own types
+        raise ValueError(
+            f"{path} is not a whole .npy or .npz file of plain numbers (object arrays and pickles are "
+            f"refused); write it with numpy.savez(path, x=...)"
+        ) from error
+
+
+def _examples_key(path: Path, stored: dict[str, NDArray[np.generic]], label_key: str | None) -> str:
+    if "x" in stored:
+        return "x"
+    candidates = [key for key in stored if key not in (label_key, "condition")]
+    if len(candidates) != 1:
+        raise ValueError(
+            f"{path} needs its examples under the name x, got the arrays {', '.join(stored) or '(none)'}"
+        )
+    return candidates[0]
+
+
+def _real(path: Path, what: str, x: NDArray[np.generic]) -> None:
+    if x.dtype.kind not in "biuf":
+        raise ValueError(f"{path} needs real numbers in {what}, got {x.dtype}")
+
+
+def _continuous(path: Path, x: NDArray[np.generic]) -> Tensor:
+    _real(path, "x", x)
+    single = np.result_type(x.dtype, np.float32) == np.float32
+    values = torch.from_numpy(np.array(x, dtype=np.float32 if single else np.float64, order="C"))
+    check_finite(values, str(path))
+    return values
+
+
+def _integers(path: Path, x: NDArray[np.generic], levels: int) -> Tensor:
+    _real(path, "x", x)
+    if x.dtype.kind == "f" and not np.array_equal(x, np.round(x)):
+        raise ValueError(
+            f"{path} holds values that are not integers, which levels={levels} needs; drop data.levels"
+        )
+    low, high = int(x.min()), int(x.max())
+    if low < 0 or high >= levels:
+        raise ValueError(f"{path} with levels={levels} needs integers in 0..{levels - 1}, got {low}..{high}")
+    return torch.from_numpy(np.array(x, dtype=np.uint8 if levels <= 256 else np.int32, order="C"))
+
+
+def _class_labels(path: Path, key: str | None, label: NDArray[np.generic], n: int) -> Tensor:
+    if label.dtype.kind not in "biu" or label.shape != (n,):
+        raise ValueError(
+            f"{path} needs one integer label per example in {key}: expected shape ({n},), "
+            f"got {label.dtype} of shape {label.shape}; real-valued ones belong in condition"
+        )
+    numbers = label.astype(np.int64)
+    if numbers.min() < 0:
+        index = int(np.argmax(numbers < 0))
+        raise ValueError(f"{path} needs labels that are not negative, got {numbers[index]} at index {index}")
+    return torch.from_numpy(numbers)
+
+
+def _conditions(path: Path, condition: NDArray[np.generic], n: int) -> Tensor:
+    _real(path, "condition", condition)
+    if condition.shape[:1] != (n,):
+        raise ValueError(f"{path} needs one condition per example: {n}, got shape {condition.shape}")
+    values = torch.from_numpy(np.array(condition, dtype=np.float32, order="C"))
+    values = values.unsqueeze(1) if values.ndim == 1 else values
+    check_finite(values, f"{path}, condition")
+    return values

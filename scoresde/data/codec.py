@@ -1,0 +1,213 @@
+"""Codecs: the maps between stored data and the numbers a score model sees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from warnings import warn
+
+import torch
+from torch import Tensor
+
+PER_FEATURE_LIMIT = 1024
+"""Events with more entries than this are standardised by one mean and one std, as images are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """Codec of data with a finite number of levels per entry, such as images.
+
+        cell k = [lo + k w, lo + (k+1) w),   w = (hi − lo) / levels,   (lo, hi) = value_range
+
+    A density p on the range gives the levels the probabilities P(k) = ∫_cell p, so bits/dim of dequantised
+    data bounds the bits/dim of the levels (Theis et al. 2016, §3.1). The cell edges are rounded to float32
+    once, and both directions use those edges: `decode(encode(k))` is k for every level and every draw.
+
+    Args:
+        levels: Number of levels, 2 to 65536.
+        value_range: (lo, hi), the outer edges of the first and the last cell.
+
+    References:
+        Theis et al., "A note on the evaluation of generative models", 2016, arXiv:1511.01844.
+    """
+
+    levels: int = 256
+    value_range: tuple[float, float] = (-1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.levels, int) or not 2 <= self.levels <= 2**16:
+            raise ValueError(
+                f"Quantized needs an integer number of levels from 2 to 65536, got {self.levels!r}"
+            )
+        lo, hi = (float(value) for value in self.value_range)
+        object.__setattr__(self, "value_range", (lo, hi))
+        if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
+            raise ValueError(f"Quantized needs a finite value_range with lo < hi, got {self.value_range}")
+        if (self._edges(torch.device("cpu")).diff() <= 0).any():
+            raise ValueError(
+                f"Quantized cannot tell {self.levels} cells of value_range={self.value_range} apart in "
+                f"float32; use a range that is centred on 0"
+            )
+
+    def encode(
+        self, k: Tensor, *, generator: torch.Generator | None = None, dequantize: bool = True
+    ) -> Tensor:
+        """Place levels in their cells.
+
+        Args:
+            k: Levels 0..levels−1, any integer dtype, any shape.
+            generator: Source of the uniform noise.
+            dequantize: True: lo + (k + u) w with u ~ U[0, 1). False: the centre of the cell, u = ½.
+        Returns:
+            float32, the shape and device of k.
+        """
+        if k.is_floating_point():
+            raise TypeError(f"Quantized.encode needs integer levels, got {k.dtype}")
+        lo, hi = self.value_range
+        edges, k = self._edges(k.device), k.long()
+        u = _uniform(k, generator) if dequantize else 0.5
+        x = lo + (k + u) * ((hi - lo) / self.levels)
+        below = torch.nextafter(edges, edges.new_tensor(-math.inf))
+        return x.float().clamp(edges[k], below[k + 1])
+
+    def decode(self, x: Tensor) -> Tensor:
+        """The level whose cell holds x, int64; values outside the range belong to the outermost cells."""
+        x = x if x.dtype == torch.float64 else x.float()
+        return torch.bucketize(x.contiguous(), self._edges(x.device)[1:-1].to(x.dtype), right=True)
+
+    def to_uint8(self, x: Tensor) -> Tensor:
+        """Decode x and stretch the levels over 0..255, as pictures are written."""
+        return (self.decode(x) * 255 / (self.levels - 1)).round().to(torch.uint8)
+
+    def _edges(self, device: torch.device) -> Tensor:
+        return _cell_edges(self.levels, *self.value_range, device)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Standardized:
+    """Codec of continuous data: the model sees x_model = (x − mean) / std.
+
+        log p(x) = log p_model(x_model) − log_det,   log_det = Σ log std over the entries of one event
+
+    Args:
+        mean: Mean, of the event's shape or a scalar, in the units of the data.
+        std: Standard deviation, positive, like mean.
+        shape: Event shape; None: the shape of std.
+    """
+
+    mean: Tensor
+    std: Tensor
+    shape: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        mean, std = (torch.as_tensor(value).detach().cpu() for value in (self.mean, self.std))
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "std", std)
+        shape = tuple(std.shape if self.shape is None else self.shape)
+        object.__setattr__(self, "shape", shape)
+        if not (mean.is_floating_point() and std.is_floating_point()):
+            raise TypeError(
+                f"Standardized needs floating-point mean and std, got {mean.dtype} and {std.dtype}"
+            )
+        if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+            raise ValueError("Standardized needs a finite mean and a finite, positive std in every entry")
+        try:
+            mean.expand(shape)
+            std.expand(shape)
+        except RuntimeError as error:
+            raise ValueError(
+                f"Standardized needs mean and std that fit events of shape {shape}, "
+                f"got {tuple(mean.shape)} and {tuple(std.shape)}"
+            ) from error
+
+    @classmethod
+    def fit(cls, x: Tensor) -> Standardized:
+        """The mean and standard deviation of training data.
+
+        Each feature has its own, unless an event has more than 1024 entries: then one mean and one standard
+        deviation serve all, because the entries of images and fields share a scale.
+
+        Args:
+            x: Training data, (N, *).
+        Raises:
+            ValueError: If all rows are equal.
+        """
+        shape = tuple(x.shape[1:])
+        constant = x.amin(0) == x.amax(0)
+        if constant.all():
+            raise ValueError(
+                f"standardisation needs data that vary: all {len(x)} training rows are equal; "
+                f"check the array, or pass standardize=false"
+            )
+        if math.prod(shape) > PER_FEATURE_LIMIT:
+            wide = x.double()
+            return cls(mean=wide.mean().to(x.dtype), std=wide.std(correction=0).to(x.dtype), shape=shape)
+        if constant.any():
+            warn(
+                f"{int(constant.sum())} of {constant.numel()} features are constant in the training data "
+                f"(first: {tuple(constant.nonzero()[0].tolist())}); their std is set to 1",
+                stacklevel=2,
+            )
+        wide = x.double()
+        std = wide.std(0, correction=0).masked_fill(constant, 1.0)
+        return cls(mean=wide.mean(0).to(x.dtype), std=std.to(x.dtype), shape=shape)
+
+    @property
+    def log_det(self) -> float:
+        """Σ log std over one event, in nats: log p_model minus this is the density in data units."""
+        assert self.shape is not None
+        return float(self.std.double().log().expand(self.shape).sum())
+
+    def encode(
+        self, x: Tensor, *, generator: torch.Generator | None = None, dequantize: bool = True
+    ) -> Tensor:
+        """(x − mean) / std in float32; the keywords serve other codecs and do nothing here."""
+        return ((x - self.mean.to(x)) / self.std.to(x)).float()
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Compute std x + mean, in the data's own units, and in float64 if the data were."""
+        dtype = torch.promote_types(x.dtype, self.mean.dtype)
+        return x.to(dtype) * self.std.to(x.device, dtype) + self.mean.to(x.device, dtype)
+
+    def state(self) -> dict[str, Any]:
+        """Plain numbers, lists and tensors, from which `from_state` rebuilds the codec."""
+        assert self.shape is not None
+        return {"mean": self.mean, "std": self.std, "shape": list(self.shape)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Standardized:
+        return cls(mean=state["mean"], std=state["std"], shape=tuple(state["shape"]))
+
+
+def codec_state(codec: Quantized | Standardized) -> dict[str, Any]:
+    """The codec as plain numbers, lists and tensors, which torch.load(weights_only=True) reads back."""
+    if isinstance(codec, Quantized):
+        return {"codec": "quantized", "levels": codec.levels, "value_range": list(codec.value_range)}
+    return {"codec": "standardized", **codec.state()}
+
+
+def codec_from_state(state: Mapping[str, Any]) -> Quantized | Standardized:
+    """The codec that `codec_state` described."""
+    try:
+        if state["codec"] == "quantized":
+            lo, hi = state["value_range"]
+            return Quantized(levels=state["levels"], value_range=(lo, hi))
+        if state["codec"] == "standardized":
+            return Standardized.from_state(state)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"this codec state cannot be read: {type(error).__name__}: {error}") from error
+    raise ValueError(f"unknown codec {state['codec']!r}; known: quantized, standardized")
+
+
+@lru_cache(maxsize=32)
+def _cell_edges(levels: int, lo: float, hi: float, device: torch.device) -> Tensor:
+    edges = lo + torch.arange(levels + 1, dtype=torch.float64) * ((hi - lo) / levels)
+    return edges.float().to(device)
+
+
+def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    device = like.device if generator is None else generator.device
+    return torch.rand(like.shape, generator=generator, device=device).to(like.device)

@@ -1,0 +1,235 @@
+"""The shape that every data set has, and the order in which its examples are used."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoresde.data.codec import Quantized, Standardized
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Examples in memory, as stored: levels of a `Quantized` codec, or values in the data's own units.
+
+    Args:
+        x: Examples, (N, *); channels first for images.
+        label: Class labels, (N,) int64, or None.
+        condition: Any other condition, (N, *), or None.
+    """
+
+    x: Tensor
+    label: Tensor | None = None
+    condition: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.x.ndim < 2:
+            raise ValueError(
+                f"Split needs x of shape (N, *) with at least two axes, got {tuple(self.x.shape)}"
+            )
+        if self.label is not None and (self.label.dtype != torch.int64 or self.label.shape != (len(self),)):
+            raise ValueError(
+                f"Split needs one int64 label per example: expected shape ({len(self)},), "
+                f"got {tuple(self.label.shape)} of {self.label.dtype}"
+            )
+        if self.condition is not None and len(self.condition) != len(self):
+            raise ValueError(f"Split needs one condition per example: {len(self)}, got {len(self.condition)}")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A training and a test split with the codec between them and the model.
+
+    Args:
+        name: What messages and pictures call it.
+        train: Training examples, at least one.
+        test: Examples kept aside; may be empty.
+        codec: Map between stored values and model space.
+        num_classes: Labels are 0..num_classes−1; None if there are none.
+        flip: Mirror training images at random, by `random_flip`.
+    Raises:
+        ValueError: If the splits disagree, or hold values or labels that the codec or num_classes exclude.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    codec: Quantized | Standardized
+    num_classes: int | None = None
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.train) == 0:
+            raise ValueError(f"data {self.name!r} has no training examples")
+        if self.train.x.shape[1:] != self.test.x.shape[1:]:
+            raise ValueError(
+                f"data {self.name!r} needs training and test examples of one shape, "
+                f"got {tuple(self.train.x.shape[1:])} and {tuple(self.test.x.shape[1:])}"
+            )
+        conditions = [
+            None if part.condition is None else part.condition.shape[1:] for part in (self.train, self.test)
+        ]
+        if conditions[0] != conditions[1]:
+            raise ValueError(
+                f"data {self.name!r} needs training and test conditions of one shape, "
+                f"got {conditions[0]} and {conditions[1]}"
+            )
+        for part, split in (("training", self.train), ("test", self.test)):
+            if len(split) > 0:
+                self._check_values(part, split)
+                self._check_labels(part, split)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Event shape, channels first."""
+        return tuple(self.train.x.shape[1:])
+
+    @property
+    def is_image(self) -> bool:
+        """Whether one example can be drawn: levels of shape (1 or 3, H, W)."""
+        return self.levels is not None and len(self.shape) == 3 and self.shape[0] in (1, 3)
+
+    @property
+    def levels(self) -> int | None:
+        """Number of levels per entry, or None for continuous data."""
+        return self.codec.levels if isinstance(self.codec, Quantized) else None
+
+    def _check_values(self, part: str, split: Split) -> None:
+        if isinstance(self.codec, Standardized):
+            if not split.x.is_floating_point():
+                raise ValueError(
+                    f"data {self.name!r} is continuous and needs floating-point values, got {split.x.dtype}"
+                )
+            check_finite(split.x, f"data {self.name!r}, {part} split")
+            return
+        if split.x.is_floating_point():
+            raise ValueError(
+                f"data {self.name!r} has {self.levels} levels and needs integers, got {split.x.dtype}"
+            )
+        low, high = int(split.x.min()), int(split.x.max())
+        if low < 0 or high >= self.codec.levels:
+            raise ValueError(
+                f"data {self.name!r} with levels={self.levels} needs integers in 0..{self.codec.levels - 1}, "
+                f"got {low}..{high} in the {part} split"
+            )
+
+    def _check_labels(self, part: str, split: Split) -> None:
+        if self.num_classes is None:
+            if split.label is not None:
+                raise ValueError(f"data {self.name!r} has labels in its {part} split and needs num_classes")
+            return
+        if split.label is None:
+            raise ValueError(
+                f"data {self.name!r} has num_classes={self.num_classes}, but its {part} split has no labels"
+            )
+        outside = (split.label < 0) | (split.label >= self.num_classes)
+        if outside.any():
+            index = int(outside.nonzero()[0])
+            raise ValueError(
+                f"data {self.name!r} needs labels in 0..{self.num_classes - 1}, got "
+                f"{int(split.label[index])} in the {part} split (index {index}; {int(outside.sum())} such)"
+            )
+
+
+def batch_indices(n: int, batch_size: int, step: int, seed: int) -> Tensor:
+    """Which examples optimisation step `step` uses: a function of its arguments alone, so that runs resume.
+
+    Epochs are independent permutations of 0..n−1 drawn from (seed, epoch), laid end to end; step k takes
+    positions k·batch_size to (k+1)·batch_size − 1. Each example is used once per epoch, and a batch may
+    straddle two epochs.
+
+    Args:
+        n: Number of examples.
+        batch_size: Examples per step, at most n.
+        step: Step, counted from 0.
+        seed: Seed of the order, not negative.
+    Returns:
+        int64 indices, (batch_size,).
+    """
+    if not 1 <= batch_size <= n:
+        raise ValueError(
+            f"the batch size must be between 1 and the number of training examples: got a batch of "
+            f"{batch_size} with {n} examples; set another batch size"
+        )
+    if step < 0:
+        raise ValueError(f"batch_indices needs step >= 0, got {step}")
+    epoch, start = divmod(step * batch_size, n)
+    first = _epoch_order(n, epoch, seed)[start : start + batch_size]
+    if len(first) == batch_size:
+        return first.clone()
+    return torch.cat([first, _epoch_order(n, epoch + 1, seed)[: batch_size - len(first)]])
+
+
+def random_flip(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Mirror each image along its last axis with probability ½.
+
+    Args:
+        x: Images, (B, *, W), stored levels or encoded values.
+        generator: Source of the coin flips.
+    """
+    device = x.device if generator is None else generator.device
+    coin = torch.rand(len(x), generator=generator, device=device).to(x.device) < 0.5
+    return torch.where(coin.reshape(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
+
+
+def check_finite(x: Tensor, where: str) -> None:
+    """Raise ValueError with the number of rows that hold NaN or infinity, and the first of them."""
+    bad = ~x.flatten(1).isfinite().all(1)
+    if bad.any():
+        raise ValueError(
+            f"{where}: {int(bad.sum())} of {len(x)} rows hold NaN or infinity "
+            f"(first at index {int(bad.nonzero()[0])}); remove or repair them"
+        )
+
+
+def check_integer(name: str, value: object, least: int, most: float = math.inf) -> None:
+    """Raise ValueError unless value is an integer in [least, most]."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        limit = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise ValueError(f"{name} must be an integer {limit}, got {value!r}")
+
+
+def split_indices(n: int, test_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """A fixed random split of n examples: (training, test) indices, both shuffled.
+
+    Files are often sorted by class; shuffled, any first part of a split stands for the whole.
+    """
+    if not isinstance(test_fraction, (int, float)) or not 0 <= test_fraction < 1:
+        raise ValueError(f"data.test_fraction must be a number in [0, 1), got {test_fraction!r}")
+    check_integer("data.seed", seed, least=0)
+    num_test = max(1, round(n * test_fraction)) if test_fraction > 0 else 0
+    if num_test >= n:
+        raise ValueError(
+            f"{n} examples cannot be split with data.test_fraction={test_fraction}: none is left for training"
+        )
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(n))
+    return order[num_test:], order[:num_test]
+
+
+def find(path: str | Path | None, needs: str) -> Path:
+    """The path, if it exists.
+
+    Args:
+        path: Path given by the user, ~ allowed; None if there is none.
+        needs: Start of the message, "data=... needs ...; set data.path to it".
+    """
+    if path is None:
+        raise FileNotFoundError(f"{needs}; none was given")
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise FileNotFoundError(f"{needs}; {found} does not exist")
+    return found
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(n: int, epoch: int, seed: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n))

@@ -1,0 +1,274 @@
+"""Checkpoints and configurations of yang-song/score_sde_pytorch (arXiv:2011.13456)."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scoresde.denoiser import NetworkDenoiser
+from scoresde.models import NCSNpp, ddpm_unet
+from scoresde.parameterization import Parameterization
+from scoresde.sde import SDE, SubVPSDE, VESDE, VPSDE
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSDEParameterization(Parameterization):
+    """What a network of score_sde predicts, and how its noise label follows from (α, σ).
+
+                                label                        score
+        VP, sub-VP continuous   999 t                        −F / σ_t
+        VP discrete             (N − 1) t                    −F / √(1 − ᾱ_k),   k = ⌊label⌋
+        VE continuous           σ_t                          F
+        VE discrete             round((1 − t)(N − 1))        F
+
+        x̂0 = (x + σ² score) / α
+
+    t is the time at which the training process `sde` has the signal-to-noise ratio of (α, σ). Under another process
+    the state is first brought to the scale of the training process, so the network sees what it was trained on.
+
+    Args:
+        sde: The process that the network was trained on: VP, sub-VP or VE.
+        continuous: Whether it was trained at continuous times (sub-VP always was).
+        num_scales: N, the number of noise levels of a discretely trained network.
+
+    References:
+        Song et al., "Score-Based Generative Modeling through SDEs", 2021, arXiv:2011.13456.
+    """
+
+    sde: SDE
+    continuous: bool = True
+    num_scales: int = 1000
+
+    def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        t = self._time(alpha, sigma)
+        train_alpha, train_sigma = self.sde.alpha(t), self.sde.sigma(t)
+        return 1 / alpha, train_sigma.square() / train_alpha * self._score_scale(t)
+
+    def c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return self.sde.alpha(self._time(alpha, sigma)) / alpha
+
+    def c_noise(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        t = self._time(alpha, sigma)
+        if isinstance(self.sde, VESDE):
+            return self.sde.sigma(t) if self.continuous else ((1 - t) * (self.num_scales - 1)).round()
+        return self._time_label(t)
+
+    def _time(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return self.sde.time(2 * (alpha.log() - sigma.log()))
+
+    def _time_label(self, t: Tensor) -> Tensor:
+        return t * (999 if self._is_continuous else self.num_scales - 1)
+
+    def _score_scale(self, t: Tensor) -> Tensor:
+        """score / F."""
+        if isinstance(self.sde, VESDE):
+            return torch.ones_like(t)
+        if self._is_continuous or not isinstance(self.sde, VPSDE):
+            return -1 / self.sde.sigma(t)
+        steps = torch.linspace(self.sde.beta_min, self.sde.beta_max, self.num_scales, dtype=torch.float64) / self.num_scales
+        table = torch.sqrt(-torch.expm1(torch.log1p(-steps).cumsum(0))).to(t.device)
+        # the label in float32, as the network gets it: a time k / (N − 1) then has the index k, not k − 1
+        index = self._time_label(t).float().floor().long().clamp(0, self.num_scales - 1)
+        return (-1 / table[index]).to(t.dtype)
+
+    @property
+    def _is_continuous(self) -> bool:
+        return self.continuous or isinstance(self.sde, SubVPSDE)
+
+
+def load_score_sde(
+    path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any], config: Any, *, ema: bool = True
+) -> NetworkDenoiser:
+    """A network trained with score_sde as a denoiser, whose `eps` and `score` are the original's.
+
+    Args:
+        path_or_state_dict: A published checkpoint (.pth: model, EMA, optimizer and step), a plain state dict (.pth,
+            .pt or .safetensors), or either in memory. Keys may start with `module.`.
+        config: The original's configuration, as nested mappings, one mapping with dotted keys, or an object with
+            attributes. Read are training.sde, training.continuous, model.* and data.*.
+        ema: Take the averaged weights of a published checkpoint.
+    Returns:
+        The denoiser, in eval mode, on the CPU.
+    Raises:
+        ValueError: If the configuration is not one of an NCSN++, DDPM++ or DDPM network, the file is not a checkpoint
+            or would execute code, or its weights do not fit the configuration.
+    """
+    sections = {name: _section(config, name) for name in ("training", "model", "data")}
+    sde = _build_sde(sections)
+    with torch.random.fork_rng(devices=[]):
+        net = _build_network(sections)
+    if isinstance(path_or_state_dict, Mapping):
+        source, content = "the given mapping", path_or_state_dict
+    else:
+        source, content = f"'{os.fspath(path_or_state_dict)}'", _read(Path(path_or_state_dict))
+    _load_weights(net, _state_dict(content, net, ema, source), source)
+    parameterization = ScoreSDEParameterization(
+        sde=sde,
+        continuous=bool(_need(sections, "training.continuous")),
+        num_scales=int(sections["model"].get("num_scales", 1000)),
+    )
+    return NetworkDenoiser(net, sde, parameterization).eval()
+
+
+def _section(config: Any, name: str) -> dict[str, Any]:
+    """One section of a configuration in any of the accepted forms."""
+    if not hasattr(config, "items"):
+        return _as_dict(getattr(config, name, None))
+    section = _as_dict(config[name]) if name in config else {}
+    dotted = {k.removeprefix(f"{name}."): v for k, v in config.items() if str(k).startswith(f"{name}.")}
+    return section | dotted
+
+
+def _as_dict(section: Any) -> dict[str, Any]:
+    if section is None:
+        return {}
+    return dict(section.items() if hasattr(section, "items") else vars(section))
+
+
+def _need(sections: Mapping[str, Mapping[str, Any]], key: str) -> Any:
+    section, name = key.split(".")
+    if name not in sections[section]:
+        raise ValueError(f"load_score_sde needs {key} in the config, which has none; take it from the training config.")
+    return sections[section][name]
+
+
+def _build_sde(sections: Mapping[str, Mapping[str, Any]]) -> SDE:
+    model = sections["model"]
+    betas = {"beta_min": float(model.get("beta_min", 0.1)), "beta_max": float(model.get("beta_max", 20.0))}
+    sigmas = {"sigma_min": float(model.get("sigma_min", 0.01)), "sigma_max": float(model.get("sigma_max", 50.0))}
+    builders: dict[str, Callable[[], SDE]] = {
+        "vpsde": lambda: VPSDE(**betas),
+        "subvpsde": lambda: SubVPSDE(**betas),
+        "vesde": lambda: VESDE(**sigmas),
+    }
+    name = str(_need(sections, "training.sde")).lower()
+    if name not in builders:
+        raise ValueError(f"load_score_sde needs training.sde to be vpsde, subvpsde or vesde, got {name!r}.")
+    return builders[name]()
+
+
+def _build_network(sections: Mapping[str, Mapping[str, Any]]) -> NCSNpp:
+    model, data = sections["model"], sections["data"]
+    name = str(_need(sections, "model.name")).lower()
+    if name not in ("ncsnpp", "ddpm"):
+        raise ValueError(f"load_score_sde reads ncsnpp and ddpm networks, got model.name={name!r}.")
+    if str(model.get("nonlinearity", "swish")).lower() != "swish":
+        raise ValueError(f"load_score_sde reads networks with swish, got model.nonlinearity={model['nonlinearity']!r}.")
+    common: dict[str, Any] = {
+        "channels": int(data.get("num_channels", 3)),
+        "image_size": int(_need(sections, "data.image_size")),
+        "width": int(_need(sections, "model.nf")),
+        "channel_mults": tuple(_need(sections, "model.ch_mult")),
+        "num_res_blocks": int(_need(sections, "model.num_res_blocks")),
+        "attention_resolutions": tuple(_need(sections, "model.attn_resolutions")),
+        "dropout": float(model.get("dropout", 0.1)),
+        "resample_with_conv": bool(model.get("resamp_with_conv", True)),
+        "scale_by_sigma": bool(model.get("scale_by_sigma", False)),
+        "centered": bool(_need(sections, "data.centered")),
+        "num_scales": int(model.get("num_scales", 1000)),
+        "sigma_min": float(model.get("sigma_min", 0.01)),
+        "sigma_max": float(model.get("sigma_max", 50.0)),
+    }
+    conditional = bool(model.get("conditional", True))
+    if name == "ddpm":
+        if not conditional:
+            raise ValueError("load_score_sde reads time-conditional ddpm networks, got model.conditional=False.")
+        return ddpm_unet(**common)
+    embedding = str(_need(sections, "model.embedding_type")).lower()
+    return NCSNpp(
+        **common,
+        block=str(model.get("resblock_type", "biggan")).lower(),  # type: ignore[arg-type]
+        fir=bool(_need(sections, "model.fir")),
+        fir_kernel=tuple(model.get("fir_kernel", (1, 3, 3, 1))),
+        progressive_output=str(model.get("progressive", "none")).lower(),  # type: ignore[arg-type]
+        progressive_input=str(model.get("progressive_input", "none")).lower(),  # type: ignore[arg-type]
+        progressive_combine=str(model.get("progressive_combine", "sum")).lower(),  # type: ignore[arg-type]
+        skip_rescale=bool(model.get("skip_rescale", True)),
+        embedding="log_fourier" if embedding == "fourier" else embedding,  # type: ignore[arg-type]
+        fourier_scale=float(model.get("fourier_scale", 16.0)),
+        init_scale=float(model.get("init_scale", 0.0)),
+        time_conditional=conditional,
+    )
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """The content of a checkpoint file, read without executing anything in it."""
+    if path.suffix == ".safetensors":
+        import safetensors
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"'{path}' cannot be read as safetensors ({error}).") from None
+    try:
+        # the optimizer of a published checkpoint keeps its learning rate as a numpy number
+        with torch.serialization.safe_globals(_NUMPY_NUMBERS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" not in str(error) and "Unsupported" not in str(error):
+            raise ValueError(f"'{path}' cannot be read as a PyTorch checkpoint; it is damaged or of another kind.") from None
+        raise ValueError(
+            f"'{path}' was not loaded: it holds objects other than tensors and numbers, which could execute code; "
+            f"save its state dict alone."
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError):
+        raise ValueError(f"'{path}' cannot be read as a PyTorch checkpoint; it is damaged or of another kind.") from None
+    if not isinstance(content, Mapping):
+        raise ValueError(f"'{path}' holds a {type(content).__name__}, and a checkpoint is a mapping of names to tensors.")
+    return content
+
+
+_scalar = np.float64(0).__reduce__()[0]
+_NUMPY_NUMBERS: list[Any] = [
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32")),
+    codecs.encode,
+]
+
+
+def _state_dict(content: Mapping[str, Any], net: nn.Module, ema: bool, source: str) -> dict[str, Tensor]:
+    """The weights in a checkpoint, by the network's own names."""
+    model = content["model"] if isinstance(content.get("model"), Mapping) else content
+    weights = {key.removeprefix("module."): torch.as_tensor(value) for key, value in model.items()}
+    if ema and model is not content and "ema" in content:
+        names = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
+        shadow = content["ema"]["shadow_params"]
+        if len(shadow) != len(names):
+            raise ValueError(
+                f"{source} has {len(shadow)} averaged parameters where the config gives a network of {len(names)}; "
+                f"use the config of this checkpoint."
+            )
+        weights.update(zip(names, shadow, strict=True))
+    return weights
+
+
+def _load_weights(net: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    expected = net.state_dict()
+    problems = [
+        *(f"misses {key}" for key in expected if key not in weights),
+        *(f"has an unknown {key}" for key in weights if key not in expected),
+        *(
+            f"has {key} of shape {tuple(weights[key].shape)} for {tuple(expected[key].shape)}"
+            for key in expected
+            if key in weights and weights[key].shape != expected[key].shape
+        ),
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more differences" if len(problems) > 3 else ""
+        raise ValueError(
+            f"{source} does not fit the network of the config: it {', '.join(problems[:3])}{more}; "
+            f"use the config of this checkpoint."
+        )
+    net.load_state_dict(weights)

@@ -1,0 +1,131 @@
+"""Denoising score matching: one loss, with a weighting over noise levels and a law of training times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.denoiser import Denoiser
+from scoresde.sde import SDE, expand
+
+Weighting = Callable[[SDE, Tensor], Tensor]  # (sde, t (B,)) -> weight (B,) of the squared ε-error
+TimeLaw = Callable[[SDE, Tensor], Tensor]  # (sde, u (B,) uniform in [0, 1)) -> t (B,)
+
+
+def simple_weighting(sde: SDE, t: Tensor) -> Tensor:
+    """1: DDPM's L_simple, ‖ε − ε̂‖² (arXiv:2006.11239, eq. 14); σ²-weighted score matching."""
+    return torch.ones_like(t)
+
+
+def likelihood_weighting(sde: SDE, t: Tensor) -> Tensor:
+    """g² / σ²: g²-weighted score matching, a bound on −log p under uniform times (arXiv:2101.09258)."""
+    return (sde.g(t) / sde.sigma(t)).square()
+
+
+def snr_weighting(sde: SDE, t: Tensor, *, power: float = 1.0, low: float = 0.0, high: float = float("inf")) -> Tensor:
+    """clamp(SNR, low, high)^power on the x0-error, SNR = α²/σ²; the same divided by SNR on the ε-error.
+
+    power 0 is the plain x0-loss; power 1 the ε-loss; low=1 the truncated SNR of arXiv:2202.00512;
+    high=5 the min-SNR weighting of arXiv:2303.09556.
+    """
+    snr = sde.logsnr(t).exp()
+    return snr.clamp(low, high) ** power / snr
+
+
+def edm_weighting(sde: SDE, t: Tensor, *, sigma_data: float = 0.5) -> Tensor:
+    """(s² + sigma_data²) / (s sigma_data)² on the x0-error, s = σ/α (arXiv:2206.00364, Table 1).
+
+    With the EDM parameterization every noise level then starts at unit loss.
+    """
+    noise_to_signal = torch.exp(-sde.logsnr(t))
+    return (noise_to_signal + sigma_data**2) / sigma_data**2
+
+
+def uniform_times(sde: SDE, u: Tensor) -> Tensor:
+    """t uniform on [t_min, 1]."""
+    return sde.t_min + (1 - sde.t_min) * u
+
+
+def discrete_times(sde: SDE, u: Tensor, *, steps: int = 1000) -> Tensor:
+    """t uniform on {1/steps, 2/steps, ..., 1}: the states of a discrete DDPM chain."""
+    return (torch.floor(u * steps) + 1).clamp(1, steps) / steps
+
+
+def lognormal_times(sde: SDE, u: Tensor, *, mean: float = -1.2, std: float = 1.2) -> Tensor:
+    """log(σ/α) ~ N(mean, std²), the noise law of arXiv:2206.00364, cut to [t_min, 1]."""
+    quantile = torch.special.ndtri(u.double().clamp(1e-7, 1 - 1e-7))
+    return sde.time(-2 * (mean + std * quantile)).clamp(sde.t_min, 1).to(u.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingLoss:
+    """Weighted denoising score matching, one value per example.
+
+        L = w(t) mean_d (ε − ε̂(x_t, t))²,      x_t = α_t x0 + σ_t ε            (Song et al. 2021, eq. 7; λ = σ² w)
+
+    Args:
+        weighting: Weight of the squared ε-error: `simple_weighting`, `likelihood_weighting`, `snr_weighting`,
+            `edm_weighting`, or any function (sde, t) -> weight.
+        time: Law of t as a quantile function (sde, u) -> t: `uniform_times`, `discrete_times`, `lognormal_times`.
+        sampling: How the uniforms u of a batch are drawn. "independent"; "stratified": one per cell of width 1/B;
+            "antithetic": one draw shifted by multiples of 1/B (arXiv:2107.00630, App. I.1). Each u alone is uniform.
+        reduction: Over the entries of an event: "mean", or "half_sum", the reference's `reduce_mean=False`.
+        label_dropout: Probability of replacing a label by −1 (no label), for classifier-free guidance.
+
+    References:
+        Vincent, "A Connection Between Score Matching and Denoising Autoencoders", 2011.
+        Song et al., "Score-Based Generative Modeling through SDEs", 2021, arXiv:2011.13456.
+        Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, arXiv:2207.12598.
+    """
+
+    weighting: Weighting = simple_weighting
+    time: TimeLaw = uniform_times
+    sampling: str = "stratified"
+    reduction: str = "mean"
+    label_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("sampling", self.sampling, ("independent", "stratified", "antithetic")),
+            ("reduction", self.reduction, ("mean", "half_sum")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"DenoisingLoss needs {name} to be one of {', '.join(allowed)}, got {value!r}.")
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"DenoisingLoss needs 0 <= label_dropout < 1, got {self.label_dropout}.")
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, *, generator: torch.Generator | None = None, **cond: Any
+    ) -> Tensor:
+        """Loss of one batch at random times: x0 (B, *) -> (B,)."""
+        t, noise = self.draw(denoiser.sde, x0, generator)
+        if self.label_dropout > 0 and cond.get("label") is not None:
+            drop = torch.rand(x0.shape[0], generator=generator, device=x0.device) < self.label_dropout
+            cond["label"] = cond["label"].masked_fill(drop, -1)
+        return self.at(denoiser, x0, t, noise, **cond)
+
+    def draw(self, sde: SDE, x0: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Random times (B,) and noise (B, *) for a batch."""
+        batch = x0.shape[0]
+        cells = torch.arange(batch, device=x0.device, dtype=x0.dtype)
+        if self.sampling == "antithetic":
+            u = (torch.rand(1, generator=generator, device=x0.device, dtype=x0.dtype) + cells / batch) % 1
+        else:
+            u = torch.rand(batch, generator=generator, device=x0.device, dtype=x0.dtype)
+            if self.sampling == "stratified":
+                u = (cells + u) / batch
+        if self.sampling != "independent":  # which example gets which cell must not depend on its place
+            u = u[torch.randperm(batch, generator=generator, device=x0.device)]
+        noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+        return self.time(sde, u), noise
+
+    def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, **cond: Any) -> Tensor:
+        """Loss at given times (B,) and noise (B, *): deterministic, for evaluation and reproduction."""
+        x = denoiser.sde.perturb(x0, t, noise)
+        error = (denoiser.eps(x, t, **cond) - noise).square().flatten(1)
+        reduced = error.mean(1) if self.reduction == "mean" else 0.5 * error.sum(1)
+        return self.weighting(denoiser.sde, t) * reduced

@@ -1,0 +1,152 @@
+"""Embeddings of noise levels and conditions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scoresde.models.layers import linear
+
+
+def noise_levels(c_noise: Tensor | float, x: Tensor) -> Tensor:
+    """One noise level per sample, in x's dtype but at least float32.
+
+    Args:
+        c_noise: Shape () or (B,).
+        x: Shape (B, *).
+    Returns:
+        Shape (B,).
+    Raises:
+        ValueError: If c_noise has another shape.
+    """
+    c_noise = torch.as_tensor(c_noise, device=x.device)
+    if c_noise.ndim and c_noise.shape != x.shape[:1]:
+        raise ValueError(
+            f"c_noise must be a scalar or one value per sample: expected shape () or ({x.shape[0]},) "
+            f"for x of shape {tuple(x.shape)}, got {tuple(c_noise.shape)}."
+        )
+    return c_noise.to(torch.promote_types(x.dtype, torch.float32)).expand(x.shape[0])
+
+
+def sinusoidal_embedding(c: Tensor, dim: int) -> Tensor:
+    """The Transformer's embedding of a position c, used by DDPM for its time step.
+
+        [sin(c ω₀), …, sin(c ω_{h−1}), cos(c ω₀), …, cos(c ω_{h−1})],   ω_j = 10000^(−j / (h − 1)),   h = dim // 2
+
+    and a zero if dim is odd.
+
+    Args:
+        c: Shape (B,).
+        dim: Width of the embedding.
+    Returns:
+        Shape (B, dim).
+
+    References:
+        Ho et al., "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.11239.
+    """
+    half = dim // 2
+    rate = -math.log(10000) / max(half - 1, 1)
+    phase = c[:, None] * torch.exp(torch.arange(half, dtype=c.dtype, device=c.device) * rate)
+    return F.pad(torch.cat([phase.sin(), phase.cos()], dim=1), (0, dim % 2))
+
+
+class GaussianFourier(nn.Module):
+    """Random Fourier features of the noise level; the frequencies are drawn once and never trained.
+
+        [sin(2π W c), cos(2π W c)],   W ~ N(0, scale²)
+
+    Args:
+        features: Number of frequencies; the embedding is twice as wide.
+        scale: Standard deviation of the frequencies.
+
+    References:
+        Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions", 2020, arXiv:2006.10739.
+    """
+
+    def __init__(self, features: int, scale: float) -> None:
+        super().__init__()
+        self.W = nn.Parameter(torch.randn(features) * scale, requires_grad=False)
+
+    def forward(self, c: Tensor) -> Tensor:
+        phase = c[:, None] * self.W * 2 * math.pi
+        return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+class ConditionEmbedding(nn.Module):
+    """Embeds a class label and a condition vector, to be added to the embedding of the noise level.
+
+    It has no parameters, and gives None, when the network is built without either.
+
+    Args:
+        owner: Name of the network, for messages.
+        dim: Width of the embedding.
+        num_classes: Number of classes K, or None for a network without labels.
+        condition_dim: Length of the condition vector, or None for a network without one.
+    """
+
+    def __init__(self, owner: str, dim: int, num_classes: int | None, condition_dim: int | None) -> None:
+        super().__init__()
+        for name, size in (("num_classes", num_classes), ("condition_dim", condition_dim)):
+            if size is not None and size < 1:
+                raise ValueError(f"{owner} needs {name} of at least 1, or None for a network without it, got {size}.")
+        self.owner = owner
+        self.num_classes = num_classes
+        self.condition_dim = condition_dim
+        # Row 0 is "no label", so that label −1 needs no special case and −2 is out of range like K.
+        self.label = None if num_classes is None else nn.Embedding(num_classes + 1, dim)
+        self.vector = None if condition_dim is None else linear(condition_dim, dim)
+
+    def forward(self, x: Tensor, label: Tensor | None, condition: Tensor | None) -> Tensor | None:
+        """Embed the conditions of a batch.
+
+        Args:
+            x: The batch, shape (B, *), for its size, dtype and device.
+            label: Shape () or (B,), integers 0 … K−1, or −1 for no label; None is −1 everywhere.
+            condition: Shape (condition_dim,) or (B, condition_dim); None is 0 everywhere.
+        Returns:
+            Shape (B, dim), or None if the network takes neither.
+        Raises:
+            ValueError: If a condition does not fit the network.
+        """
+        terms = []
+        if self.label is not None:
+            terms.append(self._embed_label(self.label, x, label))
+        elif label is not None:
+            raise ValueError(f"{self.owner} was built without num_classes, so it takes no label; set num_classes.")
+        if self.vector is not None:
+            terms.append(self._embed_vector(self.vector, x, condition))
+        elif condition is not None:
+            raise ValueError(
+                f"{self.owner} was built without condition_dim, so it takes no condition; set condition_dim."
+            )
+        return sum(terms[1:], terms[0]) if terms else None
+
+    def _embed_label(self, table: nn.Embedding, x: Tensor, label: Tensor | None) -> Tensor:
+        if label is None:
+            return table.weight[:1].expand(x.shape[0], -1)
+        label = torch.as_tensor(label, device=x.device)
+        if label.is_floating_point() or label.shape not in ((), x.shape[:1]):
+            raise ValueError(
+                f"{self.owner} needs integer labels of shape () or ({x.shape[0]},) for x of shape {tuple(x.shape)}, "
+                f"got {label.dtype} of shape {tuple(label.shape)}."
+            )
+        try:
+            return table(label.expand(x.shape[0]).long() + 1)
+        except IndexError:  # raised on the CPU only: looking at the values on a GPU would stall every solver step
+            raise ValueError(
+                f"{self.owner} needs labels from 0 to {table.num_embeddings - 2}, or -1 for no label, "
+                f"got values from {int(label.min())} to {int(label.max())}."
+            ) from None
+
+    def _embed_vector(self, layer: nn.Linear, x: Tensor, condition: Tensor | None) -> Tensor:
+        if condition is None:
+            return layer.bias.expand(x.shape[0], -1)
+        if condition.shape not in ((layer.in_features,), (x.shape[0], layer.in_features)):
+            raise ValueError(
+                f"{self.owner} needs a condition of shape ({x.shape[0]}, {layer.in_features}) "
+                f"for x of shape {tuple(x.shape)}, got {tuple(condition.shape)}."
+            )
+        return layer(condition.to(x.dtype)).expand(x.shape[0], -1)

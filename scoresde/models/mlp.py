@@ -1,0 +1,99 @@
+"""A residual multilayer perceptron for vectors and toy data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scoresde.models.embedding import ConditionEmbedding, GaussianFourier, noise_levels
+from scoresde.models.layers import fan_avg_uniform_, linear
+
+
+class MLP(nn.Module):
+    """Residual MLP with time embedding, for data of any event shape.
+
+        h <- h + W₂ silu((1 + a) norm(W₁ silu(h)) + b),   (a, b) = affine(silu(e(c_noise) + conditions))
+
+    The data are flattened, and the output starts at F = 0.
+
+    Args:
+        shape: Event shape of the data, x has shape (B, *shape).
+        width: Width of the hidden features and of the embedding.
+        depth: Number of residual blocks.
+        fourier_scale: Standard deviation of the frequencies that embed c_noise; 1 suits EDM's c_noise = ¼ log(σ²/α²)/2.
+        dropout: Probability of dropping an activation.
+        num_classes: Accept `label`, (B,) integers; −1 or None is the learned "no label".
+        condition_dim: Accept `condition`, (B, condition_dim); None is zeros.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int] = (2,),
+        width: int = 128,
+        depth: int = 4,
+        fourier_scale: float = 1.0,
+        dropout: float = 0.0,
+        num_classes: int | None = None,
+        condition_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        if min((width, depth, *self.shape)) < 1:
+            raise ValueError(f"MLP needs positive shape, width and depth, got {self.shape}, {width} and {depth}.")
+        features = math.prod(self.shape)
+        self.fourier = GaussianFourier(width // 2, fourier_scale)
+        self.embed = nn.Sequential(linear(2 * (width // 2), width), nn.SiLU(), linear(width, width))
+        self.conditions = ConditionEmbedding("MLP", width, num_classes, condition_dim)
+        self.input = linear(features, width)
+        self.blocks = nn.ModuleList(MLPBlock(width, dropout) for _ in range(depth))
+        self.output = linear(width, features)
+        nn.init.zeros_(self.output.weight)
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor | float, *, label: Tensor | None = None, condition: Tensor | None = None
+    ) -> Tensor:
+        """Evaluate the network.
+
+        Args:
+            x: Shape (B, *shape).
+            c_noise: Shape () or (B,).
+            label, condition: Conditions, see the class.
+        Returns:
+            F, with the shape and dtype of x.
+        """
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"MLP with shape={self.shape} needs x of shape (B, *{self.shape}), got {tuple(x.shape)}.")
+        embedding = self.embed(self.fourier(noise_levels(c_noise, x)).to(x.dtype))
+        conditions = self.conditions(x, label, condition)
+        if conditions is not None:
+            embedding = embedding + conditions
+        embedding = F.silu(embedding)
+
+        h = self.input(x.flatten(1))
+        for block in self.blocks:
+            h = block(h, embedding)
+        return self.output(F.silu(h)).reshape(x.shape).to(x.dtype)
+
+
+class MLPBlock(nn.Module):
+    """One residual block of `MLP`."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.first = linear(width, width)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.affine = linear(width, 2 * width)
+        self.dropout = nn.Dropout(dropout)
+        self.second = linear(width, width)
+        fan_avg_uniform_(self.second.weight, 0.0)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Args: x, embedding (B, width)."""
+        scale, shift = self.affine(embedding).chunk(2, dim=1)
+        h = torch.addcmul(shift, 1 + scale, self.norm(self.first(F.silu(x))))
+        return x + self.second(self.dropout(F.silu(h)))

@@ -1,0 +1,166 @@
+"""Checkpoints: tensors and plain values in one file, written whole or not at all, and checked when read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FORMAT = 1
+_MARK = b"sha256:"
+_TRAILER = len(_MARK) + 64  # the mark and a hexadecimal digest
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, is damaged, or does not fit."""
+
+
+def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint.
+
+    The file is what `torch.save` writes, with the SHA-256 of all its other bytes as the comment of the zip
+    archive: `torch.load(path, weights_only=True)` reads it. It appears under its name only when it is complete.
+
+    Args:
+        path: Where to write; an existing file is replaced in one step.
+        state: Nested dicts, lists and tuples of tensors, numbers, strings, booleans and None.
+    Raises:
+        TypeError: If state holds anything else, naming its key.
+        CheckpointError: If the file cannot be written, as on a full disk; an existing file is then untouched.
+    """
+    buffer = io.BytesIO()
+    torch.save(_plain(state, ""), buffer)
+    content = buffer.getbuffer()
+    content[-2:] = struct.pack("<H", _TRAILER)  # length of the archive's comment, the last field of a zip file
+    digest = hashlib.sha256(content).hexdigest().encode()
+    try:
+        write_atomically(path, content, _MARK + digest)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot save {path}: {error.strerror or error}; earlier files are untouched; "
+            f"free some space or choose another folder, then run the same command again."
+        ) from error
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of `save_checkpoint` onto the CPU, without running any code that it may hold.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If the file is truncated, altered, unreadable, or holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}: train first, or correct the path.")
+    try:
+        with path.open("rb") as file:
+            intact = _digest_matches(file)
+            file.seek(0)
+            state = torch.load(file, weights_only=True, map_location="cpu")
+    except Exception as error:
+        if "Unsupported" in str(error):  # the restricted unpickler met a global, a class or an opcode off its list
+            raise CheckpointError(
+                f"{path} is refused: it holds objects other than tensors and plain values, which could run code."
+            ) from None
+        raise CheckpointError(_damaged(path)) from error
+    if not intact or not isinstance(state, dict):
+        raise CheckpointError(_damaged(path))
+    if state.get("format", FORMAT) != FORMAT:
+        raise CheckpointError(f"{path} has format {state['format']}, this version reads {FORMAT}: update scoresde.")
+    return state
+
+
+def load_weights(module: nn.Module, state: dict[str, Any], *, ema: bool = True) -> None:
+    """Put the weights of a checkpoint into a module.
+
+    Args:
+        module: The module that was trained, built with the same options.
+        state: What `load_checkpoint` returned.
+        ema: Averaged weights (for sampling) rather than the latest ones (to go on training).
+    Raises:
+        CheckpointError: If names or shapes differ, naming the first parameter that does.
+    """
+    weights = dict(state["model"])
+    if ema:
+        weights |= state["ema"]["params"] | state["ema"]["buffers"]
+    own = module.state_dict()
+    for name in [*own, *weights]:
+        ours = tuple(own[name].shape) if name in own else "nothing"
+        theirs = tuple(weights[name].shape) if name in weights else "nothing"
+        if ours != theirs:
+            raise CheckpointError(
+                f"the checkpoint is of another model: {name!r} is {theirs} there and {ours} here; "
+                f"build the model with the options that it was trained with."
+            )
+    module.load_state_dict(weights)
+
+
+def write_atomically(path: str | Path, *parts: bytes | memoryview) -> None:
+    """Write a file under a temporary name in its folder, flush it to the disk, then rename it.
+
+    Raises:
+        OSError: If that fails; the temporary file is then removed.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the rename itself must survive a power cut
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _plain(value: Any, key: str) -> Any:
+    """The same value in exact plain types, tensors on the CPU and no larger than themselves."""
+    if isinstance(value, Tensor):
+        tensor = value.detach().cpu()
+        whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        return tensor if whole else tensor.clone()
+    if isinstance(value, dict):
+        for name in value:
+            if type(name) not in (str, int):
+                raise TypeError(f"a checkpoint needs keys of type str or int, got {name!r} under {key or 'its top'!r}.")
+        return {name: _plain(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item, f"{key}[{index}]") for index, item in enumerate(value))
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(
+        f"a checkpoint holds tensors, numbers, strings and plain containers only, got {type(value).__name__} "
+        f"at {key!r}; convert it first, as with float(...) or torch.as_tensor(...)."
+    )
+
+
+def _digest_matches(file: io.BufferedReader) -> bool:
+    remaining = file.seek(0, os.SEEK_END) - _TRAILER
+    file.seek(0)
+    digest = hashlib.sha256()
+    while remaining > 0:
+        block = file.read(min(remaining, 1 << 20))
+        digest.update(block)
+        remaining -= len(block)
+    return file.read() == _MARK + digest.hexdigest().encode()
+
+
+def _damaged(path: Path) -> str:
+    return (
+        f"{path} is damaged: it is incomplete or its checksum does not match; "
+        f"put an earlier snapshot in its place, or remove it to start again."
+    )

@@ -1,0 +1,155 @@
+"""The folder that a training run owns."""
+
+from __future__ import annotations
+
+import os
+from itertools import zip_longest
+from pathlib import Path
+
+from scoresde.training.checkpoint import write_atomically
+
+
+class RunDirectory:
+    """Files of one run.
+
+        config.yaml          the resolved configuration, which sampling reads
+        checkpoints/last.pt  the latest state; step_00010000.pt, ... are snapshots
+        metrics.csv          one row per logged step
+        samples/             pictures and arrays
+
+    Args:
+        path: The folder. Nothing is read or written here: use `create`, `open` or `newest`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, path: str | Path, config_text: str) -> RunDirectory:
+        """Make the folder, or take it up again if its configuration is the same.
+
+        Raises:
+            ValueError: If it belongs to a run with another configuration, naming the first line that differs.
+            OSError: If the folder cannot be made.
+        """
+        run = cls(path)
+        if run.path.exists() and not run.path.is_dir():
+            raise NotADirectoryError(f"{run.path} is a file; choose another run directory.")
+        if run.config.is_file():
+            run._check_same(config_text)
+        elif run.checkpoints.is_dir() and any(run.checkpoints.iterdir()):
+            raise FileExistsError(
+                f"{run.checkpoints} holds files but there is no {run.config}; choose another run directory."
+            )
+        try:
+            run.checkpoints.mkdir(parents=True, exist_ok=True)
+            run.samples.mkdir(exist_ok=True)
+            if not run.config.is_file():
+                write_atomically(run.config, config_text.encode())
+        except OSError as error:
+            raise OSError(f"cannot make the run directory {run.path}: {error.strerror or error}.") from error
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDirectory:
+        """An existing run.
+
+        Raises:
+            FileNotFoundError: If the folder or its configuration is missing.
+        """
+        run = cls(path)
+        if not run.path.is_dir():
+            raise FileNotFoundError(f"there is no run at {run.path}: train one with python train.py.")
+        if not run.config.is_file():
+            raise FileNotFoundError(f"{run.path} is not a run directory: it has no config.yaml.")
+        return run
+
+    @classmethod
+    def newest(cls, root: str | Path = "runs") -> RunDirectory:
+        """The run under `root`, at any depth, whose checkpoint was written last.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        runs = [cls(config.parent) for config in Path(root).rglob("config.yaml")]
+        runs = [run for run in runs if run.checkpoints.is_dir()]
+        trained = [run for run in runs if run.has_checkpoint]
+        if trained:
+            return max(trained, key=lambda run: (run.checkpoint.stat().st_mtime_ns, str(run.path)))
+        shown = f"{root}".rstrip("/") + "/"
+        if runs:
+            raise FileNotFoundError(
+                f"no run under {shown} has a checkpoint yet (there is {runs[0].path}): let python train.py finish, "
+                f"or stop it with Ctrl-C, which saves one."
+            )
+        raise FileNotFoundError(f"no run found under {shown}: train one with python train.py.")
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def config_text(self) -> str:
+        return self.config.read_text(encoding="utf-8")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that a resumed run starts from; it may not exist yet."""
+        return self.checkpoints / "last.pt"
+
+    def snapshot(self, step: int) -> Path:
+        """The checkpoint kept for one step; it may not exist."""
+        return self.checkpoints / f"step_{step:08d}.pt"
+
+    @property
+    def snapshots(self) -> list[Path]:
+        """Existing snapshots, in the order of their steps."""
+        return sorted(self.checkpoints.glob("step_*.pt"), key=lambda path: (len(path.name), path.name))
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return self.last.is_file() or bool(self.snapshots)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The newest checkpoint: last.pt, or else the last snapshot.
+
+        Raises:
+            FileNotFoundError: If the run has none.
+        """
+        if self.last.is_file():
+            return self.last
+        if self.snapshots:
+            return self.snapshots[-1]
+        raise FileNotFoundError(
+            f"the run {self.path} has no checkpoint: let python train.py finish, or stop it with Ctrl-C, "
+            f"which saves one."
+        )
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    def __repr__(self) -> str:
+        return f"RunDirectory({str(self.path)!r})"
+
+    def _check_same(self, config_text: str) -> None:
+        pairs = zip_longest(self.config_text.splitlines(), config_text.splitlines(), fillvalue="")
+        for number, (theirs, ours) in enumerate(pairs, 1):
+            if theirs.rstrip() != ours.rstrip():
+                raise ValueError(
+                    f"{self.path} belongs to a run with another configuration: line {number} of its config.yaml is "
+                    f"{theirs.strip()!r}, now it is {ours.strip()!r}; use the same options to continue it, "
+                    f"or another run directory."
+                )
