@@ -1,10 +1,12 @@
 """Images per second of one NCSN++ training step: forward, backward, clipping, Adam and EMA.
 
-    python benchmarks/training_step.py [--size tiny|cifar10] [--batch 4] [--threads 2] [--json OUT] [--reference DIR]
+    python benchmarks/training_step.py [--size tiny|cifar10] [--batch 4] [--threads 2] [--json OUT]
+                                       [--reference DIR]
 
---reference takes a checkout of yang-song/score_sde_pytorch and times its network in the same run. The checkout needs
-no change: its op/*.py compile a CUDA extension on import, which is skipped here, and CPU tensors take its own
-native path. Rounds of all variants alternate, and the table shows the median, so that a busy machine hits them alike.
+--reference takes a checkout of yang-song/score_sde_pytorch and times its network in the same run. The
+checkout needs no change: its op/*.py compile a CUDA extension on import, which is skipped here, and CPU
+tensors take its own native path. Rounds of all variants alternate and the table shows medians, so that a busy
+machine hits all alike.
 """
 
 from __future__ import annotations
@@ -27,7 +29,12 @@ from torch import Tensor, nn
 from scoresde.models import NCSNpp
 
 SIZES: dict[str, dict[str, Any]] = {
-    "cifar10": {"width": 128, "channel_mults": (1, 2, 2, 2), "num_res_blocks": 4, "attention_resolutions": (16,)},
+    "cifar10": {
+        "width": 128,
+        "channel_mults": (1, 2, 2, 2),
+        "num_res_blocks": 4,
+        "attention_resolutions": (16,),
+    },
     "tiny": {"width": 32, "channel_mults": (1, 2, 2), "num_res_blocks": 1, "attention_resolutions": (16,)},
 }
 IMAGE_SIZE = 32
@@ -45,7 +52,7 @@ def our_network(size: str) -> nn.Module:
     )
 
 
-def reference_network(size: str, folder: Path) -> nn.Module:
+def reference_network(size: str, folder: Path) -> Any:
     """The same network of yang-song/score_sde_pytorch."""
     import torch.utils.cpp_extension
 
@@ -121,13 +128,19 @@ def training_step(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="cifar10", help="network size (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--size", choices=SIZES, default="cifar10", help="network size (default: %(default)s)"
+    )
     parser.add_argument("--batch", type=int, default=4, help="images per step (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds (default: %(default)s)")
     parser.add_argument("--no-update", action="store_true", help="leave out clipping, Adam and EMA")
-    parser.add_argument("--reference", type=Path, help="checkout of yang-song/score_sde_pytorch to time as well")
+    parser.add_argument(
+        "--reference", type=Path, help="checkout of yang-song/score_sde_pytorch to time as well"
+    )
     parser.add_argument("--json", type=Path, help="write the numbers here")
     args = parser.parse_args()
 
@@ -156,9 +169,13 @@ def main() -> None:
             if round_number > 0:
                 times[name].append(result)
 
-    medians = {name: {key: statistics.median(r[key] for r in rows) for key in rows[0]} for name, rows in times.items()}
-    print(f"NCSN++ {args.size}, batch {args.batch}, {args.threads} threads, torch {torch.__version__}, {args.rounds} rounds")
-    print(f"{'':22}{'forward s':>11}{'backward s':>12}{'fwd+bwd CPU s':>15}{'fwd+bwd img/s':>15}{'step img/s':>12}{'speed-up':>10}")
+    medians = {
+        name: {key: statistics.median(r[key] for r in rows) for key in rows[0]}
+        for name, rows in times.items()
+    }
+    print(f"NCSN++ {args.size}, batch {args.batch}, {args.threads} threads, torch {torch.__version__}")
+    columns = ("forward s", "backward s", "fwd+bwd CPU s", "fwd+bwd img/s", "step img/s", "speed-up")
+    print(f"{'':22}" + "".join(f"{column:>15}" for column in columns))
     for name, row in medians.items():
         row["images_per_second"] = args.batch / row["forward_backward"]
         row["images_per_second_step"] = args.batch / row["step"]
@@ -167,8 +184,8 @@ def main() -> None:
             row["speed_up"] = medians["reference"]["forward_backward"] / row["forward_backward"]
             speed_up = f"{row['speed_up']:.2f}x"
         print(
-            f"{name:22}{row['forward']:11.3f}{row['backward']:12.3f}{row['cpu']:15.3f}"
-            f"{row['images_per_second']:15.2f}{row['images_per_second_step']:12.2f}{speed_up:>10}"
+            f"{name:22}{row['forward']:15.3f}{row['backward']:15.3f}{row['cpu']:15.3f}"
+            f"{row['images_per_second']:15.2f}{row['images_per_second_step']:15.2f}{speed_up:>15}"
         )
     if args.json is not None:
         report = {"size": args.size, "batch": args.batch, "threads": args.threads, "torch": torch.__version__}

@@ -38,6 +38,12 @@ class GaussianDenoiser(Denoiser):
         mean, variance = self.mean.to(x.dtype), self.std.square().to(x.dtype)
         return mean + alpha * variance / (alpha.square() * variance + sigma.square()) * (x - alpha * mean)
 
+    def eps(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        # σ (x − α mean) / (α² std² + σ²): the difference x − α x̂0 would cancel as σ → 0
+        alpha, sigma = expand(self.sde.alpha(t.double()), x), expand(self.sde.sigma(t.double()), x)
+        mean, variance = self.mean.to(x.dtype), self.std.square().to(x.dtype)
+        return sigma / (alpha.square() * variance + sigma.square()) * (x - alpha * mean)
+
     def log_prob(self, x: Tensor, t: Tensor) -> Tensor:
         """log p_t(x) in nats, x (B, *) -> (B,)."""
         alpha, sigma = expand(self.sde.alpha(t.double()), x), expand(self.sde.sigma(t.double()), x)
@@ -88,12 +94,19 @@ class GaussianMixtureDenoiser(Denoiser):
         self.register_buffer("variances", variances)
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        alpha, flat = expand(self.sde.alpha(t), x.flatten(1)), x.flatten(1)
+        flat = x.flatten(1)
+        alpha = expand(self.sde.alpha(t), flat).to(x.dtype)
         z, log_joint, variances = self._components(flat, t)
         responsibility = log_joint.softmax(1)
         gain = alpha[..., None] * self.variances.to(x.dtype) / variances
         posterior = self._rotate_back(gain * z) + self.means.to(x.dtype)
         return (responsibility[..., None] * posterior).sum(1).reshape(x.shape)
+
+    def eps(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        # −σ ∇ log p_t: the difference x − α x̂0 would cancel as σ → 0
+        z, log_joint, variances = self._components(x.flatten(1), t)
+        pull = (log_joint.softmax(1)[..., None] * self._rotate_back(z / variances)).sum(1)
+        return expand(self.sde.sigma(t), x) * pull.reshape(x.shape)
 
     def log_prob(self, x: Tensor, t: Tensor) -> Tensor:
         """log p_t(x) in nats, x (B, *) -> (B,)."""
@@ -110,7 +123,8 @@ class GaussianMixtureDenoiser(Denoiser):
 
     def _components(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Centred coordinates in each component's axes (B, K, d), log w_k N_k (B, K), their variances (·, K, d)."""
-        alpha, sigma = expand(self.sde.alpha(t), x)[..., None], expand(self.sde.sigma(t), x)[..., None]
+        # cast before adding a dimension: a 0-d float64 time follows x's dtype, a 1-d one would not
+        alpha, sigma = (expand(value, x).to(x.dtype)[..., None] for value in (self.sde.alpha(t), self.sde.sigma(t)))
         variances = alpha.square() * self.variances.to(x.dtype) + sigma.square()
         z = x[:, None] - alpha * self.means.to(x.dtype)
         if self.axes is not None:

@@ -48,7 +48,8 @@ class Denoiser(nn.Module, ABC):
     def given(self, **cond: Any) -> Denoiser:
         """The same denoiser with conditions bound; parameters are shared.
 
-        Conditions passed later to a call override the bound ones.
+        Bound conditions stay: the same condition passed to a later call is ignored, so that
+        `Guided(model, model.given(label=None), 2.0)` can be called with labels.
         """
         return _Given(self, cond)
 
@@ -59,10 +60,10 @@ class _Given(Denoiser):
         self.denoiser, self.sde, self.cond = denoiser, denoiser.sde, cond
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.denoiser(x, t, **{**self.cond, **cond})
+        return self.denoiser(x, t, **{**cond, **self.cond})
 
     def eps(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.denoiser.eps(x, t, **{**self.cond, **cond})
+        return self.denoiser.eps(x, t, **{**cond, **self.cond})
 
 
 class NetworkDenoiser(Denoiser):

@@ -106,8 +106,7 @@ def log_prob(
         ) from None
     latent, delta = path[0][-1], path[1][-1]
     values = denoiser.sde.prior_log_prob(latent)[:, None] + delta
-    spread = values.std(1) / math.sqrt(probes) if vectors is not None else torch.zeros_like(values[:, 0])
-    return LogProb(values.mean(1), spread, latent, nfe)
+    return LogProb(values.mean(1), _standard_error(values, exact=vectors is None), latent, nfe)
 
 
 def bits_per_dim(
@@ -151,6 +150,13 @@ def _traces(eps: Tensor, x: Tensor, vectors: Tensor | None) -> Tensor:
         )
         trace = trace + (columns * hot).flatten(2).sum((0, 2))
     return trace[:, None]
+
+
+def _standard_error(values: Tensor, *, exact: bool) -> Tensor:
+    if exact:
+        return torch.zeros_like(values[:, 0])
+    probes = values.shape[1]
+    return values.std(1) / math.sqrt(probes) if probes > 1 else torch.full_like(values[:, 0], math.nan)
 
 
 def _probes(x: Tensor, probes: int, probe: str, generator: torch.Generator | None) -> Tensor:

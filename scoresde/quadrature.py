@@ -38,7 +38,7 @@ class LinearSDEQuadrature:
             tail = torch.logspace(-8, 0, 256, dtype=torch.float64)
             self.knots = torch.cat([tail.new_zeros(1), tail])
             low, high = self.knots[:-1], self.knots[1:]
-            log_alpha = _integrate(f, low, high).cumsum(0)
+            log_alpha = integrate(f, low, high).cumsum(0)
             self.log_alpha = torch.cat([log_alpha.new_zeros(1), log_alpha])
             growth = self._growth(low, high, self.log_alpha[:-1]).cumsum(0)
             self.ratio = sigma_start**2 + torch.cat([growth.new_zeros(1), growth])
@@ -58,17 +58,17 @@ class LinearSDEQuadrature:
         return knots[k], self.log_alpha.to(t.device)[k], self.ratio.to(t.device)[k]
 
     def _log_alpha(self, t: Tensor, knot: Tensor, log_alpha: Tensor) -> Tensor:
-        return log_alpha + _integrate(self.f, knot, t)
+        return log_alpha + integrate(self.f, knot, t)
 
     def _growth(self, low: Tensor, high: Tensor, log_alpha: Tensor) -> Tensor:
         def integrand(u: Tensor) -> Tensor:
             knot = low.expand(u.shape)
             return self.g(u).square() * torch.exp(-2 * self._log_alpha(u, knot, log_alpha.expand(u.shape)))
 
-        return _integrate(integrand, low, high)
+        return integrate(integrand, low, high)
 
 
-def _integrate(function: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
+def integrate(function: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
     """∫ function from `low` to `high`, elementwise, by eight-point Gauss-Legendre quadrature."""
     shape = (-1, *[1] * low.ndim)
     nodes, weights = low.new_tensor(_NODES).reshape(shape), low.new_tensor(_WEIGHTS).reshape(shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -85,11 +85,11 @@ class SDE(ABC):
 
     def f(self, t: Tensor) -> Tensor:
         """f(t) = d/dt log α_t."""
-        return torch.func.jvp(lambda u: self.alpha(u).log(), (t,), (torch.ones_like(t),))[1]
+        return _value_and_rate(lambda u: self.alpha(u).log(), t)[1]
 
     def g(self, t: Tensor) -> Tensor:
         """g(t) = √(d(σ_t²)/dt − 2 f σ_t²)."""
-        variance, rate = torch.func.jvp(lambda u: self.sigma(u).square(), (t,), (torch.ones_like(t),))
+        variance, rate = _value_and_rate(lambda u: self.sigma(u).square(), t)
         return (rate - 2 * self.f(t) * variance).clamp_min(0).sqrt()
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
@@ -151,6 +151,12 @@ class SDE(ABC):
     @cached_property
     def _quadrature(self) -> LinearSDEQuadrature:
         return LinearSDEQuadrature(self.f, self.g, self.sigma_start)
+
+
+def _value_and_rate(function: Callable[[Tensor], Tensor], t: Tensor) -> tuple[Tensor, Tensor]:
+    """function(t) and its derivative, elementwise, in t's dtype."""
+    value, rate = torch.func.jvp(function, (t,), (torch.ones_like(t),))
+    return value, rate.to(t.dtype)  # forward derivatives of a 0-d float32 times a Python number come out in float64
 
 
 def _check_range(owner: str, low_name: str, low: float, high_name: str, high: float) -> None:
@@ -514,17 +520,17 @@ class DiscreteVPSDE(SDE):
         cumulative, rates = _beta_tables(self.betas, logsnr.device)
         B = torch.nn.functional.softplus(-logsnr.double(), threshold=700)
         k = (torch.searchsorted(cumulative, B) - 1).clamp(0, len(rates) - 1)
-        return (k / len(rates) + (B - cumulative[k]) / rates[k]).to(logsnr.dtype)
+        return (k.double() / len(rates) + (B - cumulative[k]) / rates[k]).to(logsnr.dtype)
 
     def _cell(self, t: Tensor) -> Tensor:
         # the nearest node within rounding belongs to the cell below it, so that t = k/N never reads β_{k+1}
         N = len(self.betas)
-        return (torch.ceil(t.double() * N - 1e-6).long() - 1).clamp(0, N - 1)
+        return (torch.ceil(t.double() * N - 4 * N * torch.finfo(t.dtype).eps).long() - 1).clamp(0, N - 1)
 
     def _B(self, t: Tensor) -> Tensor:
         cumulative, rates = _beta_tables(self.betas, t.device)
         k = self._cell(t)
-        return cumulative[k] + (t.double() - k / len(rates)) * rates[k]
+        return cumulative[k] + (t.double() - k.double() / len(rates)) * rates[k]
 
     def _rate(self, t: Tensor) -> Tensor:
         return _beta_tables(self.betas, t.device)[1][self._cell(t)]

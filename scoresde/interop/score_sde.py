@@ -5,7 +5,10 @@ from __future__ import annotations
 import codecs
 import os
 import pickle
-from collections.abc import Callable, Mapping
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.denoiser import NetworkDenoiser
-from scoresde.models import NCSNpp, ddpm_unet
+from scoresde.models import DDPMUNet, NCSNpp
 from scoresde.parameterization import Parameterization
-from scoresde.sde import SDE, SubVPSDE, VESDE, VPSDE
+from scoresde.sde import SDE, VESDE, VPSDE, SubVPSDE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +35,9 @@ class ScoreSDEParameterization(Parameterization):
 
         x̂0 = (x + σ² score) / α
 
-    t is the time at which the training process `sde` has the signal-to-noise ratio of (α, σ). Under another process
-    the state is first brought to the scale of the training process, so the network sees what it was trained on.
+    t is the time at which the training process `sde` has the signal-to-noise ratio of (α, σ). Under another
+    process the state is first brought to the scale of the training process, so that the network sees what it
+    was trained on.
 
     Args:
         sde: The process that the network was trained on: VP, sub-VP or VE.
@@ -74,10 +78,11 @@ class ScoreSDEParameterization(Parameterization):
             return torch.ones_like(t)
         if self._is_continuous or not isinstance(self.sde, VPSDE):
             return -1 / self.sde.sigma(t)
-        steps = torch.linspace(self.sde.beta_min, self.sde.beta_max, self.num_scales, dtype=torch.float64) / self.num_scales
-        table = torch.sqrt(-torch.expm1(torch.log1p(-steps).cumsum(0))).to(t.device)
+        N = self.num_scales
+        betas = torch.linspace(self.sde.beta_min / N, self.sde.beta_max / N, N, dtype=torch.float64)
+        table = torch.sqrt(-torch.expm1(torch.log1p(-betas).cumsum(0))).to(t.device)
         # the label in float32, as the network gets it: a time k / (N − 1) then has the index k, not k − 1
-        index = self._time_label(t).float().floor().long().clamp(0, self.num_scales - 1)
+        index = self._time_label(t).float().floor().long().clamp(0, N - 1)
         return (-1 / table[index]).to(t.dtype)
 
     @property
@@ -91,16 +96,16 @@ def load_score_sde(
     """A network trained with score_sde as a denoiser, whose `eps` and `score` are the original's.
 
     Args:
-        path_or_state_dict: A published checkpoint (.pth: model, EMA, optimizer and step), a plain state dict (.pth,
-            .pt or .safetensors), or either in memory. Keys may start with `module.`.
-        config: The original's configuration, as nested mappings, one mapping with dotted keys, or an object with
-            attributes. Read are training.sde, training.continuous, model.* and data.*.
+        path_or_state_dict: A published checkpoint (.pth: model, EMA, optimizer and step), a plain state dict
+            (.pth, .pt or .safetensors), or either in memory. Keys may start with `module.`.
+        config: The original's configuration, as nested mappings, one mapping with dotted keys, or an object
+            with attributes. Read are training.sde, training.continuous, model.* and data.*.
         ema: Take the averaged weights of a published checkpoint.
     Returns:
         The denoiser, in eval mode, on the CPU.
     Raises:
-        ValueError: If the configuration is not one of an NCSN++, DDPM++ or DDPM network, the file is not a checkpoint
-            or would execute code, or its weights do not fit the configuration.
+        ValueError: If the configuration is not one of an NCSN++, DDPM++ or DDPM network, the file is not a
+            checkpoint or would execute code, or its weights do not fit the configuration.
     """
     sections = {name: _section(config, name) for name in ("training", "model", "data")}
     sde = _build_sde(sections)
@@ -137,23 +142,23 @@ def _as_dict(section: Any) -> dict[str, Any]:
 def _need(sections: Mapping[str, Mapping[str, Any]], key: str) -> Any:
     section, name = key.split(".")
     if name not in sections[section]:
-        raise ValueError(f"load_score_sde needs {key} in the config, which has none; take it from the training config.")
+        raise ValueError(
+            f"load_score_sde needs {key} in the config, which has none; take it from the training config."
+        )
     return sections[section][name]
 
 
 def _build_sde(sections: Mapping[str, Mapping[str, Any]]) -> SDE:
     model = sections["model"]
-    betas = {"beta_min": float(model.get("beta_min", 0.1)), "beta_max": float(model.get("beta_max", 20.0))}
-    sigmas = {"sigma_min": float(model.get("sigma_min", 0.01)), "sigma_max": float(model.get("sigma_max", 50.0))}
-    builders: dict[str, Callable[[], SDE]] = {
-        "vpsde": lambda: VPSDE(**betas),
-        "subvpsde": lambda: SubVPSDE(**betas),
-        "vesde": lambda: VESDE(**sigmas),
-    }
     name = str(_need(sections, "training.sde")).lower()
-    if name not in builders:
+    if name == "vesde":
+        return VESDE(
+            sigma_min=float(model.get("sigma_min", 0.01)), sigma_max=float(model.get("sigma_max", 50.0))
+        )
+    if name not in ("vpsde", "subvpsde"):
         raise ValueError(f"load_score_sde needs training.sde to be vpsde, subvpsde or vesde, got {name!r}.")
-    return builders[name]()
+    cls = VPSDE if name == "vpsde" else SubVPSDE
+    return cls(beta_min=float(model.get("beta_min", 0.1)), beta_max=float(model.get("beta_max", 20.0)))
 
 
 def _build_network(sections: Mapping[str, Mapping[str, Any]]) -> NCSNpp:
@@ -162,7 +167,9 @@ def _build_network(sections: Mapping[str, Mapping[str, Any]]) -> NCSNpp:
     if name not in ("ncsnpp", "ddpm"):
         raise ValueError(f"load_score_sde reads ncsnpp and ddpm networks, got model.name={name!r}.")
     if str(model.get("nonlinearity", "swish")).lower() != "swish":
-        raise ValueError(f"load_score_sde reads networks with swish, got model.nonlinearity={model['nonlinearity']!r}.")
+        raise ValueError(
+            f"load_score_sde reads swish networks, got model.nonlinearity={model['nonlinearity']!r}."
+        )
     common: dict[str, Any] = {
         "channels": int(data.get("num_channels", 3)),
         "image_size": int(_need(sections, "data.image_size")),
@@ -181,8 +188,8 @@ def _build_network(sections: Mapping[str, Mapping[str, Any]]) -> NCSNpp:
     conditional = bool(model.get("conditional", True))
     if name == "ddpm":
         if not conditional:
-            raise ValueError("load_score_sde reads time-conditional ddpm networks, got model.conditional=False.")
-        return ddpm_unet(**common)
+            raise ValueError("load_score_sde reads conditional ddpm networks, got model.conditional=False.")
+        return DDPMUNet(**common)
     embedding = str(_need(sections, "model.embedding_type")).lower()
     return NCSNpp(
         **common,
@@ -212,22 +219,37 @@ def _read(path: Path) -> Mapping[str, Any]:
             raise ValueError(f"'{path}' cannot be read as safetensors ({error}).") from None
     try:
         # the optimizer of a published checkpoint keeps its learning rate as a numpy number
-        with torch.serialization.safe_globals(_NUMPY_NUMBERS):
+        with torch.serialization.safe_globals(_NUMPY_NUMBERS), warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error) and "Unsupported" not in str(error):
-            raise ValueError(f"'{path}' cannot be read as a PyTorch checkpoint; it is damaged or of another kind.") from None
+        if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip() is not None:
+            raise zipfile.BadZipFile  # torch.load does not compare the checksums
+    except pickle.UnpicklingError:
         raise ValueError(
-            f"'{path}' was not loaded: it holds objects other than tensors and numbers, which could execute code; "
-            f"save its state dict alone."
+            f"'{path}' was not loaded: it holds objects other than tensors and numbers, which could execute "
+            f"code, or it is no PyTorch checkpoint; save its state dict alone."
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError):
-        raise ValueError(f"'{path}' cannot be read as a PyTorch checkpoint; it is damaged or of another kind.") from None
+    except _DAMAGE:
+        raise ValueError(
+            f"'{path}' cannot be read as a PyTorch checkpoint: it is damaged, or of another kind."
+        ) from None
     if not isinstance(content, Mapping):
-        raise ValueError(f"'{path}' holds a {type(content).__name__}, and a checkpoint is a mapping of names to tensors.")
+        raise TypeError(f"'{path}' holds a {type(content).__name__}, but a checkpoint maps names to tensors.")
     return content
 
 
+# what a reader of damaged bytes may meet
+_DAMAGE = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    EOFError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 _scalar = np.float64(0).__reduce__()[0]
 _NUMPY_NUMBERS: list[Any] = [
     (_scalar, "numpy.core.multiarray.scalar"),
@@ -247,8 +269,8 @@ def _state_dict(content: Mapping[str, Any], net: nn.Module, ema: bool, source: s
         shadow = content["ema"]["shadow_params"]
         if len(shadow) != len(names):
             raise ValueError(
-                f"{source} has {len(shadow)} averaged parameters where the config gives a network of {len(names)}; "
-                f"use the config of this checkpoint."
+                f"{source} has {len(shadow)} averaged parameters and the network of the config "
+                f"has {len(names)}; use the config of this checkpoint."
             )
         weights.update(zip(names, shadow, strict=True))
     return weights

@@ -1,8 +1,8 @@
 """Networks: (x, c_noise, **conditions) -> F, the raw output that a parameterisation turns into a denoiser."""
 
 from scoresde.models.classifier import Classifier
-from scoresde.models.ddpm import ddpm_unet
+from scoresde.models.ddpm import DDPMUNet
 from scoresde.models.mlp import MLP
 from scoresde.models.ncsnpp import NCSNpp
 
-__all__ = ["MLP", "Classifier", "NCSNpp", "ddpm_unet"]
+__all__ = ["MLP", "Classifier", "DDPMUNet", "NCSNpp"]

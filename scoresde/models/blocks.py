@@ -1,7 +1,7 @@
 """Residual and attention blocks of the score U-Nets.
 
-Submodules keep the names of the original implementation (`GroupNorm_0`, `Conv_0`, `Dense_0`, ...), because they
-are the keys of published checkpoints.
+Submodules keep the names of the original implementation (`GroupNorm_0`, `Conv_0`, `Dense_0`, ...), because
+they are the keys of published checkpoints.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class ResidualBlock(nn.Module):
         h = conv₀(resample(silu(norm₀(x)))) + dense(silu(e))
         y = shortcut(resample(x)) + conv₁(dropout(silu(norm₁(h))))         (divided by √2 with skip_rescale)
 
-    DDPM's block has no resampling, and its shortcut is a NIN when the width changes. BigGAN's block may resample
-    both branches, and its shortcut is a 1×1 convolution when the width or the size changes.
+    DDPM's block has no resampling, and its shortcut is a NIN when the width changes. BigGAN's block may
+    resample both branches, and its shortcut is a 1×1 convolution when the width or the size changes.
 
     Args:
         in_channels, out_channels: Widths of x and y.
@@ -90,8 +90,9 @@ class AttentionBlock(nn.Module):
 
         y = x + NIN₃(softmax(q kᵀ / √C) v),   q, k, v = NIN₀(n), NIN₁(n), NIN₂(n),   n = norm(x)
 
-    divided by √2 with skip_rescale. The softmax is written out: at the sizes where these networks attend (16×16 and
-    below) it is as fast as a fused kernel, and unlike those it has forward-mode and second derivatives.
+    divided by √2 with skip_rescale. The softmax is written out: at the sizes where these networks attend
+    (16×16 and below) it is as fast as a fused kernel, and unlike those it has forward-mode and second
+    derivatives.
 
     Args:
         channels: Width C of x, shape (B, C, H, W).
@@ -99,7 +100,12 @@ class AttentionBlock(nn.Module):
     """
 
     def __init__(
-        self, channels: int, *, init_scale: float = 0.0, skip_rescale: bool = True, norm_groups: int | None = None
+        self,
+        channels: int,
+        *,
+        init_scale: float = 0.0,
+        skip_rescale: bool = True,
+        norm_groups: int | None = None,
     ) -> None:
         super().__init__()
         self.skip_rescale = skip_rescale

@@ -92,11 +92,12 @@ class Classifier(nn.Module):
         """
         if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % self.factor or x.shape[3] % self.factor:
             raise ValueError(
-                f"Classifier needs x of shape (B, {self.channels}, H, W) with H and W divisible by {self.factor}, "
-                f"got {tuple(x.shape)}."
+                f"Classifier needs x of shape (B, {self.channels}, H, W) with H and W divisible by "
+                f"{self.factor}, got {tuple(x.shape)}."
             )
         embedding = self.embed(self.fourier(noise_levels(c_noise, x)).to(x.dtype))
         h = self.input(x)
         for block in self.blocks:
             h = block(h, embedding) if isinstance(block, ResidualBlock) else block(h)
-        return self.output(F.silu(self.norm(h)).mean(dim=(2, 3))).to(x.dtype)
+        logits: Tensor = self.output(F.silu(self.norm(h)).mean(dim=(2, 3)))
+        return logits.to(x.dtype)

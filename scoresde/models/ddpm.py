@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from scoresde.models.ncsnpp import NCSNpp
 
 
-def ddpm_unet(
+def DDPMUNet(
     *,
     channels: int = 3,
     image_size: int = 32,
@@ -28,13 +28,13 @@ def ddpm_unet(
     concat_channels: int = 0,
     checkpoint: bool = False,
 ) -> NCSNpp:
-    """DDPM's network: `NCSNpp` with DDPM blocks, plain resampling, sinusoidal time and unscaled residual sums.
+    """DDPM's network: `NCSNpp` with DDPM blocks, plain resampling, sinusoidal time and unscaled sums.
 
     Args:
-        norm_groups: Groups of every normalisation: 32 in DDPM, so every width is a multiple of 32; None for min(C/4, 32).
-        channels, image_size, width, channel_mults, num_res_blocks, attention_resolutions, dropout, resample_with_conv,
-        scale_by_sigma, centered, num_scales, sigma_min, sigma_max, num_classes, condition_dim, concat_channels,
-        checkpoint: As in `NCSNpp`.
+        norm_groups: Groups of every normalisation: 32 in DDPM, so that widths are multiples of 32; None for
+            min(C/4, 32).
+
+    All other arguments are those of `NCSNpp`.
 
     References:
         Ho et al., "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.11239.

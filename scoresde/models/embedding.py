@@ -34,7 +34,8 @@ def noise_levels(c_noise: Tensor | float, x: Tensor) -> Tensor:
 def sinusoidal_embedding(c: Tensor, dim: int) -> Tensor:
     """The Transformer's embedding of a position c, used by DDPM for its time step.
 
-        [sin(c ω₀), …, sin(c ω_{h−1}), cos(c ω₀), …, cos(c ω_{h−1})],   ω_j = 10000^(−j / (h − 1)),   h = dim // 2
+        [sin(c ω₀), …, sin(c ω_{h−1}), cos(c ω₀), …, cos(c ω_{h−1})]
+        ω_j = 10000^(−j / (h − 1)),   h = dim // 2
 
     and a zero if dim is odd.
 
@@ -91,7 +92,9 @@ class ConditionEmbedding(nn.Module):
         super().__init__()
         for name, size in (("num_classes", num_classes), ("condition_dim", condition_dim)):
             if size is not None and size < 1:
-                raise ValueError(f"{owner} needs {name} of at least 1, or None for a network without it, got {size}.")
+                raise ValueError(
+                    f"{owner} needs {name} of at least 1, or None for a network without it, got {size}."
+                )
         self.owner = owner
         self.num_classes = num_classes
         self.condition_dim = condition_dim
@@ -115,7 +118,9 @@ class ConditionEmbedding(nn.Module):
         if self.label is not None:
             terms.append(self._embed_label(self.label, x, label))
         elif label is not None:
-            raise ValueError(f"{self.owner} was built without num_classes, so it takes no label; set num_classes.")
+            raise ValueError(
+                f"{self.owner} was built without num_classes, so it takes no label; set num_classes."
+            )
         if self.vector is not None:
             terms.append(self._embed_vector(self.vector, x, condition))
         elif condition is not None:
@@ -130,12 +135,15 @@ class ConditionEmbedding(nn.Module):
         label = torch.as_tensor(label, device=x.device)
         if label.is_floating_point() or label.shape not in ((), x.shape[:1]):
             raise ValueError(
-                f"{self.owner} needs integer labels of shape () or ({x.shape[0]},) for x of shape {tuple(x.shape)}, "
-                f"got {label.dtype} of shape {tuple(label.shape)}."
+                f"{self.owner} needs integer labels of shape () or ({x.shape[0]},) "
+                f"for x of shape {tuple(x.shape)}, got {label.dtype} of shape {tuple(label.shape)}."
             )
         try:
-            return table(label.expand(x.shape[0]).long() + 1)
-        except IndexError:  # raised on the CPU only: looking at the values on a GPU would stall every solver step
+            rows: Tensor = table(label.expand(x.shape[0]).long() + 1)
+            return rows
+        except (
+            IndexError
+        ):  # raised on the CPU only: looking at the values on a GPU would stall every solver step
             raise ValueError(
                 f"{self.owner} needs labels from 0 to {table.num_embeddings - 2}, or -1 for no label, "
                 f"got values from {int(label.min())} to {int(label.max())}."
@@ -149,4 +157,5 @@ class ConditionEmbedding(nn.Module):
                 f"{self.owner} needs a condition of shape ({x.shape[0]}, {layer.in_features}) "
                 f"for x of shape {tuple(x.shape)}, got {tuple(condition.shape)}."
             )
-        return layer(condition.to(x.dtype)).expand(x.shape[0], -1)
+        embedded: Tensor = layer(condition.to(x.dtype))
+        return embedded.expand(x.shape[0], -1)

@@ -72,7 +72,7 @@ def group_norm(channels: int, groups: int | None) -> nn.GroupNorm:
         groups = next(g for g in range(max(1, min(channels // 4, 32)), 0, -1) if channels % g == 0)
     elif channels % groups:
         raise ValueError(
-            f"norm_groups={groups} must divide the channels of every layer, got a layer of {channels} channels. "
+            f"norm_groups={groups} must divide the channels of every layer, got a layer of {channels}. "
             f"Choose a width that is a multiple of {groups}, or norm_groups=None."
         )
     return nn.GroupNorm(groups, channels, eps=1e-6)

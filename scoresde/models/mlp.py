@@ -24,7 +24,7 @@ class MLP(nn.Module):
         shape: Event shape of the data, x has shape (B, *shape).
         width: Width of the hidden features and of the embedding.
         depth: Number of residual blocks.
-        fourier_scale: Standard deviation of the frequencies that embed c_noise; 1 suits EDM's c_noise = ¼ log(σ²/α²)/2.
+        fourier_scale: Standard deviation of the frequencies that embed c_noise; 1 suits c_noise = ¼ log(σ/α).
         dropout: Probability of dropping an activation.
         num_classes: Accept `label`, (B,) integers; −1 or None is the learned "no label".
         condition_dim: Accept `condition`, (B, condition_dim); None is zeros.
@@ -44,7 +44,9 @@ class MLP(nn.Module):
         super().__init__()
         self.shape = tuple(shape)
         if min((width, depth, *self.shape)) < 1:
-            raise ValueError(f"MLP needs positive shape, width and depth, got {self.shape}, {width} and {depth}.")
+            raise ValueError(
+                f"MLP needs positive shape, width and depth, got {self.shape}, {width} and {depth}."
+            )
         features = math.prod(self.shape)
         self.fourier = GaussianFourier(width // 2, fourier_scale)
         self.embed = nn.Sequential(linear(2 * (width // 2), width), nn.SiLU(), linear(width, width))
@@ -55,7 +57,12 @@ class MLP(nn.Module):
         nn.init.zeros_(self.output.weight)
 
     def forward(
-        self, x: Tensor, c_noise: Tensor | float, *, label: Tensor | None = None, condition: Tensor | None = None
+        self,
+        x: Tensor,
+        c_noise: Tensor | float,
+        *,
+        label: Tensor | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """Evaluate the network.
 
@@ -67,7 +74,9 @@ class MLP(nn.Module):
             F, with the shape and dtype of x.
         """
         if x.shape[1:] != self.shape:
-            raise ValueError(f"MLP with shape={self.shape} needs x of shape (B, *{self.shape}), got {tuple(x.shape)}.")
+            raise ValueError(
+                f"MLP with shape={self.shape} needs x of shape (B, *{self.shape}), got {tuple(x.shape)}."
+            )
         embedding = self.embed(self.fourier(noise_levels(c_noise, x)).to(x.dtype))
         conditions = self.conditions(x, label, condition)
         if conditions is not None:
@@ -77,7 +86,8 @@ class MLP(nn.Module):
         h = self.input(x.flatten(1))
         for block in self.blocks:
             h = block(h, embedding)
-        return self.output(F.silu(h)).reshape(x.shape).to(x.dtype)
+        out: Tensor = self.output(F.silu(h))
+        return out.reshape(x.shape).to(x.dtype)
 
 
 class MLPBlock(nn.Module):
@@ -96,4 +106,5 @@ class MLPBlock(nn.Module):
         """Args: x, embedding (B, width)."""
         scale, shift = self.affine(embedding).chunk(2, dim=1)
         h = torch.addcmul(shift, 1 + scale, self.norm(self.first(F.silu(x))))
-        return x + self.second(self.dropout(F.silu(h)))
+        out: Tensor = x + self.second(self.dropout(F.silu(h)))
+        return out

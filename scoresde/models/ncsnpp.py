@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,17 +14,20 @@ from torch import Tensor, nn
 from scoresde.models.blocks import AttentionBlock, Combine, ResidualBlock, add_skip
 from scoresde.models.embedding import ConditionEmbedding, GaussianFourier, noise_levels, sinusoidal_embedding
 from scoresde.models.layers import conv3x3, group_norm, linear
+from scoresde.models.ncsnpp_options import (
+    Block,
+    Combination,
+    Embedding,
+    ProgressiveInput,
+    ProgressiveOutput,
+    check_choice,
+    check_sizes,
+)
 from scoresde.models.resample import ConvDown, ConvUp, Down, Up
-
-Block = Literal["biggan", "ddpm"]
-Embedding = Literal["positional", "fourier", "log_fourier"]
-ProgressiveOutput = Literal["none", "output_skip", "residual"]
-ProgressiveInput = Literal["none", "input_skip", "residual"]
-Combination = Literal["sum", "cat"]
 
 
 class DownLevel(NamedTuple):
-    """One resolution on the way down. The numbers are places in `NCSNpp.all_modules`; None: the level has none."""
+    """One resolution on the way down: places in `NCSNpp.all_modules`, or None for no such layer."""
 
     blocks: list[tuple[int, int | None]]  # residual block, attention
     down: int | None
@@ -44,12 +46,12 @@ class UpLevel(NamedTuple):
 class NCSNpp(nn.Module):
     """The U-Net of Song et al. with its whole option set, which also gives DDPM++ and DDPM.
 
-        F(x, c_noise):  embedding of c_noise -> levels down -> block, attention, block -> levels up -> output
+        F(x, c_noise):  embed c_noise -> levels down -> block, attention, block -> levels up -> output
 
-    NCSN++ is the default with progressive_input="residual"; DDPM++ is fir=False, embedding="positional". Any size that
-    is divisible by 2^(levels − 1) works; `image_size` only decides which levels attend.
+    NCSN++ is the default with progressive_input="residual"; DDPM++ is the default with fir=False. Any size
+    divisible by 2^(levels − 1) works; `image_size` only decides which levels attend.
 
-    All layers live in one list, `all_modules`, in the order of the forward pass. With the default conditions, names,
+    All layers live in one list, `all_modules`, in the order of the forward pass. Without conditions, names,
     shapes and order of the parameters are those of the published checkpoints.
 
     Args:
@@ -58,18 +60,20 @@ class NCSNpp(nn.Module):
         width: Channels of the first level; `channel_mults` times this at the others.
         channel_mults: One factor per level; each level halves the resolution.
         num_res_blocks: Residual blocks per level on the way down, one more on the way up.
-        attention_resolutions: Image sizes in pixels at which every block is followed by attention.
+        attention_resolutions: Image sizes in pixels at which the level attends.
         dropout: Probability of dropping an activation.
         block: "biggan" (resampling inside residual blocks) or "ddpm" (separate resampling layers).
         resample_with_conv: Separate resampling layers have a convolution; only for block="ddpm".
         fir: Resample with a FIR filter instead of nearest neighbour and mean.
         fir_kernel: Its taps.
-        progressive_output: "output_skip" sums an image from every level, "residual" feeds features from level to level.
-        progressive_input: "input_skip" adds the downsampled input to every level, "residual" convolved features of it.
+        progressive_output: "output_skip" sums an image from every level; "residual" hands features on from
+            level to level.
+        progressive_input: "input_skip" brings the downsampled input into every level; "residual" adds
+            convolved features of it.
         progressive_combine: How "input_skip" enters: "sum" or "cat".
         skip_rescale: Divide residual sums by √2.
-        embedding: "positional": sinusoids of c_noise, a time step up to about 1000. "fourier": random Fourier features
-            of c_noise. "log_fourier": of log c_noise, where c_noise is σ.
+        embedding: "positional": sinusoids of c_noise, a time step up to about 1000. "fourier": random Fourier
+            features of c_noise. "log_fourier": of log c_noise, where c_noise is σ.
         fourier_scale: Standard deviation of the random frequencies.
         init_scale: Initial scale of the last layer of every block and of the output; 0 starts with F = 0.
         time_conditional: False ignores c_noise (the blocks keep their unused layers).
@@ -123,6 +127,24 @@ class NCSNpp(nn.Module):
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
+        check_choice("block", block, Block)
+        check_choice("embedding", embedding, Embedding)
+        check_choice("progressive_output", progressive_output, ProgressiveOutput)
+        check_choice("progressive_input", progressive_input, ProgressiveInput)
+        check_choice("progressive_combine", progressive_combine, Combination)
+        check_sizes(
+            channels, image_size, width, tuple(channel_mults), num_res_blocks, num_scales, concat_channels
+        )
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(f"NCSNpp needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}.")
+        if scale_by_sigma and embedding == "fourier":
+            raise ValueError(
+                "NCSNpp with scale_by_sigma=True needs embedding log_fourier or positional, got fourier."
+            )
+        if not time_conditional and (num_classes or condition_dim):
+            raise ValueError(
+                "NCSNpp adds label and condition to the time embedding, so they need time_conditional=True."
+            )
         self.channels = channels
         self.width = width
         self.channel_mults = tuple(channel_mults)
@@ -135,33 +157,43 @@ class NCSNpp(nn.Module):
         self.centered = centered
         self.concat_channels = concat_channels
         self.checkpoint = checkpoint
-        self._check_choices(block=block, progressive_combine=progressive_combine)
-        self._check_sizes(image_size, num_res_blocks, num_scales, sigma_min, sigma_max)
-        if not time_conditional and (num_classes or condition_dim):
-            raise ValueError("NCSNpp adds label and condition to the time embedding, so they need time_conditional=True.")
-
         log_sigmas = torch.linspace(math.log(sigma_max), math.log(sigma_min), num_scales, dtype=torch.float64)
         self.register_buffer("sigmas", log_sigmas.exp())
         self.all_modules = nn.ModuleList()
 
         taps = tuple(fir_kernel) if fir else None
-        common: dict[str, Any] = dict(init_scale=init_scale, skip_rescale=skip_rescale, norm_groups=norm_groups)
-        residual = partial(ResidualBlock, embed_dim=4 * width, style=block, dropout=dropout, **common)
-        attention = partial(AttentionBlock, **common)
-        norm = partial(group_norm, groups=norm_groups)
-        attends = [image_size >> level in tuple(attention_resolutions) for level in range(len(self.channel_mults))]
+        attended = tuple(attention_resolutions)
+        attends = [image_size >> level in attended for level in range(len(self.channel_mults))]
+        common: dict[str, Any] = {
+            "init_scale": init_scale,
+            "skip_rescale": skip_rescale,
+            "norm_groups": norm_groups,
+        }
 
-        def resample(c: int, biggan: type[Up] | type[Down], conv: type[ConvUp] | type[ConvDown]) -> nn.Module:
+        def residual(c_in: int, c_out: int, resample: nn.Module | None = None) -> int:
+            return self._add(
+                ResidualBlock(
+                    c_in, c_out, 4 * width, style=block, resample=resample, dropout=dropout, **common
+                )
+            )
+
+        def attention(c: int) -> int:
+            return self._add(AttentionBlock(c, **common))
+
+        def change_size(c: int, plain: type[Up | Down], conv: type[ConvUp | ConvDown]) -> int:
             if block == "biggan":
-                return residual(c, c, resample=biggan(taps))
-            return conv(c, c, taps) if resample_with_conv else biggan(taps)
+                return residual(c, c, plain(taps))
+            return self._add(conv(c, c, taps) if resample_with_conv else plain(taps))
+
+        def norm_conv(c: int, c_out: int, scale: float = init_scale) -> list[int]:
+            return [self._add(group_norm(c, norm_groups)), self._add(conv3x3(c, c_out, init_scale=scale))]
 
         # Embedding of the noise level.
         embed_dim = width if embedding == "positional" else 2 * width
-        self._fourier = None if embedding == "positional" else self._add(GaussianFourier(width, fourier_scale))
-        self._dense = []
-        if time_conditional:
-            self._dense = [self._add(linear(embed_dim, 4 * width)), self._add(linear(4 * width, 4 * width))]
+        fourier = None if embedding == "positional" else GaussianFourier(width, fourier_scale)
+        self._fourier = None if fourier is None else self._add(fourier)
+        dense = [linear(embed_dim, 4 * width), linear(4 * width, 4 * width)] if time_conditional else []
+        self._dense = [self._add(layer) for layer in dense]
 
         # Down.
         c = width
@@ -173,13 +205,13 @@ class NCSNpp(nn.Module):
         for level, mult in enumerate(self.channel_mults):
             blocks = []
             for _ in range(num_res_blocks):
-                place = self._add(residual(c, width * mult))
+                place = residual(c, width * mult)
                 c = width * mult
-                blocks.append((place, self._add(attention(c)) if attends[level] else None))
+                blocks.append((place, attention(c) if attends[level] else None))
                 skips.append(c)
             down = pyramid = None
             if level < len(self.channel_mults) - 1:
-                down = self._add(resample(c, Down, ConvDown))
+                down = change_size(c, Down, ConvDown)
                 if progressive_input == "input_skip":
                     pyramid = self._add(Combine(pyramid_channels, c, progressive_combine))
                     c = 2 * c if progressive_combine == "cat" else c
@@ -190,7 +222,7 @@ class NCSNpp(nn.Module):
             self._down.append(DownLevel(blocks, down, pyramid))
 
         # Middle.
-        self._middle = [self._add(residual(c, c)), self._add(attention(c)), self._add(residual(c, c))]
+        self._middle = [residual(c, c), attention(c), residual(c, c)]
 
         # Up.
         self._pyramid_up = Up(taps)
@@ -198,25 +230,23 @@ class NCSNpp(nn.Module):
         for level, mult in reversed(list(enumerate(self.channel_mults))):
             places = []
             for _ in range(num_res_blocks + 1):
-                places.append(self._add(residual(c + skips.pop(), width * mult)))
+                places.append(residual(c + skips.pop(), width * mult))
                 c = width * mult
-            attend = self._add(attention(c)) if attends[level] else None
+            attend = attention(c) if attends[level] else None
             output: list[int] = []
             if progressive_output == "output_skip":
-                output = [self._add(norm(c)), self._add(conv3x3(c, channels, init_scale=init_scale))]
+                output = norm_conv(c, channels)
             elif progressive_output == "residual" and not self._up:
-                output = [self._add(norm(c)), self._add(conv3x3(c, c))]
+                output = norm_conv(c, c, 1.0)
                 pyramid_channels = c
             elif progressive_output == "residual":
                 output = [self._add(ConvUp(pyramid_channels, c, taps))]
                 pyramid_channels = c
-            up = self._add(resample(c, Up, ConvUp)) if level > 0 else None
+            up = change_size(c, Up, ConvUp) if level > 0 else None
             self._up.append(UpLevel(places, attend, output, up))
         assert not skips
 
-        self._output: list[int] = []
-        if progressive_output != "output_skip":
-            self._output = [self._add(norm(c)), self._add(conv3x3(c, channels, init_scale=init_scale))]
+        self._output = [] if progressive_output == "output_skip" else norm_conv(c, channels)
 
         self.conditions = ConditionEmbedding("NCSNpp", 4 * width, num_classes, condition_dim)
 
@@ -275,18 +305,24 @@ class NCSNpp(nn.Module):
 
     def _run(self, place: int, *args: Tensor | None) -> Tensor:
         module = self.all_modules[place]
+        out: Tensor
         if self.checkpoint and torch.is_grad_enabled() and isinstance(module, ResidualBlock | AttentionBlock):
-            return torch.utils.checkpoint.checkpoint(module, *args, use_reentrant=False)
-        return module(*args)
+            out = torch.utils.checkpoint.checkpoint(module, *args, use_reentrant=False)
+        else:
+            out = module(*args)
+        return out
 
-    def _embed(self, x: Tensor, c_noise: Tensor, label: Tensor | None, condition: Tensor | None) -> Tensor | None:
+    def _embed(
+        self, x: Tensor, c_noise: Tensor, label: Tensor | None, condition: Tensor | None
+    ) -> Tensor | None:
         conditions = self.conditions(x, label, condition)
         if not self.time_conditional:
             return None
         if self._fourier is None:
             embedding = sinusoidal_embedding(c_noise, self.width)
         else:
-            embedding = self._run(self._fourier, c_noise.log() if self.embedding == "log_fourier" else c_noise)
+            c = c_noise.log() if self.embedding == "log_fourier" else c_noise
+            embedding = self._run(self._fourier, c)
         first, second = self._dense
         embedding = self._run(second, F.silu(self._run(first, embedding.to(x.dtype))))
         return embedding if conditions is None else embedding + conditions
@@ -345,36 +381,3 @@ class NCSNpp(nn.Module):
                 f"NCSNpp with {len(self.channel_mults)} levels needs height and width divisible by {factor}, "
                 f"got {x.shape[2]}x{x.shape[3]}; pad the images or use fewer channel_mults."
             )
-
-    def _check_choices(self, **choices: str) -> None:
-        options = dict(
-            block=Block,
-            embedding=Embedding,
-            progressive_output=ProgressiveOutput,
-            progressive_input=ProgressiveInput,
-            progressive_combine=Combination,
-        )
-        for name, allowed in options.items():
-            value = choices[name] if name in choices else getattr(self, name)
-            if value not in get_args(allowed):
-                raise ValueError(f"NCSNpp needs {name} to be one of {', '.join(get_args(allowed))}, got {value!r}.")
-        if self.scale_by_sigma and self.embedding == "fourier":
-            raise ValueError("NCSNpp with scale_by_sigma=True needs embedding log_fourier or positional, got fourier.")
-
-    def _check_sizes(
-        self, image_size: int, num_res_blocks: int, num_scales: int, sigma_min: float, sigma_max: float
-    ) -> None:
-        levels = len(self.channel_mults)
-        counts = (self.channels, self.width, levels, num_res_blocks, num_scales, *self.channel_mults)
-        if min(counts) < 1 or self.concat_channels < 0:
-            raise ValueError(
-                f"NCSNpp needs positive channels, width, channel_mults, num_res_blocks and num_scales, "
-                f"got {self.channels}, {self.width}, {self.channel_mults}, {num_res_blocks} and {num_scales}."
-            )
-        if image_size % 2 ** (levels - 1):
-            raise ValueError(
-                f"NCSNpp with {levels} levels needs image_size divisible by {2 ** (levels - 1)}, got {image_size}; "
-                f"use fewer channel_mults or pad the images."
-            )
-        if not 0 < sigma_min < sigma_max:
-            raise ValueError(f"NCSNpp needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}.")

@@ -30,10 +30,12 @@ class FIRFilter(nn.Module):
 
     def __init__(self, taps: Sequence[float]) -> None:
         super().__init__()
-        k = torch.tensor([float(tap) for tap in taps], dtype=torch.float64)
-        if len(k) < 2 or k.sum() == 0:
-            raise ValueError(f"A FIR kernel needs at least two taps with a sum other than 0, got {tuple(taps)}.")
-        k = k / k.sum()
+        total = sum(taps)
+        if len(taps) < 2 or total == 0:
+            raise ValueError(
+                f"A FIR kernel needs two or more taps and a sum other than 0, got {tuple(taps)}."
+            )
+        k = torch.tensor([float(tap) / total for tap in taps], dtype=torch.float64)
         self.register_buffer("kernel", torch.outer(k, k).to(torch.get_default_dtype()), persistent=False)
 
     @property
@@ -44,9 +46,11 @@ class FIRFilter(nn.Module):
         """Convolve x, zero-padded by (before, after) on both axes, and keep every stride-th pixel."""
         with torch.autocast(x.device.type, enabled=False):
             y, kernel = self._promote(x)
-            y = F.pad(y, (*padding, *padding)) if padding[0] != padding[1] else y
-            symmetric = padding[0] if padding[0] == padding[1] else 0
-            return F.conv2d(y, kernel.flip(2, 3), stride=stride, padding=symmetric, groups=x.shape[1]).to(x.dtype)
+            before, after = padding
+            if before != after:
+                y, before = F.pad(y, (before, after, before, after)), 0
+            y = F.conv2d(y, kernel.flip(2, 3), stride=stride, padding=before, groups=x.shape[1])
+            return y.to(x.dtype)
 
     def downsample(self, x: Tensor) -> Tensor:
         """Blur, then keep every second pixel: (B, C, H, W) to (B, C, H/2, W/2)."""
@@ -69,7 +73,7 @@ class FIRFilter(nn.Module):
 
 
 class Up(nn.Module):
-    """Upsampling without weights, (B, C, H, W) to (B, C, 2H, 2W): FIR, or nearest neighbour if taps is None."""
+    """Weightless upsampling, (B, C, H, W) to (B, C, 2H, 2W): FIR, or nearest neighbour if taps is None."""
 
     def __init__(self, taps: Sequence[float] | None) -> None:
         super().__init__()
@@ -77,11 +81,13 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         """Args: x, and an embedding that is ignored (every step between levels takes one)."""
-        return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.fir is None else self.fir.upsample(x)
+        if self.fir is None:
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return self.fir.upsample(x)
 
 
 class Down(nn.Module):
-    """Downsampling without weights, (B, C, H, W) to (B, C, H/2, W/2): FIR, or the mean of 2×2 if taps is None."""
+    """Weightless downsampling, (B, C, H, W) to (B, C, H/2, W/2): FIR, or the mean of 2×2 if taps is None."""
 
     def __init__(self, taps: Sequence[float] | None) -> None:
         super().__init__()
@@ -93,7 +99,7 @@ class Down(nn.Module):
 
 
 class ConvUp(nn.Module):
-    """Upsampling with a 3×3 convolution: nearest neighbour then convolution, or transposed convolution then FIR.
+    """Upsampling with a 3×3 convolution, after nearest neighbour; or transposed and before FIR.
 
     Args:
         in_channels, out_channels: (B, in_channels, H, W) to (B, out_channels, 2H, 2W).
@@ -111,12 +117,13 @@ class ConvUp(nn.Module):
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         """Args: x, and an embedding that is ignored (every step between levels takes one)."""
         if self.fir is None:
-            return self.Conv_0(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+            up: Tensor = self.Conv_0(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+            return up
         weight, bias = self.Conv2d_0.weight, self.Conv2d_0.bias
         h = F.conv_transpose2d(x, weight.flip(2, 3).transpose(0, 1), stride=2)
         excess = self.fir.length - 4
         h = 4 * self.fir.blur(h, ((excess + 1) // 2 + 1, excess // 2 + 1))
-        return h + bias[:, None, None]
+        return h if bias is None else h + bias[:, None, None]
 
 
 class ConvDown(nn.Module):
@@ -137,6 +144,9 @@ class ConvDown(nn.Module):
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         """Args: x, and an embedding that is ignored (every step between levels takes one)."""
+        down: Tensor
         if self.fir is None:
-            return self.Conv_0(F.pad(x, (0, 1, 0, 1)))
-        return self.Conv2d_0(self.fir.blur(x, ((self.fir.length + 1) // 2, self.fir.length // 2)))
+            down = self.Conv_0(F.pad(x, (0, 1, 0, 1)))
+        else:
+            down = self.Conv2d_0(self.fir.blur(x, ((self.fir.length + 1) // 2, self.fir.length // 2)))
+        return down

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 FORMAT = 1
 _MARK = b"sha256:"
 _TRAILER = len(_MARK) + 64  # the mark and a hexadecimal digest
+_SIGNS_OF_CODE = ("GLOBAL ", "Can only create new object", "Can only build")  # in torch's own refusals
 
 
 class CheckpointError(RuntimeError):
@@ -25,7 +27,7 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     """Write a checkpoint.
 
     The file is what `torch.save` writes, with the SHA-256 of all its other bytes as the comment of the zip
-    archive: `torch.load(path, weights_only=True)` reads it. It appears under its name only when it is complete.
+    archive, so `torch.load(path, weights_only=True)` reads it. It gets its name only when it is complete.
 
     Args:
         path: Where to write; an existing file is replaced in one step.
@@ -37,7 +39,9 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(_plain(state, ""), buffer)
     content = buffer.getbuffer()
-    content[-2:] = struct.pack("<H", _TRAILER)  # length of the archive's comment, the last field of a zip file
+    content[-2:] = struct.pack(
+        "<H", _TRAILER
+    )  # length of the archive's comment, the last field of a zip file
     digest = hashlib.sha256(content).hexdigest().encode()
     try:
         write_atomically(path, content, _MARK + digest)
@@ -53,26 +57,21 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If the file is truncated, altered, unreadable, or holds more than tensors and plain values.
+        CheckpointError: If the file is truncated, altered or unreadable, or holds more than tensors and plain
+            values.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: train first, or correct the path.")
     try:
         with path.open("rb") as file:
-            intact = _digest_matches(file)
-            file.seek(0)
-            state = torch.load(file, weights_only=True, map_location="cpu")
-    except Exception as error:
-        if "Unsupported" in str(error):  # the restricted unpickler met a global, a class or an opcode off its list
-            raise CheckpointError(
-                f"{path} is refused: it holds objects other than tensors and plain values, which could run code."
-            ) from None
-        raise CheckpointError(_damaged(path)) from error
-    if not intact or not isinstance(state, dict):
-        raise CheckpointError(_damaged(path))
+            state = _verified(file, path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}.") from error
     if state.get("format", FORMAT) != FORMAT:
-        raise CheckpointError(f"{path} has format {state['format']}, this version reads {FORMAT}: update scoresde.")
+        raise CheckpointError(
+            f"{path} has format {state['format']}, this version reads {FORMAT}: update scoresde."
+        )
     return state
 
 
@@ -86,6 +85,10 @@ def load_weights(module: nn.Module, state: dict[str, Any], *, ema: bool = True) 
     Raises:
         CheckpointError: If names or shapes differ, naming the first parameter that does.
     """
+    if "model" not in state or (ema and "ema" not in state):
+        raise CheckpointError(
+            f"the checkpoint holds {', '.join(state)}, but not the weights of a training run."
+        )
     weights = dict(state["model"])
     if ema:
         weights |= state["ema"]["params"] | state["ema"]["buffers"]
@@ -136,7 +139,9 @@ def _plain(value: Any, key: str) -> Any:
     if isinstance(value, dict):
         for name in value:
             if type(name) not in (str, int):
-                raise TypeError(f"a checkpoint needs keys of type str or int, got {name!r} under {key or 'its top'!r}.")
+                raise TypeError(
+                    f"a checkpoint needs keys of type str or int, got {name!r} under {key or 'its top'!r}."
+                )
         return {name: _plain(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_plain(item, f"{key}[{index}]") for index, item in enumerate(value))
@@ -148,19 +153,38 @@ def _plain(value: Any, key: str) -> Any:
     )
 
 
-def _digest_matches(file: io.BufferedReader) -> bool:
-    remaining = file.seek(0, os.SEEK_END) - _TRAILER
-    file.seek(0)
-    digest = hashlib.sha256()
-    while remaining > 0:
-        block = file.read(min(remaining, 1 << 20))
-        digest.update(block)
-        remaining -= len(block)
-    return file.read() == _MARK + digest.hexdigest().encode()
-
-
-def _damaged(path: Path) -> str:
-    return (
+def _verified(file: io.BufferedReader, path: Path) -> dict[str, Any]:
+    damaged = CheckpointError(
         f"{path} is damaged: it is incomplete or its checksum does not match; "
         f"put an earlier snapshot in its place, or remove it to start again."
     )
+    start = max(file.seek(0, os.SEEK_END) - _TRAILER, 0)
+    file.seek(start)
+    trailer = file.read()
+    signed = trailer.startswith(_MARK)
+    if signed and trailer != _MARK + _digest(file, start):
+        raise damaged
+    file.seek(0)
+    bare_pickle = file.peek(1)[:1] == b"\x80"  # then torch stops at the first opcode off its list
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(file, weights_only=True, map_location="cpu")
+    except Exception as error:
+        if bare_pickle or any(sign in str(error) for sign in _SIGNS_OF_CODE):
+            raise CheckpointError(
+                f"{path} is refused: it holds objects that could run code, not only tensors and plain values."
+            ) from None
+        raise damaged from error
+    if not signed or not isinstance(state, dict):
+        raise damaged
+    return state
+
+
+def _digest(file: io.BufferedReader, size: int) -> bytes:
+    """SHA-256 of the first `size` bytes, in hexadecimal."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    while size > 0 and (block := file.read(min(size, 1 << 20))):
+        digest.update(block)
+        size -= len(block)
+    return digest.hexdigest().encode()

@@ -14,10 +14,10 @@ class EMA:
     """Exponential moving average of the trainable parameters of a module.
 
         shadow ← d_n shadow + (1 − d_n) parameter,      n = 1, 2, ... updates
-        d_n    = min(decay, (1 + n) / (10 + n))         (ramp of the score_sde reference; d_n = decay without it)
+        d_n    = min(decay, (1 + n) / (10 + n))         (the ramp of score_sde; without it d_n = decay)
 
-    With the ramp the average forgets its random start: d_n reaches 0.999 after 8,990 updates. Buffers, such as
-    running statistics, are copied. Frozen parameters never change and are left out.
+    With the ramp the average forgets its random start: d_n reaches 0.999 after 8,990 updates. Buffers, such
+    as running statistics, are copied. Frozen parameters never change and are left out.
 
     Args:
         module: The module to average; its parameters are read, never written, until `copy_to`.
@@ -25,7 +25,8 @@ class EMA:
         ramp: Whether early updates use the smaller decay above.
 
     References:
-        Song et al., "Score-Based Generative Modeling through SDEs", 2021, arXiv:2011.13456 (models/ema.py of its code).
+        Song et al., "Score-Based Generative Modeling through SDEs", 2021, arXiv:2011.13456 (models/ema.py of
+        its code).
     """
 
     def __init__(self, module: nn.Module, decay: float = 0.9999, ramp: bool = True) -> None:
@@ -83,7 +84,7 @@ class EMA:
         """Restore weights and count; decay and ramp stay those of the constructor.
 
         Args:
-            state: From `state_dict`, or with a list `shadow_params` in parameter order, as the reference writes it.
+            state: From `state_dict`; or the reference's, with a list `shadow_params` in parameter order.
         Raises:
             ValueError: If names or shapes are not those of the module.
         """
@@ -96,7 +97,7 @@ class EMA:
         shadows = dict(zip(self._names, self.shadow_params, strict=True))
         if not complete or any(shadows[name].shape != params[name].shape for name in shadows):
             raise ValueError(
-                "EMA needs the averaged weights of the same module: names or shapes of the parameters differ; "
+                "EMA needs averaged weights of the same module, but names or shapes of parameters differ; "
                 "build the module with the options that it was trained with."
             )
         for name, shadow in shadows.items():

@@ -31,8 +31,8 @@ class Logger(Protocol):
 class CSVLogger:
     """Rows of metrics in the run's metrics.csv.
 
-    A resumed run first drops the rows beyond the step that it resumes from, so that the file ends up as that of
-    a run which was never stopped, timings apart.
+    A resumed run first drops the rows beyond the step that it resumes from, so that the file ends up as that
+    of a run which was never stopped, timings apart.
     """
 
     def __init__(self, run: RunDirectory) -> None:
@@ -45,7 +45,9 @@ class CSVLogger:
         try:
             with self.path.open(newline="", encoding="utf-8") as file:
                 header, *rows = list(csv.reader(file)) or [[]]
-            whole = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step]
+            whole = [
+                row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step
+            ]
             if header[:1] != ["step"] or not whole:
                 self.path.unlink()
                 return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 
 class Progress:
@@ -14,33 +14,37 @@ class Progress:
     Args:
         start: Steps already done.
         steps: Steps in all.
-        noun: What a batch holds, as in "images".
         shown: False for silence.
     """
 
-    def __init__(self, start: int, steps: int, noun: str, shown: bool = True) -> None:
-        self.start, self.steps, self.noun = start, steps, noun
+    def __init__(self, start: int, steps: int, shown: bool = True) -> None:
+        self.start, self.steps = start, steps
         self._began = self._printed = time.perf_counter()
         self._tenth = 10 * start // steps
         self._lines = shown and not sys.stderr.isatty()
         self._bar = tqdm(
-            total=steps, initial=start, desc="training", unit="step", dynamic_ncols=True, disable=not shown or self._lines
+            total=steps,
+            initial=start,
+            desc="training",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not shown or self._lines,
         )
 
     def advance(self) -> None:
         """One more step is done."""
         self._bar.update(1)
 
-    def report(self, step: int, loss: float, rate: float) -> None:
-        """Show the loss, and the examples per second."""
-        self._bar.set_postfix_str(f"loss {loss:.4g}, {rate:.0f} {self.noun}/s", refresh=False)
+    def report(self, step: int, loss: float, rate: float, noun: str = "examples") -> None:
+        """Show the loss and the examples per second; `noun` is what a batch holds."""
+        self._bar.set_postfix_str(f"loss {loss:.4g}, {rate:.0f} {noun}/s", refresh=False)
         now, tenth = time.perf_counter(), 10 * step // self.steps
         if not self._lines or (tenth == self._tenth and now - self._printed < 600):
             return
         self._tenth, self._printed = tenth, now
         left = (now - self._began) / max(step - self.start, 1) * (self.steps - step)
         print(
-            f"step {step} of {self.steps}   loss {loss:.4g}   {rate:.0f} {self.noun}/s   "
+            f"step {step} of {self.steps}   loss {loss:.4g}   {rate:.0f} {noun}/s   "
             f"{tqdm.format_interval(left)} left",
             file=sys.stderr,
             flush=True,

@@ -79,8 +79,8 @@ class RunDirectory:
         shown = f"{root}".rstrip("/") + "/"
         if runs:
             raise FileNotFoundError(
-                f"no run under {shown} has a checkpoint yet (there is {runs[0].path}): let python train.py finish, "
-                f"or stop it with Ctrl-C, which saves one."
+                f"no run under {shown} has a checkpoint yet (there is {runs[0].path}): let python train.py "
+                f"finish, or stop it with Ctrl-C, which saves one."
             )
         raise FileNotFoundError(f"no run found under {shown}: train one with python train.py.")
 
@@ -149,7 +149,7 @@ class RunDirectory:
         for number, (theirs, ours) in enumerate(pairs, 1):
             if theirs.rstrip() != ours.rstrip():
                 raise ValueError(
-                    f"{self.path} belongs to a run with another configuration: line {number} of its config.yaml is "
-                    f"{theirs.strip()!r}, now it is {ours.strip()!r}; use the same options to continue it, "
-                    f"or another run directory."
+                    f"{self.path} belongs to a run with another configuration: line {number} of its "
+                    f"config.yaml is {theirs.strip()!r}, now it is {ours.strip()!r}; use the same options to "
+                    f"continue it, or another run directory."
                 )

@@ -17,7 +17,7 @@ class Interrupted(SystemExit):
 
 
 class StopSignals:
-    """Inside the `with` block the first SIGINT or SIGTERM is noted in `received`; a second acts as it did before.
+    """Inside the `with` block the first SIGINT or SIGTERM is noted in `received`; a second acts as before.
 
     Outside the main thread, where Python allows no handlers, nothing is noted.
     """

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import signal
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +21,17 @@ from scoresde.training.checkpoint import (
     load_weights,
     save_checkpoint,
 )
+from scoresde.training.compiled import CompiledNetwork
 from scoresde.training.ema import EMA
 from scoresde.training.loggers import CSVLogger, Logger, MultiLogger
 from scoresde.training.progress import Progress
 from scoresde.training.run import RunDirectory
+from scoresde.training.schedule import DECAYS, learning_rate_factor
 from scoresde.training.signals import Interrupted, StopSignals
+from scoresde.training.update import Batch, TrainingError, Update
 
-Batch = Callable[[int], tuple[Tensor, dict[str, Any]]]  # micro-batch index -> (x0 (B, *), conditions)
-Preview = Callable[[nn.Module, int], Path | None]  # (denoiser with averaged weights, step) -> picture on disk
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what is kept."""
-
-
-def learning_rate_factor(step: int, *, steps: int, warmup: int = 0, decay: str = "constant") -> float:
-    """Factor of the learning rate at update `step`, counted from 0.
-
-        min(step / warmup, 1) · h((step − warmup) / (steps − warmup)),      h = 1 until the warm-up is over
-        h(p) = 1 (constant),   1 − p (linear),   (1 + cos πp) / 2 (cosine)
-
-    The warm-up is that of the score_sde reference: the first update has factor 0.
-    """
-    if step < warmup:
-        return step / warmup
-    p = (step - warmup) / max(steps - warmup, 1)
-    return {"constant": 1.0, "linear": 1 - p, "cosine": 0.5 * (1 + math.cos(math.pi * p))}[decay]
+Preview = Callable[[nn.Module, int], str | Path | None]  # (denoiser with averaged weights, step) -> picture
+PRECISIONS = ("float32", "bfloat16")
 
 
 class Trainer:
@@ -55,18 +40,20 @@ class Trainer:
     One step: clear the gradients, accumulate them over `accumulate` batches, set the learning rate, clip the
     gradient's global norm, update the weights, update their moving average.
 
-    Step k draws its times, its noise and its dropout masks from (seed, k) and `batch` is a function of k, so that a
-    run that was stopped and resumed equals one that was not: bit for bit on a CPU with the same number of threads.
+    Times, noise and dropout masks of step k come from (seed, k), and `batch` is a function of k. A run that
+    was stopped and resumed thus equals one that was not, on a CPU bit for bit (with as many threads).
     Training stops at a loss or a gradient that is not finite, and such weights are never saved.
 
     Args:
         denoiser: The module to train, called by the loss.
-        loss: loss(denoiser, x0, generator=..., **cond) -> (B,). If it has `draw`, errors name the noise level.
+        loss: loss(denoiser, x0, generator=..., **cond) -> (B,). If it has the `draw` of `DenoisingLoss`,
+            errors name the noise level.
         optimizer: Over the denoiser's parameters; its learning rates are those after the warm-up.
         batch: Function of the micro-batch index 0, 1, 2, ... that returns x0 (B, *) and a dict of conditions.
         run: Where to write; None writes nothing.
         logger: Receives metrics and pictures; None: the run's metrics.csv.
-        preview: Called as preview(denoiser, step) with averaged weights; returns the path of a picture, or None.
+        preview: Called as preview(denoiser, step) with averaged weights in evaluation mode; returns the path
+            of a picture, or None.
         steps: Number of updates.
         warmup: Updates over which the learning rate grows from 0.
         decay: Learning rate after the warm-up: "constant", or to zero as "cosine" or "linear".
@@ -78,8 +65,9 @@ class Trainer:
         channels_last: Memory format of images and convolutions, often faster.
         compile: Compile the network with torch.compile.
         seed: Seed of times, noise and dropout.
-        log_every, sample_every, checkpoint_every, snapshot_every: Periods in steps; None or 0: never (the last step is
-            always logged and saved). A checkpoint replaces the one before, snapshots are kept.
+        log_every, sample_every, checkpoint_every, snapshot_every: Periods in steps, and at the last step;
+            None or 0: never, but the last step is logged and saved all the same. A checkpoint replaces the
+            one before; snapshots are kept.
         device: Where to train; None: where the denoiser is.
         progress: Whether to show a bar, or lines where there is no terminal.
     """
@@ -112,39 +100,191 @@ class Trainer:
         device: str | torch.device | None = None,
         progress: bool = True,
     ) -> None:
-        for name, value, least in (("steps", steps, 1), ("accumulate", accumulate, 1), ("warmup", warmup, 0)):
-            _check_integer(name, value, least)
-        periods = {
-            "log_every": log_every,
-            "sample_every": sample_every,
-            "checkpoint_every": checkpoint_every,
-            "snapshot_every": snapshot_every,
-        }
-        for name, period in periods.items():
-            _check_integer(name, period or 0, 0)
-        _check_integer("seed", seed, 0)
-        if decay not in ("constant", "cosine", "linear"):
-            raise ValueError(f"Trainer needs decay to be one of constant, cosine, linear, got {decay!r}.")
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"Trainer needs precision to be float32 or bfloat16, got {precision!r}.")
-        if clip is not None and (isinstance(clip, (bool, str)) or not clip == clip):
-            raise ValueError(f"Trainer needs clip to be a number or None, got {clip!r}.")
-        self.denoiser, self.loss, self.optimizer, self.batch = denoiser, loss, optimizer, batch
-        self.run, self.logger, self.preview = run, logger, preview
-        self.steps, self.warmup, self.decay, self.accumulate = steps, warmup, decay, accumulate
-        self.clip = math.inf if clip is None or clip < 0 else float(clip)
-        self.precision, self.channels_last, self.compile, self.seed = precision, channels_last, compile, seed
-        self.log_every, self.sample_every = log_every, sample_every
-        self.checkpoint_every, self.snapshot_every = checkpoint_every, snapshot_every
-        first = next(denoiser.parameters(), None)
-        self.device = torch.device(device or (first.device if first is not None else "cpu"))
+        for name, value, least in (
+            ("steps", steps, 1),
+            ("warmup", warmup, 0),
+            ("accumulate", accumulate, 1),
+            ("seed", seed, 0),
+            ("log_every", log_every or 0, 0),
+            ("sample_every", sample_every or 0, 0),
+            ("checkpoint_every", checkpoint_every or 0, 0),
+            ("snapshot_every", snapshot_every or 0, 0),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"Trainer needs {name} to be an integer of at least {least}, got {value!r}.")
+        for name, choice, allowed in (("decay", decay, DECAYS), ("precision", precision, PRECISIONS)):
+            if choice not in allowed:
+                raise ValueError(f"Trainer needs {name} to be one of {', '.join(allowed)}, got {choice!r}.")
+        if clip is not None and (not isinstance(clip, (int, float)) or clip == 0 or math.isnan(clip)):
+            raise ValueError(
+                f"Trainer needs clip to be a positive number, or null for no clipping, got {clip!r}."
+            )
+        self.denoiser, self.optimizer, self.run, self.preview = denoiser, optimizer, run, preview
+        self.steps, self.seed, self.compile, self.progress = steps, seed, compile, progress
+        self.log_every, self.sample_every = log_every or steps, sample_every or 0
+        self.checkpoint_every, self.snapshot_every = checkpoint_every or steps, snapshot_every or 0
+        self.device = torch.device(next(denoiser.parameters()).device if device is None else device)
         denoiser.to(self.device)
         if channels_last:
             denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.step = 0  # finished updates
         self.ema = EMA(denoiser, ema_decay, ema_ramp)
-        self._rates = [float(group["lr"]) for group in optimizer.param_groups]
-        self._rank = torch.distributed.get_rank() if _distributed() else 0
-        self._progress = progress and self._rank == 0
-        self._sums = torch.zeros(2, device=self.device)  # loss and gradient norm since the last logged step
-        self._trouble = torch.full((3,), -1, device=self.device)  # step, example, 1 if its loss is finite
-        self._step = 0
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self._rank = torch.distributed.get_rank() if distributed else 0
+        if logger is None and run is not None:
+            logger = CSVLogger(run)
+        self.logger: Logger = logger if logger is not None and self._rank == 0 else MultiLogger([])
+        self._update = Update(
+            denoiser=denoiser,
+            loss=loss,
+            optimizer=optimizer,
+            batch=batch,
+            factor=partial(learning_rate_factor, steps=steps, warmup=warmup, decay=decay),
+            clip=math.inf if clip is None or clip < 0 else float(clip),
+            accumulate=accumulate,
+            precision=precision,
+            channels_last=channels_last,
+            seed=seed,
+            device=self.device,
+            rank=self._rank,
+        )
+        self._meter = self._update.meter
+
+    def fit(self) -> dict[str, float]:
+        """Train to the last step, from the run's checkpoint if it has one.
+
+        Returns:
+            The metrics logged last: step; loss and grad_norm, means since the row before; lr;
+            examples_per_second; seconds since `fit` was called.
+        Raises:
+            TrainingError: If a loss, gradient or weight is not finite, with the step and the noise level.
+            CheckpointError: If the run's checkpoint is damaged or of another model, or a new one cannot be
+                written.
+            Interrupted: After SIGINT or SIGTERM, once the state is saved.
+        """
+        self._resume()
+        if self.step >= self.steps:
+            self._say(f"already trained to step {self.step} of {self.steps}: nothing left to do.")
+            return {"step": float(self.step)}
+        progress = Progress(self.step, self.steps, self.progress and self._rank == 0)
+        network = CompiledNetwork(getattr(self.denoiser, "net", self.denoiser), self.compile)
+        with ExitStack() as stack:
+            stack.callback(self.logger.close)
+            stack.callback(progress.close)
+            stack.callback(self.denoiser.train, self.denoiser.training)
+            stack.enter_context(network)
+            stack.enter_context(_random_state_kept(self.device))
+            stop = stack.enter_context(StopSignals())
+            try:
+                metrics, stopped_by = self._loop(network, progress, stop)
+            except TrainingError as error:
+                raise TrainingError(
+                    f"{error}; {self._kept()}; check the data, or lower the learning rate."
+                ) from None
+        if stopped_by is not None:
+            self._say_stopped(stopped_by)
+            raise Interrupted(stopped_by)
+        return {"step": float(self.step), **metrics}
+
+    def _loop(
+        self, network: CompiledNetwork, progress: Progress, stop: StopSignals
+    ) -> tuple[dict[str, float], int | None]:
+        """(last metrics, signal that ended the loop)."""
+        metrics: dict[str, float] = {}
+        stopped_by = None
+        self.denoiser.train()
+        self.logger.start(self.step)
+        self._meter.restart()
+        while self.step < self.steps and stopped_by is None:
+            network.attempt(partial(self._update, self.step))
+            self.ema.update(self.denoiser)
+            self.step += 1
+            stopped_by = stop.received  # read once: a later signal ends the next step
+            progress.advance()
+            if self._due(self.log_every):
+                self._update.check()
+                rate = float(self.optimizer.param_groups[0]["lr"])
+                metrics = self._meter.means((self.step - 1) % self.log_every + 1, rate)
+                self.logger.log(self.step, metrics)
+                progress.report(self.step, metrics["loss"], metrics["examples_per_second"], self._update.noun)
+            paused = time.perf_counter()
+            if self._due(self.checkpoint_every) or stopped_by is not None:
+                self._save(lambda run: run.last)
+            if self._due(self.snapshot_every):
+                self._save(lambda run: run.snapshot(self.step))
+            if self._due(self.sample_every) and self.preview is not None and self._rank == 0:
+                with network.eager():
+                    self._show(self.preview)
+            self._meter.pause(time.perf_counter() - paused)
+        return metrics, stopped_by
+
+    def _kept(self) -> str:
+        if self.run is not None and self.run.has_checkpoint:
+            return f"the last good checkpoint is kept in {self.run.checkpoint}"
+        return "no checkpoint had been saved"
+
+    def _save(self, where: Callable[[RunDirectory], Path]) -> None:
+        self._update.check()
+        states = [value for state in self.optimizer.state.values() for value in state.values()]
+        tensors = [*self.denoiser.parameters(), *self.ema.shadow_params, *filter(torch.is_tensor, states)]
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+            raise TrainingError(f"the weights are not finite after step {self.step}")
+        if self.run is not None and self._rank == 0:
+            save_checkpoint(where(self.run), self._state())
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "step": self.step,
+            "seed": self.seed,
+            "model": self.denoiser.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sums": self._meter.sums,
+        }
+
+    def _resume(self) -> None:
+        if self.run is None or not self.run.has_checkpoint:
+            return
+        path = self.run.checkpoint
+        state = load_checkpoint(path)
+        if state.get("seed") != self.seed:
+            raise CheckpointError(f"{path} is of a run with seed {state.get('seed')}, got seed {self.seed}.")
+        load_weights(self.denoiser, state, ema=False)
+        try:
+            self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self._meter.sums = state["sums"].to(self.device)
+            self.step = int(state["step"])
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"{path} is of another model or optimizer: {error}.") from error
+        if 0 < self.step < self.steps:
+            self._say(f"going on from step {self.step} of {self.steps} ({path}).")
+
+    def _show(self, preview: Preview) -> None:
+        self.denoiser.eval()
+        with torch.no_grad(), self.ema.applied(self.denoiser):
+            picture = preview(self.denoiser, self.step)
+        self.denoiser.train()
+        if picture is not None:
+            self.logger.image(self.step, Path(picture))
+
+    def _due(self, period: int) -> bool:
+        return period > 0 and (self.step % period == 0 or self.step == self.steps)
+
+    def _say(self, sentence: str) -> None:
+        if self._rank == 0:
+            print(sentence, flush=True)
+
+    def _say_stopped(self, signum: int) -> None:
+        then = "nothing is saved without a run directory"
+        if self.run is not None:
+            then = f"the state is saved in {self.run.last}: run the same command again to go on"
+        self._say(f"stopped by {signal.Signals(signum).name} after step {self.step} of {self.steps}; {then}.")
+
+
+def _random_state_kept(device: torch.device) -> AbstractContextManager[None]:
+    """The global random state is on leaving what it was on entering."""
+    if device.type == "cpu":
+        return torch.random.fork_rng([])
+    return torch.random.fork_rng([device], device_type=device.type)

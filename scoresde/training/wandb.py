@@ -15,8 +15,8 @@ from scoresde.training.run import RunDirectory
 class WandbLogger:
     """Logs to wandb: offline unless WANDB_API_KEY is set, or WANDB_MODE says otherwise.
 
-    Files stay under the run directory, in `wandb/`; `wandb sync` uploads an offline run. A resumed run keeps its
-    id. If wandb is missing, disabled or cannot start, one sentence says so and training goes on without it.
+    Files stay under the run directory, in `wandb/`; `wandb sync` uploads an offline run. A resumed run keeps
+    its id. If wandb is missing, disabled or cannot start, one sentence says so and training goes on.
 
     Args:
         run: The run directory.
@@ -57,7 +57,9 @@ class WandbLogger:
             try:
                 self._session = self._init(attempt)
                 return
-            except Exception as error:  # no key, no network, no permission: none of them may stop a training run
+            except (
+                Exception
+            ) as error:  # no key, no network, no permission: none of them may stop a training run
                 reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
                 instead = "going on offline" if attempt != "offline" else "metrics go to metrics.csv only"
                 print(f"wandb could not start in {attempt} mode ({reason.rstrip('.')}): {instead}.")

@@ -1,0 +1,1 @@
+"""Configuration tree of train.py and sample.py; installed as scoresde.conf."""

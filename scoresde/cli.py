@@ -1,0 +1,107 @@
+"""Command lines: Hydra composes a configuration, `scoresde.commands` does the work. The only file that imports Hydra."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def train_main() -> None:
+    """Entry point of `train.py` and `scoresde-train`."""
+    _main("train", _train)
+
+
+def sample_main() -> None:
+    """Entry point of `sample.py` and `scoresde-sample`."""
+    _main("sample", _sample)
+
+
+def config_dir() -> Path:
+    """Where the configuration tree is: inside the installed package, or beside it in a checkout."""
+    inside = PACKAGE / "conf"
+    return inside if inside.is_dir() else PACKAGE.parent / "conf"
+
+
+def _train(config: dict[str, Any]) -> None:
+    from scoresde.commands.train import train
+
+    train(config)
+
+
+def _sample(config: dict[str, Any]) -> None:
+    from scoresde.commands.sample import sample
+
+    sample(config)
+
+
+def _main(name: str, command: Callable[[dict[str, Any]], None]) -> None:
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text(name))
+        return
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through to this function, which words them
+
+    failures: list[Exception] = []  # kept from Hydra, which would print a line of its own about them
+
+    @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)
+    def compose(cfg: DictConfig) -> None:
+        try:
+            command(_plain(cfg))
+        except Exception as error:
+            failures.append(error)
+
+    try:
+        compose()
+        if failures:
+            raise failures[0]
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None or os.environ.get("SCORESDE_DEBUG"):
+            raise
+        sys.exit(f"{Path(sys.argv[0]).name}: {sentence}")
+
+
+def help_text(name: str) -> str:
+    """Every group with its options, and the top of the configuration with its comments.
+
+    Written here because Hydra takes two seconds to list its own groups as well.
+    """
+    root = config_dir()
+    groups = {path.name: sorted(option.stem for option in path.glob("*.yaml")) for path in sorted(root.iterdir())}
+    lines = [f"python {name}.py [group=option] [key=value] ...", "", "Groups (group=option):"]
+    lines += [f"  {group:18}{', '.join(options)}" for group, options in groups.items() if options]
+    lines += ["", "Keys (key=value), with their defaults; group.key=value for those of an option, e.g. solver.steps=20:"]
+    own = (root / f"{name}.yaml").read_text(encoding="utf-8").split("\nhydra:")[0].strip()
+    lines += [f"  {line}" for line in own.splitlines() if "override hydra/" not in line]
+    lines += ["", "--cfg job prints the whole configuration, --config-dir DIR adds a folder of your own options."]
+    return "\n".join(lines)
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def explain(error: Exception) -> str | None:
+    """One sentence for an error that a user can mend; None for one that only a developer can."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    if isinstance(error, MissingMandatoryValue):
+        return f"the option {error.full_key} has no default: give it a value, {error.full_key}=..."
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+        text = " ".join(line for line in (str(error).splitlines()[0], *lines[:1]) if line)
+        return f"{' '.join(dict.fromkeys(text.split('  ')))} (python {Path(sys.argv[0]).name} --help lists the options)"
+    from scoresde.training import CheckpointError, TrainingError
+
+    mendable = (ValueError, TypeError, OSError, ImportError, FloatingPointError, CheckpointError, TrainingError)
+    return " ".join(str(error).split()) if isinstance(error, mendable) else None

@@ -1,0 +1,141 @@
+"""`train.py`: configuration -> data, model, loss, optimizer -> `Trainer.fit` -> run directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from scoresde.build import ANY_INTERFACE, ConfigError, build, build_model, fill
+from scoresde.classifier import ClassifierLoss
+from scoresde.commands.pictures import save_picture
+from scoresde.data import Dataset, batch_indices, codec_state, random_flip
+from scoresde.denoiser import NetworkDenoiser
+from scoresde.loading import CODEC_FILE
+from scoresde.solvers import DPMSolverPP2M
+from scoresde.training import RunDirectory, Trainer, save_checkpoint
+
+PREVIEW_SAMPLES = 64
+NOT_IDENTITY = ("run", "device", "logger", "extensions")  # keys that do not make it another run
+
+
+def train(config: dict[str, Any]) -> dict[str, float]:
+    """Train as the configuration says, or go on with the run that has the same configuration.
+
+    Returns:
+        The metrics logged last.
+    """
+    extensions = [*config["extensions"], ANY_INTERFACE]
+    data = build(config["data"], "data", extensions)
+    if not isinstance(data, Dataset):
+        raise ConfigError(f"data must be a scoresde.data.Dataset, got {type(data).__name__}.")
+    config = fill(config, data)
+    if config["batch_size"] < 1 or config["batch_size"] > len(data.train):
+        raise ConfigError(
+            f"batch_size={config['batch_size']} needs to be between 1 and the {len(data.train)} training examples "
+            f"of data={data.name}."
+        )
+    torch.manual_seed(config["seed"])
+    device = pick_device(config["device"])
+    model = build_model(config, extensions).to(device)
+    loss = build(config["loss"], "loss", extensions)
+    optimizer = build(config["optimizer"], "optimizer", extensions)(model.parameters())
+
+    run = RunDirectory.create(run_path(config), yaml.safe_dump(_identity(config), sort_keys=False))
+    codec = {"codec": codec_state(data.codec), "shape": list(data.shape)}
+    if not (run.path / CODEC_FILE).is_file():
+        save_checkpoint(run.path / CODEC_FILE, codec)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{run.path}: {parameters:,} parameters, {len(data.train):,} training examples of shape {data.shape}, {device}")
+    trainer = build(
+        config["trainer"],
+        "trainer",
+        extensions,
+        denoiser=model,
+        loss=ClassifierLoss(noise=loss) if config["task"] == "classifier" else loss,
+        optimizer=optimizer,
+        batch=Batches(data, config["batch_size"], config["seed"], labelled=_uses_labels(config)),
+        run=run,
+        logger=build(config["logger"], "logger", extensions)(run),
+        preview=Preview(run, data, config) if isinstance(model, NetworkDenoiser) and data.is_image else None,
+        seed=config["seed"],
+        device=device,
+    )
+    assert isinstance(trainer, Trainer)
+    metrics = trainer.fit()
+    print(f"done: python sample.py run={run.path}")
+    return metrics
+
+
+class Batches:
+    """Batch k of an infinite, reproducible stream: a function of (seed, k), so resuming needs no state."""
+
+    def __init__(self, data: Dataset, batch_size: int, seed: int, *, labelled: bool) -> None:
+        self.data, self.batch_size, self.seed, self.labelled = data, batch_size, seed, labelled
+
+    def __call__(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        split = self.data.train
+        rows = batch_indices(len(split), self.batch_size, step, self.seed)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**63)
+        x = split.x[rows]
+        if self.data.flip:
+            x = random_flip(x, generator)
+        cond = {}
+        if self.labelled and split.label is not None:
+            cond["label"] = split.label[rows]
+        if split.condition is not None:
+            cond["condition"] = split.condition[rows]
+        return self.data.codec.encode(x, generator=generator), cond
+
+
+class Preview:
+    """Draws a grid of samples during training, from the same latents every time."""
+
+    def __init__(self, run: RunDirectory, data: Dataset, config: dict[str, Any]) -> None:
+        self.run, self.data = run, data
+        self.labels = data.num_classes if config["conditional"] else None
+
+    def __call__(self, denoiser: nn.Module, step: int) -> Path:
+        assert isinstance(denoiser, NetworkDenoiser)
+        device = next(denoiser.parameters()).device
+        latent = denoiser.sde.prior_sample((PREVIEW_SAMPLES, *self.data.shape), generator=torch.Generator().manual_seed(0))
+        cond = {}
+        if self.labels:
+            cond["label"] = torch.arange(PREVIEW_SAMPLES, device=device) % self.labels
+        x = DPMSolverPP2M()(denoiser.given(**cond), latent.to(device))
+        path = self.run.samples / f"step_{step:08d}.png"
+        save_picture(path, self.data.codec.to_uint8(x.cpu()))  # type: ignore[union-attr]  # images are quantised
+        return path
+
+
+def run_path(config: dict[str, Any]) -> Path:
+    """The run directory: `run`, or a name made from the configuration, so that the same command finds it again."""
+    if config["run"] is not None:
+        return Path(config["run"])
+    digest = hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()[:8]
+    names = [str(config[key]["_target_"]).rpartition(".")[2].lower() for key in ("data", "sde", "model")]
+    return Path("runs") / "-".join([*names, digest])
+
+
+def pick_device(device: str | None) -> torch.device:
+    """The device asked for, or a GPU if there is one."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={device} cannot be used here: {str(error).splitlines()[0]}") from None
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+
+
+def _uses_labels(config: dict[str, Any]) -> bool:
+    return bool(config["conditional"]) or config["task"] == "classifier"

@@ -1,0 +1,113 @@
+"""One update of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.training.meter import Meter
+from scoresde.training.schedule import stream_seed
+
+Batch = Callable[[int], tuple[Tensor, dict[str, Any]]]  # micro-batch index -> (x0 (B, *), conditions)
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what is kept."""
+
+
+class Update:
+    """One step of stochastic gradient descent, as a function of its index.
+
+    Clear the gradients, accumulate them over batches, set the learning rate, clip the gradient's global norm,
+    step. Times, noise and dropout masks of micro-batch k come from (seed, k, rank).
+
+    Args:
+        denoiser, loss, optimizer, batch, accumulate, precision, channels_last, seed, device: As in `Trainer`.
+        factor: Factor of the learning rates at an update, counted from 0.
+        clip: Largest global gradient norm, which may be infinite.
+        rank: Number of this process among those that train together.
+    """
+
+    def __init__(
+        self,
+        *,
+        denoiser: nn.Module,
+        loss: Callable[..., Tensor],
+        optimizer: torch.optim.Optimizer,
+        batch: Batch,
+        factor: Callable[[int], float],
+        clip: float,
+        accumulate: int,
+        precision: str,
+        channels_last: bool,
+        seed: int,
+        device: torch.device,
+        rank: int,
+    ) -> None:
+        self.denoiser, self.loss, self.optimizer, self.batch = denoiser, loss, optimizer, batch
+        self.factor, self.clip, self.accumulate = factor, clip, accumulate
+        self.precision, self.channels_last, self.device = precision, channels_last, device
+        self.seed, self.rank = seed, rank
+        self.meter = Meter(device)
+        self.noun = "examples"
+        self._rates = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def __call__(self, step: int) -> None:
+        self.optimizer.zero_grad()
+        losses = []
+        for index in self._indices(step):
+            x0, cond = self._micro_batch(index)
+            torch.manual_seed(stream_seed(self.seed, "network", index, self.rank))  # dropout
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                each = self.loss(self.denoiser, x0, generator=self._generator(index), **cond)
+            torch.autograd.backward(each.mean() / self.accumulate)
+            losses.append(each.detach())
+            self.noun = "images" if x0.ndim == 4 else "examples"
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self.factor(step)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.clip)
+        self.meter.record(step, torch.cat(losses), norm)
+        if self.device.type == "cpu":  # elsewhere reading a value would wait for the device
+            self.check()
+        self.optimizer.step()
+
+    def check(self) -> None:
+        """Raise TrainingError if a loss or gradient was not finite, naming the step and the noise level."""
+        trouble = self.meter.trouble()
+        if trouble is not None:
+            step, example, loss_is_finite = trouble
+            what = "the gradient" if loss_is_finite else "the loss"
+            raise TrainingError(f"{what} is not finite at step {step + 1}{self._noise_level(step, example)}")
+
+    def _noise_level(self, step: int, example: int) -> str:
+        """The time of the worst example, drawn once more from the step's generator."""
+        sde = getattr(self.denoiser, "sde", None)
+        if sde is None or not hasattr(self.loss, "draw"):
+            return ""
+        for index in self._indices(step):
+            x0, _ = self._micro_batch(index)
+            if example < len(x0):
+                t = self.loss.draw(sde, x0, self._generator(index))[0][example].double()
+                return f", t = {t.item():.4g}, sigma/alpha = {(sde.sigma(t) / sde.alpha(t)).item():.4g}"
+            example -= len(x0)
+        return ""
+
+    def _indices(self, step: int) -> range:
+        return range(step * self.accumulate, (step + 1) * self.accumulate)
+
+    def _micro_batch(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        x0, cond = self.batch(index)
+        layout = torch.channels_last if self.channels_last and x0.ndim == 4 else torch.preserve_format
+        x0 = x0.to(self.device, non_blocking=True, memory_format=layout)
+        cond = {
+            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in cond.items()
+        }
+        return x0, cond
+
+    def _generator(self, index: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(stream_seed(self.seed, "noise", index, self.rank))

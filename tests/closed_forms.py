@@ -1,0 +1,97 @@
+"""What several tests compare with: exact flows, exact moments of a chain, replayed noise, golden arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoresde import (
+    SDE,
+    CosineSDE,
+    Denoiser,
+    DiscreteVPSDE,
+    EDMSDE,
+    GaussianMixtureDenoiser,
+    NoiseSource,
+    Solver,
+    SubVPSDE,
+    VESDE,
+    VPSDE,
+    expand,
+    linear_betas,
+)
+
+SDES = [VPSDE(), SubVPSDE(), VESDE(), EDMSDE(), CosineSDE(), DiscreteVPSDE(linear_betas())]
+MEAN, STD = 1.5, 0.7
+
+
+def name(value: object) -> str:
+    return type(value).__name__ if isinstance(value, SDE) else str(value)
+
+
+def moments(sde: SDE, t: Tensor | float, mean: float = MEAN, std: float = STD) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of x_t for x0 ~ N(mean, std²)."""
+    t = torch.as_tensor(t, dtype=torch.float64)
+    return sde.alpha(t) * mean, torch.hypot(sde.alpha(t) * std, sde.sigma(t))
+
+
+def exact_flow(sde: SDE, x: Tensor, t: float, s: float, mean: float = MEAN, std: float = STD) -> Tensor:
+    """Probability-flow solution for x0 ~ N(mean, std²): standardised coordinates are constant."""
+    (mean_t, std_t), (mean_s, std_s) = moments(sde, t, mean, std), moments(sde, s, mean, std)
+    return mean_s + std_s / std_t * (x - mean_t)
+
+
+def chain_moments(solver: Solver, denoiser: Denoiser, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Exact mean and standard deviation of the output of a solver that is affine in its start and its noises.
+
+    Row 0 starts at 0 and row 1 at 1, both without noise; row j + 2 has the j-th noise alone equal to 1.
+    """
+    drawn = 0
+
+    def count(t: Tensor, s: Tensor) -> Tensor:
+        nonlocal drawn
+        drawn += 1
+        return torch.zeros(1, 1, dtype=torch.float64)
+
+    solver(denoiser, torch.zeros(1, 1, dtype=torch.float64), noise=count)
+    rows = torch.eye(drawn + 2, dtype=torch.float64)[2:]
+    draws = iter(rows)
+    start = torch.zeros(drawn + 2, 1, dtype=torch.float64)
+    start[1] = 1
+    out = solver(denoiser, start, noise=lambda t, s: next(draws)[:, None])[:, 0]
+    responses = out[1:] - out[0]
+    return out[0] + responses[0] * mean, torch.sqrt((responses[0] * std).square() + responses[1:].square().sum())
+
+
+def replay(noises: Tensor) -> NoiseSource:
+    """The given noises, in order."""
+    rows: Iterator[Tensor] = iter(noises)
+    return lambda t, s: next(rows)
+
+
+class FromScore(Denoiser):
+    """A denoiser whose score is a given function of (x, t)."""
+
+    def __init__(self, sde: SDE, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.sde, self.function = sde, function
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return (x + expand(self.sde.sigma(t), x).square() * self.function(x, t)) / expand(self.sde.alpha(t), x)
+
+
+def golden(file: str) -> dict[str, Tensor]:
+    """Arrays of tests/data, as tensors."""
+    with np.load(Path(__file__).parent / "data" / file) as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+
+
+def mixture(sde: SDE) -> GaussianMixtureDenoiser:
+    """The reference's four-component mixture in the plane."""
+    data = golden("score_sde_gmm2d.npz")
+    return GaussianMixtureDenoiser(sde, data["weights"], data["means"], data["covs"])

@@ -1,0 +1,65 @@
+"""The MLP for vectors and toys."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scoresde.models import MLP
+
+torch.set_num_threads(1)
+
+
+def test_starts_at_zero_and_keeps_any_event_shape() -> None:
+    for shape in ((2,), (3, 5), (1, 4, 4), (7,)):
+        net = MLP(shape=shape, width=16, depth=2)
+        x = torch.randn(6, *shape)
+        assert torch.equal(net(x, 0.3), torch.zeros_like(x))
+
+
+def test_learns_a_function_of_state_time_and_label() -> None:
+    torch.manual_seed(0)
+    net = MLP(shape=(2,), width=64, depth=3, num_classes=2)
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+
+    def target(x: torch.Tensor, c: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return torch.sin(2 * x + c[:, None]) * (1 - 2 * label[:, None])
+
+    for _ in range(400):
+        x, c, label = torch.randn(256, 2), 4 * torch.rand(256) - 2, torch.randint(2, (256,))
+        loss = (net(x, c, label=label) - target(x, c, label)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.03  # the target has variance 0.5
+
+
+def test_conditions_change_the_output_and_none_is_null() -> None:
+    torch.manual_seed(0)
+    net = MLP(width=16, depth=2, num_classes=3, condition_dim=4)
+    for parameter in net.parameters():  # away from the silent start
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(5, 2)
+    plain = net(x, 0.1)
+    torch.testing.assert_close(net(x, 0.1, label=torch.tensor(-1), condition=torch.zeros(4)), plain)
+    assert (net(x, 0.1, label=torch.tensor(1)) - plain).abs().max() > 1e-3
+    assert (net(x, 0.1, condition=torch.ones(5, 4)) - plain).abs().max() > 1e-3
+
+
+def test_function_transforms_work() -> None:
+    net = MLP(width=16, depth=2, num_classes=3).double()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(5, 2, dtype=torch.float64)
+    batched = torch.func.vmap(lambda x: net(x[None], 0.1)[0])(x)
+    torch.testing.assert_close(batched, net(x, 0.1))
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda x: net(x[None], 0.1)[0]))(x)
+    forward = torch.func.vmap(torch.func.jacfwd(lambda x: net(x[None], 0.1)[0]))(x)
+    torch.testing.assert_close(jacobian, forward)
+
+
+def test_errors_name_what_is_wrong() -> None:
+    with pytest.raises(ValueError, match="positive shape, width and depth"):
+        MLP(depth=0)
+    with pytest.raises(ValueError, match=r"shape=\(2,\) needs x of shape"):
+        MLP()(torch.zeros(4, 3), 0.0)

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from closed_forms import MEAN, SDES, STD, moments, name
+from torch import Tensor, nn
+
+from scoresde import (
+    EDM,
+    SDE,
+    Data,
+    Denoiser,
+    Epsilon,
+    GaussianDenoiser,
+    NetworkDenoiser,
+    Parameterization,
+    Score,
+    VESDE,
+    VPrediction,
+    VPSDE,
+    logsnr_grid,
+)
+
+PARAMETERIZATIONS = [Epsilon(), Data(), VPrediction(), Score(), EDM(), EDM(sigma_data=1.7)]
+
+
+class Ideal(nn.Module):
+    """The network that a parameterization needs for exact data, written from its inputs (c_in x, c_noise) alone."""
+
+    def __init__(self, parameterization: Parameterization, mean: float, std: float) -> None:
+        super().__init__()
+        self.parameterization, self.mean, self.std = parameterization, mean, std
+
+    def forward(self, scaled: Tensor, c_noise: Tensor) -> Tensor:
+        ratio = torch.exp(4 * c_noise).reshape(-1, *[1] * (scaled.ndim - 1))  # σ/α; VP has α² + σ² = 1
+        alpha = (1 + ratio.square()).rsqrt()
+        sigma = ratio * alpha
+        x = scaled / self.parameterization.c_in(alpha, sigma)
+        gain = alpha * self.std**2 / ((alpha * self.std).square() + sigma.square())
+        x0_hat = self.mean + gain * (x - alpha * self.mean)
+        c_skip, c_out = self.parameterization.skip_out(alpha, sigma)
+        return (x0_hat - c_skip * x) / c_out
+
+
+@pytest.mark.parametrize("sde", SDES, ids=name)
+def test_score_eps_and_velocity_are_those_of_the_marginal(sde: SDE) -> None:
+    class Plain(Denoiser):
+        """Only `forward`, so that the base class's methods are what is tested."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.sde, self.exact = sde, GaussianDenoiser(sde, MEAN, STD)
+
+        def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+            return self.exact(x, t)
+
+    denoiser, t = Plain(), torch.tensor([0.01, 0.2, 0.7, 1.0], dtype=torch.float64)
+    mean, std = moments(sde, t)
+    x = mean[:, None] + std[:, None] * torch.randn(4, 3, dtype=torch.float64)
+    score = -(x - mean[:, None]) / std[:, None].square()
+
+    torch.testing.assert_close(denoiser.score(x, t), score, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(denoiser.eps(x, t), -sde.sigma(t)[:, None] * score, rtol=1e-7, atol=1e-9)
+    # the velocity moves standardised coordinates nowhere: x' = m' + (x − m) v'/(2v)
+    rates = torch.func.jvp(lambda u: moments(sde, u), (t - 1e-9,), (torch.ones_like(t),))[1]
+    expected = rates[0][:, None] + (x - mean[:, None]) / std[:, None] * rates[1][:, None]
+    torch.testing.assert_close(denoiser.velocity(x, t), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS, ids=str)
+def test_a_network_of_any_parameterization_is_the_exact_denoiser(parameterization: Parameterization) -> None:
+    sde = VPSDE()
+    exact = GaussianDenoiser(sde, MEAN, STD)
+    denoiser = NetworkDenoiser(Ideal(parameterization, MEAN, STD), sde, parameterization)
+    x, t = torch.randn(5, 2, 3, dtype=torch.float64), torch.tensor([1e-3, 0.05, 0.4, 0.8, 1.0], dtype=torch.float64)
+
+    torch.testing.assert_close(denoiser(x, t), exact(x, t), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(denoiser.eps(x, t), exact.eps(x, t), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(denoiser.score(x, t), exact.score(x, t), rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(denoiser(x, t[2]), exact(x, t[2]), rtol=1e-8, atol=1e-8)
+
+
+def test_the_same_network_on_another_clock_gives_the_same_answer() -> None:
+    class Slow(SDE):
+        """VP on the clock √t."""
+
+        def alpha(self, t: Tensor) -> Tensor:
+            return VPSDE().alpha(t.square())
+
+        def sigma(self, t: Tensor) -> Tensor:
+            return VPSDE().sigma(t.square())
+
+    net, x = nn.Sequential(nn.Linear(3, 3)).double(), torch.randn(4, 3, dtype=torch.float64)
+    net_of = type("Net", (nn.Module,), {"forward": lambda self, x, c: net(x) * c[:, None]})()
+    t = torch.tensor(0.3, dtype=torch.float64)
+    a = NetworkDenoiser(net_of, VPSDE(), EDM())
+    b = NetworkDenoiser(net_of, Slow(), EDM())
+
+    torch.testing.assert_close(a(x, t), b(x, t.sqrt()), rtol=1e-12, atol=1e-12)
+    grid = logsnr_grid(VPSDE(), 5, 1e-3)
+    torch.testing.assert_close(a(x, grid[2]), b(x, Slow().time(VPSDE().logsnr(grid[2]))), rtol=1e-9, atol=1e-9)
+
+
+def test_eps_of_an_eps_network_is_the_network_to_the_last_digit_near_the_data() -> None:
+    net = type("Net", (nn.Module,), {"forward": lambda self, x, c: torch.sin(3 * x)})()
+    for sde in (VPSDE(), VESDE()):
+        denoiser = NetworkDenoiser(net, sde, Epsilon())
+        x, t = torch.randn(64, 3), torch.tensor(1e-5)
+        alpha, sigma = sde.alpha(t.double()), sde.sigma(t.double())
+        expected = torch.sin(3 * (Epsilon().c_in(alpha, sigma).float() * x))
+        assert float((denoiser.eps(x, t) - expected).abs().max()) < 1e-6
+
+
+def test_given_binds_conditions_and_shares_parameters() -> None:
+    class Shifted(Denoiser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sde, self.weight = VPSDE(), nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor, t: Tensor, *, label: Tensor | None = None, **cond: Any) -> Tensor:
+            return self.weight * (x if label is None else x + label)
+
+    denoiser, x, t = Shifted(), torch.randn(3, 2), torch.tensor(0.5)
+    bound = denoiser.given(label=torch.tensor(2.0))
+
+    torch.testing.assert_close(bound(x, t), x + 2)
+    torch.testing.assert_close(bound.eps(x, t), denoiser.eps(x, t, label=torch.tensor(2.0)))
+    torch.testing.assert_close(bound.score(x, t), denoiser.score(x, t, label=torch.tensor(2.0)))
+    torch.testing.assert_close(bound.velocity(x, t), denoiser.velocity(x, t, label=torch.tensor(2.0)))
+    assert [id(p) for p in bound.parameters()] == [id(denoiser.weight)] and bound.sde == denoiser.sde
+
+
+def test_a_network_of_another_shape_is_named() -> None:
+    net = type("Flat", (nn.Module,), {"forward": lambda self, x, c: x[:, :1]})()
+    with pytest.raises(ValueError, match=r"Flat must return the shape of its input \(4, 3\), got \(4, 1\): build"):
+        NetworkDenoiser(net, VPSDE(), Epsilon())(torch.randn(4, 3), torch.tensor(0.5))

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import builtins
+import csv
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scoresde.training import CSVLogger, MultiLogger, RunDirectory, WandbLogger, csv_and_wandb
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory.create(tmp_path / "run", "seed: 0\n")
+
+
+def rows(run: RunDirectory) -> list[dict[str, str]]:
+    with run.metrics.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(run: RunDirectory, start: int, stop: int) -> None:
+    logger = CSVLogger(run)
+    logger.start(start)
+    for step in range(start + 1, stop + 1):
+        logger.log(step, {"loss": step / 7, "lr": 0.1})
+    logger.close()
+
+
+def test_rows_after_a_resume_are_those_of_one_run(run: RunDirectory, tmp_path: Path) -> None:
+    whole = RunDirectory.create(tmp_path / "whole", "seed: 0\n")
+    write(whole, 0, 9)
+    write(run, 0, 6)
+    with run.metrics.open("a") as file:
+        file.write("7,1.2")  # a row cut short by a crash
+    write(run, 4, 9)
+    assert run.metrics.read_bytes() == whole.metrics.read_bytes()
+    assert float(rows(run)[6]["loss"]) == 7 / 7
+    write(run, 0, 2)
+    assert [row["step"] for row in rows(run)] == ["1", "2"]
+
+
+def test_columns_do_not_change(run: RunDirectory) -> None:
+    logger = CSVLogger(run)
+    logger.log(1, {"loss": 1.0})
+    with pytest.raises(ValueError, match="has columns step, loss, got step, accuracy"):
+        logger.log(2, {"accuracy": 1.0})
+
+
+def test_unwritable_metrics_give_one_sentence(run: RunDirectory) -> None:
+    run.metrics.mkdir()
+    with pytest.raises(OSError, match=r"cannot write .*metrics\.csv: Is a directory"):
+        CSVLogger(run).log(1, {"loss": 1.0})
+
+
+def test_several_loggers_all_receive(run: RunDirectory, tmp_path: Path) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    class Recorder:
+        def start(self, step: int) -> None:
+            calls.append(("start", step))
+
+        def log(self, step: int, metrics: Any) -> None:
+            calls.append(("log", step, dict(metrics)))
+
+        def image(self, step: int, path: Path) -> None:
+            calls.append(("image", step, path))
+
+        def close(self) -> None:
+            calls.append(("close",))
+
+    logger = MultiLogger([Recorder(), CSVLogger(run)])
+    logger.start(0)
+    logger.log(1, {"loss": 2.0})
+    logger.image(1, tmp_path / "a.png")
+    logger.close()
+    assert calls == [("start", 0), ("log", 1, {"loss": 2.0}), ("image", 1, tmp_path / "a.png"), ("close",)]
+    assert rows(run) == [{"step": "1", "loss": "2.0"}]
+
+
+WANDB_SCRIPT = """
+import sys
+from scoresde.training import RunDirectory, csv_and_wandb
+for session in range(2):
+    logger = csv_and_wandb(RunDirectory(sys.argv[1]), timeout=2.0)
+    logger.start(session)
+    logger.log(session + 1, {"loss": 1.0})
+    logger.close()
+print("done")
+"""
+
+
+@pytest.mark.timeout(60)
+def test_wandb_stays_offline_silent_and_in_the_run_directory(run: RunDirectory, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    began = time.perf_counter()
+    result = subprocess.run(
+        [sys.executable, "-c", WANDB_SCRIPT, str(run.path)],
+        env=environment | {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert result.returncode == 0, result.stderr
+    assert (result.stdout, result.stderr) == ("done\n", "")
+    assert time.perf_counter() - began < 40
+    sessions = list((run.path / "wandb").glob("offline-run-*"))
+    run_id = (run.path / "wandb" / "run_id").read_text()
+    assert sessions
+    assert all(run_id in path.name for path in sessions)
+    assert not (tmp_path / "wandb").exists()
+    assert [row["step"] for row in rows(run)] == ["1", "2"]
+
+
+def test_wandb_disabled_by_the_environment(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_DISABLED", "true")
+    logger = WandbLogger(run)
+    logger.start(0)
+    logger.log(1, {"loss": 1.0})
+    logger.close()
+    assert (
+        capsys.readouterr().out == "wandb is disabled by the environment: metrics go to metrics.csv only.\n"
+    )
+
+
+def test_wandb_not_installed(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = builtins.__import__
+
+    def without_wandb(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "wandb":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.delenv("WANDB_DISABLED", raising=False)
+    monkeypatch.setattr(builtins, "__import__", without_wandb)
+    logger = csv_and_wandb(run)
+    logger.start(0)
+    logger.log(1, {"loss": 1.0})
+    logger.close()
+    assert "wandb is not installed" in capsys.readouterr().out
+    assert rows(run) == [{"step": "1", "loss": "1.0"}]
+
+
+def test_wandb_that_cannot_reach_its_server_goes_offline(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    modes: list[str] = []
+
+    class Session:
+        def log(self, metrics: dict[str, float], step: int) -> None:
+            modes.append(f"log {step}")
+
+        def finish(self) -> None:
+            modes.append("finish")
+
+    class Wandb:
+        Settings = dict
+
+        @staticmethod
+        def init(*, settings: dict[str, Any], **options: Any) -> Session:
+            modes.append(settings["mode"])
+            if settings["mode"] == "online":
+                raise TimeoutError("Run initialization has timed out after 20.0 sec.")
+            return Session()
+
+    monkeypatch.setitem(sys.modules, "wandb", Wandb)  # type: ignore[arg-type]
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_DISABLED", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    logger = WandbLogger(run)
+    logger.start(0)
+    logger.log(1, {"loss": 1.0})
+    logger.close()
+    assert modes == ["online", "offline", "log 1", "finish"]
+    assert (
+        "could not start in online mode (Run initialization has timed out after 20.0 sec): going on offline."
+        in (capsys.readouterr().out)
+    )

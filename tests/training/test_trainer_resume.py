@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scoresde.training import CheckpointError, Interrupted, RunDirectory, Trainer, load_checkpoint
+
+Make = Callable[..., Trainer]
+TIMINGS = ("examples_per_second", "seconds")
+
+
+def tensors(state: Any, key: str = "") -> dict[str, Any]:
+    """All leaves of nested containers by their path."""
+    if isinstance(state, dict):
+        return {
+            path: leaf
+            for name, item in state.items()
+            for path, leaf in tensors(item, f"{key}.{name}").items()
+        }
+    if isinstance(state, (list, tuple)):
+        return {
+            path: leaf for i, item in enumerate(state) for path, leaf in tensors(item, f"{key}.{i}").items()
+        }
+    return {key: state}
+
+
+def assert_same_bits(ours: Path, theirs: Path) -> None:
+    first, second = tensors(load_checkpoint(ours)), tensors(load_checkpoint(theirs))
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        same = torch.equal(value, second[key]) if isinstance(value, Tensor) else value == second[key]
+        assert same, key
+
+
+def metrics(run: RunDirectory) -> list[dict[str, str]]:
+    with run.metrics.open() as file:
+        return [{k: v for k, v in row.items() if k not in TIMINGS} for row in csv.DictReader(file)]
+
+
+class Stop:
+    """A preview that sends this process a signal at one step."""
+
+    def __init__(self, step: int, signum: int) -> None:
+        self.step, self.signum = step, signum
+
+    def __call__(self, denoiser: nn.Module, step: int) -> None:
+        if step == self.step:
+            os.kill(os.getpid(), self.signum)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"warmup": 3, "decay": "cosine"},
+        {"accumulate": 3, "seed": 7},
+        {"precision": "bfloat16", "channels_last": True},
+    ],
+    ids=str,
+)
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
+    make_trainer: Make, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    whole, parts = (RunDirectory.create(tmp_path / name, "seed: 0\n") for name in ("whole", "parts"))
+    options = {**options, "steps": 11, "log_every": 3, "sample_every": 1}
+    make_trainer(run=whole, **options).fit()
+    for stop in (
+        1,
+        4,
+        7,
+    ):  # each signal ends the step after it: 2, 5, 8, none of them a multiple of log_every
+        with pytest.raises(Interrupted) as stopped:
+            make_trainer(run=parts, preview=Stop(stop, signal.SIGINT), **options).fit()
+        assert stopped.value.code == 130
+        assert load_checkpoint(parts.last)["step"] == stop + 1
+    final = make_trainer(run=parts, **options).fit()
+
+    assert_same_bits(parts.last, whole.last)
+    assert metrics(parts) == metrics(whole)
+    assert final["loss"] == float(metrics(whole)[-1]["loss"])
+
+
+def test_a_crash_goes_back_to_the_last_checkpoint(make_trainer: Make, tmp_path: Path) -> None:
+    whole, parts = (RunDirectory.create(tmp_path / name, "seed: 0\n") for name in ("whole", "parts"))
+    options: dict[str, Any] = {"steps": 9, "log_every": 2, "checkpoint_every": 3, "sample_every": 1}
+
+    def crash(denoiser: nn.Module, step: int) -> None:
+        if step == 5:
+            raise RuntimeError("power cut")
+
+    make_trainer(run=whole, **options).fit()
+    with pytest.raises(RuntimeError, match="power cut"):
+        make_trainer(run=parts, preview=crash, **options).fit()
+    assert load_checkpoint(parts.last)["step"] == 3
+    assert [row["step"] for row in metrics(parts)] == ["2", "4"]
+    make_trainer(run=parts, **options).fit()
+    assert_same_bits(parts.last, whole.last)
+    assert metrics(parts) == metrics(whole)
+
+
+def test_snapshots_are_kept_and_can_be_started_from(make_trainer: Make, tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, "seed: 0\n")
+    make_trainer(run=run, steps=7, snapshot_every=3).fit()
+    assert [path.name for path in run.snapshots] == [
+        "step_00000003.pt",
+        "step_00000006.pt",
+        "step_00000007.pt",
+    ]
+    run.snapshot(7).unlink()
+    run.last.rename(tmp_path / "before.pt")
+    make_trainer(run=run, steps=7, snapshot_every=3).fit()
+    assert_same_bits(run.last, tmp_path / "before.pt")
+
+
+def test_a_finished_run_says_so(
+    make_trainer: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory.create(tmp_path, "seed: 0\n")
+    make_trainer(run=run).fit()
+    capsys.readouterr()
+    assert make_trainer(run=run).fit() == {"step": 8.0}
+    assert capsys.readouterr().out == "already trained to step 8 of 8: nothing left to do.\n"
+
+
+def test_a_checkpoint_of_another_model_seed_or_optimizer_is_refused(
+    make_trainer: Make, tmp_path: Path
+) -> None:
+    run = RunDirectory.create(tmp_path, "seed: 0\n")
+    make_trainer(run=run, steps=2).fit()
+    with pytest.raises(
+        CheckpointError, match=r"'net\.head\.weight' is \(4, 1, 3, 3\) there and \(5, 1, 3, 3\) here"
+    ):
+        make_trainer(run=run, width=5).fit()
+    with pytest.raises(CheckpointError, match="of a run with seed 0, got seed 1"):
+        make_trainer(run=run, seed=1).fit()
+    trainer = make_trainer(run=run)
+    trainer.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    with pytest.raises(CheckpointError, match="is of another model or optimizer"):
+        trainer.fit()
+
+
+def test_handlers_are_restored_and_a_second_interrupt_acts_at_once(make_trainer: Make) -> None:
+    before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+
+    def twice(denoiser: nn.Module, step: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(sample_every=2, preview=twice).fit()
+    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_training_in_another_thread_needs_no_signals(make_trainer: Make) -> None:
+    results: list[dict[str, float]] = []
+    thread = threading.Thread(target=lambda: results.append(make_trainer().fit()))
+    thread.start()
+    thread.join()
+    assert results[0]["step"] == 8
+
+
+SCRIPT = """
+import sys, time, torch
+from conftest import images, small_denoiser
+from scoresde.losses import DenoisingLoss
+from scoresde.training import RunDirectory, Trainer
+
+torch.set_num_threads(1)
+
+def batch(index):
+    time.sleep(float(sys.argv[2]))
+    return images(index)
+
+denoiser = small_denoiser()
+Trainer(
+    denoiser=denoiser, loss=DenoisingLoss(), optimizer=torch.optim.AdamW(denoiser.parameters(), lr=1e-2),
+    batch=batch, run=RunDirectory.create(sys.argv[1], "seed: 0"), steps=60, log_every=1, progress=False,
+).fit()
+"""
+
+
+@pytest.mark.timeout(120)
+def test_sigterm_in_a_process_then_the_same_command_again(make_trainer: Make, tmp_path: Path) -> None:
+    whole, parts = RunDirectory.create(tmp_path / "whole", "seed: 0"), RunDirectory(tmp_path / "parts")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        make_trainer(run=whole, steps=60, log_every=1).fit()
+    finally:
+        torch.set_num_threads(threads)
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2]), *sys.path]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+    def command(seconds: str) -> list[str]:
+        return [sys.executable, "-c", SCRIPT, str(parts.path), seconds]
+
+    process = subprocess.Popen(command("0.05"), env=environment, stdout=subprocess.PIPE, text=True)
+    while not parts.metrics.is_file() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    step = load_checkpoint(parts.last)["step"]
+    assert 0 < step < 60
+    assert output == (
+        f"stopped by SIGTERM after step {step} of 60; the state is saved in {parts.last}: "
+        f"run the same command again to go on.\n"
+    )
+
+    again = subprocess.run(command("0"), env=environment, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == f"going on from step {step} of 60 ({parts.last}).\n"
+    assert_same_bits(parts.last, whole.last)
+    assert metrics(parts) == metrics(whole)
