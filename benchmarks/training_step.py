@@ -128,19 +128,13 @@ def training_step(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--size", choices=SIZES, default="cifar10", help="network size (default: %(default)s)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="cifar10", help="network size (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=4, help="images per step (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds (default: %(default)s)")
     parser.add_argument("--no-update", action="store_true", help="leave out clipping, Adam and EMA")
-    parser.add_argument(
-        "--reference", type=Path, help="checkout of yang-song/score_sde_pytorch to time as well"
-    )
+    parser.add_argument("--reference", type=Path, help="checkout of yang-song/score_sde_pytorch to time as well")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     args = parser.parse_args()
 
@@ -169,10 +163,7 @@ def main() -> None:
             if round_number > 0:
                 times[name].append(result)
 
-    medians = {
-        name: {key: statistics.median(r[key] for r in rows) for key in rows[0]}
-        for name, rows in times.items()
-    }
+    medians = {name: {key: statistics.median(r[key] for r in rows) for key in rows[0]} for name, rows in times.items()}
     print(f"NCSN++ {args.size}, batch {args.batch}, {args.threads} threads, torch {torch.__version__}")
     columns = ("forward s", "backward s", "fwd+bwd CPU s", "fwd+bwd img/s", "step img/s", "speed-up")
     print(f"{'':22}" + "".join(f"{column:>15}" for column in columns))

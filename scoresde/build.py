@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -52,6 +53,7 @@ def build(node: Any, where: str = "config", extensions: Sequence[str] = (), /, *
             return arguments
         target = find_target(node["_target_"], where, extensions)
         arguments |= overrides
+        _check_types(target, arguments, where)
         if node.get("_partial_", False):
             return partial(target, **arguments)
         try:
@@ -61,6 +63,18 @@ def build(node: Any, where: str = "config", extensions: Sequence[str] = (), /, *
     if isinstance(node, list | tuple):
         return [build(value, f"{where}[{index}]", extensions) for index, value in enumerate(node)]
     return node
+
+
+def _check_types(target: Any, arguments: Mapping[str, Any], where: str) -> None:
+    """Raise if a number, flag or text stands where the signature's default says another kind belongs."""
+    kinds: dict[type, tuple[Any, str]] = {bool: (bool, "true or false"), int: (int, "a whole number"), float: ((int, float), "a number"), str: (str, "text")}
+    for name, parameter in inspect.signature(target).parameters.items():
+        value, default = arguments.get(name), parameter.default
+        if name not in arguments or value is None or type(default) not in kinds:
+            continue
+        allowed, words = kinds[type(default)]
+        if not isinstance(value, allowed) or (isinstance(value, bool) and type(default) is not bool):
+            raise ConfigError(f"{where}.{name} needs {words}, got {value!r}.")
 
 
 def find_target(name: Any, where: str, extensions: Sequence[str] = ()) -> Any:

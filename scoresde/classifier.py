@@ -40,7 +40,7 @@ class NoisyClassifier(nn.Module):
     @property
     def num_classes(self) -> int:
         """Number of classes."""
-        return int(self.net.output.out_features)
+        return int(self.net.output.out_features)  # type: ignore[union-attr,arg-type]
 
     def log_prob(self, label: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """log p(label | x_t) as a function of (x, t), for `ClassifierGuided`; label (B,) int64."""

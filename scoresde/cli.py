@@ -98,9 +98,8 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, MissingMandatoryValue):
         return f"the option {error.full_key} has no default: give it a value, {error.full_key}=..."
     if isinstance(error, HydraException | OmegaConfBaseException):
-        lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
-        text = " ".join(line for line in (str(error).splitlines()[0], *lines[:1]) if line)
-        return f"{' '.join(dict.fromkeys(text.split('  ')))} (python {Path(sys.argv[0]).name} --help lists the options)"
+        text = str(error.__cause__ or error).splitlines()[0].removeprefix("In 'train': ").removeprefix("In 'sample': ")
+        return f"{text.rstrip('.')} (python {Path(sys.argv[0]).name} --help lists the options)"
     from scoresde.training import CheckpointError, TrainingError
 
     mendable = (ValueError, TypeError, OSError, ImportError, FloatingPointError, CheckpointError, TrainingError)

@@ -145,10 +145,9 @@ def _traces(eps: Tensor, x: Tensor, vectors: Tensor | None) -> Tensor:
         rows = torch.arange(start, min(start + chunk, entries), device=x.device)
         hot = torch.nn.functional.one_hot(rows, entries).to(x.dtype)
         hot = hot.reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
-        (columns,) = torch.autograd.grad(
-            eps, x, hot, retain_graph=start + chunk < entries, is_grads_batched=True
-        )
-        trace = trace + (columns * hot).flatten(2).sum((0, 2))
+        more = start + chunk < entries
+        rows_of_jacobian = torch.autograd.grad(eps, x, hot, retain_graph=more, is_grads_batched=True)[0]
+        trace = trace + (rows_of_jacobian * hot).flatten(2).sum((0, 2))
     return trace[:, None]
 
 

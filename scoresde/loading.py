@@ -87,7 +87,9 @@ def read_config(run: RunDirectory) -> dict[str, Any]:
         config = yaml.safe_load(run.config_text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{run.config} is not readable YAML: {str(error).splitlines()[0]}.") from None
-    missing = [key for key in ("task", "sde", "parameterization", "model", "data") if key not in (config or {})]
+    if not isinstance(config, dict):
+        config = {}
+    missing = [key for key in ("task", "sde", "parameterization", "model", "data") if key not in config]
     if missing:
         raise ConfigError(f"{run.config} is not the configuration of a training run: it lacks {', '.join(missing)}.")
     return config

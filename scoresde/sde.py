@@ -154,9 +154,9 @@ class SDE(ABC):
 
 
 def _value_and_rate(function: Callable[[Tensor], Tensor], t: Tensor) -> tuple[Tensor, Tensor]:
-    """function(t) and its derivative, elementwise, in t's dtype."""
-    value, rate = torch.func.jvp(function, (t,), (torch.ones_like(t),))
-    return value, rate.to(t.dtype)  # forward derivatives of a 0-d float32 times a Python number come out in float64
+    """function(t) and its derivative, for an elementwise function."""
+    value, pull_back = torch.func.vjp(function, t)
+    return value, pull_back(torch.ones_like(value))[0]
 
 
 def _check_range(owner: str, low_name: str, low: float, high_name: str, high: float) -> None:

@@ -126,7 +126,7 @@ def _check_elementwise(sde: SDE) -> None:
                     value.dtype == dtype,
                     sde, f"{label} must keep t's dtype, got {value.dtype}: use t's own dtype, or .to(t.dtype) at the end",
                 )  # fmt: skip
-            together, alone = method(t), torch.stack([method(one) for one in t])
+            together, alone = method(t).nan_to_num(), torch.stack([method(one) for one in t]).nan_to_num()
             _compare(
                 sde, f"{name}(t), asked for many t at once, against one at a time", t, t, together, alone,
                 1e-3 if dtype == torch.float32 else 1e-9, "it must be elementwise",

@@ -25,7 +25,7 @@ def test_log_prob_of_a_mixture_is_torchs() -> None:
     sde, t = VPSDE(), torch.tensor(0.2, dtype=torch.float64)
     denoiser = mixture(sde)
     covs = torch.einsum("kij,kj,klj->kil", denoiser.axes, denoiser.variances, denoiser.axes)
-    diffused = sde.alpha(t).square() * covs + sde.sigma(t).square() * torch.eye(2)
+    diffused = sde.alpha(t).square() * covs + sde.sigma(t).square() * torch.eye(2, dtype=torch.float64)
     family = torch.distributions.MixtureSameFamily(
         torch.distributions.Categorical(denoiser.weights),
         torch.distributions.MultivariateNormal(sde.alpha(t) * denoiser.means, diffused),

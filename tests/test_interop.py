@@ -79,9 +79,7 @@ def test_score_and_eps_equal_the_original(golden: dict[str, Tensor], name: str) 
     denoiser = load(name)
     x, t = golden["x"], golden["t"]
     expected = golden[f"{name}.score"]
-    assert (
-        error(denoiser.score(x, t), expected) < 5e-5
-    )  # the original's σ_t itself is good to 2e-6 at these times
+    assert error(denoiser.score(x, t), expected) < 5e-5  # the original's σ_t itself is good to 2e-6 at these times
     sigma = denoiser.sde.sigma(t)[:, None, None, None]
     assert error(denoiser.eps(x, t), -expected * sigma) < 5e-5
     alpha = denoiser.sde.alpha(t)[:, None, None, None]
@@ -89,9 +87,7 @@ def test_score_and_eps_equal_the_original(golden: dict[str, Tensor], name: str) 
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the original's weights are not part of this repository")
-@pytest.mark.parametrize(
-    "name", ["ncsnpp_ve_cont", "ddpm_vp_cont", "x_ncsnpp_vp_cont", "x_ncsnpp_ve_discrete"]
-)
+@pytest.mark.parametrize("name", ["ncsnpp_ve_cont", "ddpm_vp_cont", "x_ncsnpp_vp_cont", "x_ncsnpp_ve_discrete"])
 def test_larger_networks_with_stored_weights_equal_the_original(name: str) -> None:
     from safetensors.torch import load_file
 
@@ -112,11 +108,6 @@ def test_larger_networks_with_stored_weights_equal_the_original(name: str) -> No
     assert error(vjp, stored["io.vjp_x"]) < 2e-5
 
 
-def abar(label: int) -> float:
-    betas = np.linspace(0.1 / 1000, 20 / 1000, 1000)
-    return float(np.prod(1 - betas[: label + 1]))
-
-
 def test_labels_and_score_factors_follow_the_table_of_the_class() -> None:
     t = torch.tensor([1e-5, 0.1, 0.5, 0.999, 1.0], dtype=torch.float64)
     for sde in (VPSDE(), SubVPSDE()):
@@ -134,18 +125,20 @@ def test_labels_and_score_factors_follow_the_table_of_the_class() -> None:
     assert discrete.tolist() == [999, 899, 500, 1, 0]
 
 
-def test_discrete_vp_uses_the_table_of_its_floored_label() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("inside", [0.0, 0.4])
+def test_discrete_vp_uses_the_table_of_its_floored_label(inside: float, dtype: torch.dtype) -> None:
+    """Also exactly at an index, where the rounding of t or of the way through (α, σ) must not lose one."""
     sde = VPSDE()
     p = ScoreSDEParameterization(sde=sde, continuous=False)
-    for label in (0, 1, 7, 498, 499, 998, 999):
-        for inside in (0.0, 0.4):  # exactly at an index, where a round trip through (α, σ) must not lose it
-            t = torch.tensor(min((label + inside) / 999, 1.0), dtype=torch.float64).clamp_min(1e-9)
-            alpha, sigma = sde.alpha(t), sde.sigma(t)
-            torch.testing.assert_close(p.c_noise(alpha, sigma), 999 * t, rtol=1e-7, atol=1e-5)
-            _, out = p.skip_out(alpha, sigma)
-            assert out.item() == pytest.approx(
-                -(sigma**2 / alpha).item() / (1 - abar(label)) ** 0.5, rel=1e-6
-            )
+    label = torch.arange(999, dtype=torch.float64) + (inside or 1.0)
+    t = (label / 999).to(dtype).double()
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    torch.testing.assert_close(p.c_noise(alpha, sigma), 999 * t, rtol=1e-9, atol=1e-9)
+
+    abar = torch.cumprod(1 - torch.linspace(0.1 / 1000, 20 / 1000, 1000, dtype=torch.float64), 0)
+    expected = -sigma.square() / alpha / torch.sqrt(1 - abar[label.floor().long()])
+    torch.testing.assert_close(p.skip_out(alpha, sigma)[1], expected, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("name", ["ve_cont", "ddpmpp_vp", "ddpmpp_subvp", "ve_discrete"])
@@ -166,9 +159,7 @@ def published(name: str) -> dict[str, Any]:
     state = weights(name)
     frozen = {"sigmas"} if "all_modules.0.W" not in state else {"sigmas", "all_modules.0.W"}
     shadow = [value.clone() for key, value in state.items() if key not in frozen]
-    raw = {
-        f"module.{key}": value if key in frozen else torch.zeros_like(value) for key, value in state.items()
-    }
+    raw = {f"module.{key}": value if key in frozen else torch.zeros_like(value) for key, value in state.items()}
     return {
         "optimizer": {"state": {}, "param_groups": [{"lr": np.float64(2e-4), "params": [0]}]},
         "model": raw,
@@ -199,9 +190,7 @@ def test_plain_state_dicts_and_safetensors(tmp_path: Path) -> None:
     save_file(state, tmp_path / "net.safetensors")
     expected = load("ve_cont").state_dict()
     for source in (prefixed, tmp_path / "net.pt", tmp_path / "net.safetensors"):
-        torch.testing.assert_close(
-            dict(load_score_sde(source, config).state_dict()), dict(expected), atol=0, rtol=0
-        )
+        torch.testing.assert_close(dict(load_score_sde(source, config).state_dict()), dict(expected), atol=0, rtol=0)
 
 
 def test_every_form_of_config_is_understood() -> None:
@@ -225,9 +214,7 @@ class Trap:
         return os.system, ("echo executed > trapped",)
 
 
-def test_a_checkpoint_that_would_execute_code_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_that_would_execute_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"model": weights("ve_cont"), "extra": Trap()}, "trap.pth")
     Path("raw.pth").write_bytes(pickle.dumps(Trap()))
@@ -265,9 +252,7 @@ def test_weights_that_do_not_fit_say_how() -> None:
         load_score_sde(missing, config)
     with pytest.raises(ValueError, match="has an unknown extra"):
         load_score_sde({**state, "extra": torch.zeros(1)}, config)
-    with pytest.raises(
-        ValueError, match=r"has all_modules.0.W of shape \(8,\) for \(16,\).* more differences"
-    ):
+    with pytest.raises(ValueError, match=r"has all_modules.0.W of shape \(8,\) for \(16,\).* more differences"):
         load_score_sde(state, change(config, "model", nf=16))
     with pytest.raises(ValueError, match=r"averaged parameters and the network of the config has"):
         load_score_sde(published("ve_cont"), change(config, "model", num_res_blocks=2))

@@ -44,7 +44,7 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(config[name], int) or config[name] < 1:
             raise ConfigError(f"{name} needs to be a whole number of at least 1, got {config[name]!r}.")
     device = pick_device(config["device"])
-    run = newest_run("denoiser") if config["run"] is None else config["run"]
+    run = newest_run("denoiser").path if config["run"] is None else config["run"]
     trained = load_run(run, device=device, extensions=config["extensions"])
     if not isinstance(trained.model, NetworkDenoiser):
         raise ConfigError(f"{trained.run.path} is the run of a classifier: name the run of a denoiser with run=...")
@@ -130,7 +130,7 @@ class Guidance:
             )
         if self.kind in ("autoguidance", "classifier"):
             key = "reference" if self.kind == "autoguidance" else "classifier"
-            path = newest_run("classifier") if config[key] is None else config[key]
+            path = newest_run("classifier").path if config[key] is None else config[key]
             other = load_run(path, device=device, extensions=extensions)
             expected = NetworkDenoiser if self.kind == "autoguidance" else NoisyClassifier
             if not isinstance(other.model, expected) or other.shape != trained.shape:
@@ -188,7 +188,8 @@ def save_samples(out: Path, x: Tensor, labels: Tensor | None, trained: TrainedMo
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"cannot make the folder {out}: {error.strerror}. Choose another with out=...") from None
-    codec, arrays = trained.codec, {}
+    codec = trained.codec
+    arrays: dict[str, Any] = {}
     if isinstance(codec, Quantized) and len(trained.shape) == 3 and trained.shape[0] in (1, 3):
         pixels = codec.to_uint8(x)
         save_picture(out / "samples.png", pixels[:MAX_PICTURES])

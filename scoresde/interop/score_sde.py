@@ -142,9 +142,7 @@ def _as_dict(section: Any) -> dict[str, Any]:
 def _need(sections: Mapping[str, Mapping[str, Any]], key: str) -> Any:
     section, name = key.split(".")
     if name not in sections[section]:
-        raise ValueError(
-            f"load_score_sde needs {key} in the config, which has none; take it from the training config."
-        )
+        raise ValueError(f"load_score_sde needs {key} in the config, which has none; take it from the training config.")
     return sections[section][name]
 
 
@@ -152,9 +150,7 @@ def _build_sde(sections: Mapping[str, Mapping[str, Any]]) -> SDE:
     model = sections["model"]
     name = str(_need(sections, "training.sde")).lower()
     if name == "vesde":
-        return VESDE(
-            sigma_min=float(model.get("sigma_min", 0.01)), sigma_max=float(model.get("sigma_max", 50.0))
-        )
+        return VESDE(sigma_min=float(model.get("sigma_min", 0.01)), sigma_max=float(model.get("sigma_max", 50.0)))
     if name not in ("vpsde", "subvpsde"):
         raise ValueError(f"load_score_sde needs training.sde to be vpsde, subvpsde or vesde, got {name!r}.")
     cls = VPSDE if name == "vpsde" else SubVPSDE
@@ -167,9 +163,7 @@ def _build_network(sections: Mapping[str, Mapping[str, Any]]) -> NCSNpp:
     if name not in ("ncsnpp", "ddpm"):
         raise ValueError(f"load_score_sde reads ncsnpp and ddpm networks, got model.name={name!r}.")
     if str(model.get("nonlinearity", "swish")).lower() != "swish":
-        raise ValueError(
-            f"load_score_sde reads swish networks, got model.nonlinearity={model['nonlinearity']!r}."
-        )
+        raise ValueError(f"load_score_sde reads swish networks, got model.nonlinearity={model['nonlinearity']!r}.")
     common: dict[str, Any] = {
         "channels": int(data.get("num_channels", 3)),
         "image_size": int(_need(sections, "data.image_size")),
@@ -219,7 +213,8 @@ def _read(path: Path) -> Mapping[str, Any]:
             raise ValueError(f"'{path}' cannot be read as safetensors ({error}).") from None
     try:
         # the optimizer of a published checkpoint keeps its learning rate as a numpy number
-        with torch.serialization.safe_globals(_NUMPY_NUMBERS), warnings.catch_warnings(action="ignore"):
+        with torch.serialization.safe_globals(_NUMPY_NUMBERS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
         if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip() is not None:
             raise zipfile.BadZipFile  # torch.load does not compare the checksums

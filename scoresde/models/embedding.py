@@ -92,9 +92,7 @@ class ConditionEmbedding(nn.Module):
         super().__init__()
         for name, size in (("num_classes", num_classes), ("condition_dim", condition_dim)):
             if size is not None and size < 1:
-                raise ValueError(
-                    f"{owner} needs {name} of at least 1, or None for a network without it, got {size}."
-                )
+                raise ValueError(f"{owner} needs {name} of at least 1, or None for a network without it, got {size}.")
         self.owner = owner
         self.num_classes = num_classes
         self.condition_dim = condition_dim
@@ -118,9 +116,7 @@ class ConditionEmbedding(nn.Module):
         if self.label is not None:
             terms.append(self._embed_label(self.label, x, label))
         elif label is not None:
-            raise ValueError(
-                f"{self.owner} was built without num_classes, so it takes no label; set num_classes."
-            )
+            raise ValueError(f"{self.owner} was built without num_classes, so it takes no label; set num_classes.")
         if self.vector is not None:
             terms.append(self._embed_vector(self.vector, x, condition))
         elif condition is not None:
@@ -141,9 +137,7 @@ class ConditionEmbedding(nn.Module):
         try:
             rows: Tensor = table(label.expand(x.shape[0]).long() + 1)
             return rows
-        except (
-            IndexError
-        ):  # raised on the CPU only: looking at the values on a GPU would stall every solver step
+        except IndexError:  # raised on the CPU only: looking at the values on a GPU would stall every solver step
             raise ValueError(
                 f"{self.owner} needs labels from 0 to {table.num_embeddings - 2}, or -1 for no label, "
                 f"got values from {int(label.min())} to {int(label.max())}."

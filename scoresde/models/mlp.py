@@ -44,9 +44,7 @@ class MLP(nn.Module):
         super().__init__()
         self.shape = tuple(shape)
         if min((width, depth, *self.shape)) < 1:
-            raise ValueError(
-                f"MLP needs positive shape, width and depth, got {self.shape}, {width} and {depth}."
-            )
+            raise ValueError(f"MLP needs positive shape, width and depth, got {self.shape}, {width} and {depth}.")
         features = math.prod(self.shape)
         self.fourier = GaussianFourier(width // 2, fourier_scale)
         self.embed = nn.Sequential(linear(2 * (width // 2), width), nn.SiLU(), linear(width, width))
@@ -74,9 +72,7 @@ class MLP(nn.Module):
             F, with the shape and dtype of x.
         """
         if x.shape[1:] != self.shape:
-            raise ValueError(
-                f"MLP with shape={self.shape} needs x of shape (B, *{self.shape}), got {tuple(x.shape)}."
-            )
+            raise ValueError(f"MLP with shape={self.shape} needs x of shape (B, *{self.shape}), got {tuple(x.shape)}.")
         embedding = self.embed(self.fourier(noise_levels(c_noise, x)).to(x.dtype))
         conditions = self.conditions(x, label, condition)
         if conditions is not None:

@@ -132,15 +132,11 @@ class NCSNpp(nn.Module):
         check_choice("progressive_output", progressive_output, ProgressiveOutput)
         check_choice("progressive_input", progressive_input, ProgressiveInput)
         check_choice("progressive_combine", progressive_combine, Combination)
-        check_sizes(
-            channels, image_size, width, tuple(channel_mults), num_res_blocks, num_scales, concat_channels
-        )
+        check_sizes(channels, image_size, width, tuple(channel_mults), num_res_blocks, num_scales, concat_channels)
         if not 0 < sigma_min < sigma_max:
             raise ValueError(f"NCSNpp needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}.")
         if scale_by_sigma and embedding == "fourier":
-            raise ValueError(
-                "NCSNpp with scale_by_sigma=True needs embedding log_fourier or positional, got fourier."
-            )
+            raise ValueError("NCSNpp with scale_by_sigma=True needs embedding log_fourier or positional, got fourier.")
         if not time_conditional and (num_classes or condition_dim):
             raise ValueError(
                 "NCSNpp adds label and condition to the time embedding, so they need time_conditional=True."
@@ -172,9 +168,7 @@ class NCSNpp(nn.Module):
 
         def residual(c_in: int, c_out: int, resample: nn.Module | None = None) -> int:
             return self._add(
-                ResidualBlock(
-                    c_in, c_out, 4 * width, style=block, resample=resample, dropout=dropout, **common
-                )
+                ResidualBlock(c_in, c_out, 4 * width, style=block, resample=resample, dropout=dropout, **common)
             )
 
         def attention(c: int) -> int:
@@ -312,9 +306,7 @@ class NCSNpp(nn.Module):
             out = module(*args)
         return out
 
-    def _embed(
-        self, x: Tensor, c_noise: Tensor, label: Tensor | None, condition: Tensor | None
-    ) -> Tensor | None:
+    def _embed(self, x: Tensor, c_noise: Tensor, label: Tensor | None, condition: Tensor | None) -> Tensor | None:
         conditions = self.conditions(x, label, condition)
         if not self.time_conditional:
             return None

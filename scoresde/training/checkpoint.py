@@ -39,9 +39,7 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(_plain(state, ""), buffer)
     content = buffer.getbuffer()
-    content[-2:] = struct.pack(
-        "<H", _TRAILER
-    )  # length of the archive's comment, the last field of a zip file
+    content[-2:] = struct.pack("<H", _TRAILER)  # length of the archive's comment, the last field of a zip file
     digest = hashlib.sha256(content).hexdigest().encode()
     try:
         write_atomically(path, content, _MARK + digest)
@@ -69,9 +67,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}.") from error
     if state.get("format", FORMAT) != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {state['format']}, this version reads {FORMAT}: update scoresde."
-        )
+        raise CheckpointError(f"{path} has format {state['format']}, this version reads {FORMAT}: update scoresde.")
     return state
 
 
@@ -86,9 +82,7 @@ def load_weights(module: nn.Module, state: dict[str, Any], *, ema: bool = True) 
         CheckpointError: If names or shapes differ, naming the first parameter that does.
     """
     if "model" not in state or (ema and "ema" not in state):
-        raise CheckpointError(
-            f"the checkpoint holds {', '.join(state)}, but not the weights of a training run."
-        )
+        raise CheckpointError(f"the checkpoint holds {', '.join(state)}, but not the weights of a training run.")
     weights = dict(state["model"])
     if ema:
         weights |= state["ema"]["params"] | state["ema"]["buffers"]
@@ -139,9 +133,7 @@ def _plain(value: Any, key: str) -> Any:
     if isinstance(value, dict):
         for name in value:
             if type(name) not in (str, int):
-                raise TypeError(
-                    f"a checkpoint needs keys of type str or int, got {name!r} under {key or 'its top'!r}."
-                )
+                raise TypeError(f"a checkpoint needs keys of type str or int, got {name!r} under {key or 'its top'!r}.")
         return {name: _plain(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_plain(item, f"{key}[{index}]") for index, item in enumerate(value))
@@ -167,7 +159,8 @@ def _verified(file: io.BufferedReader, path: Path) -> dict[str, Any]:
     file.seek(0)
     bare_pickle = file.peek(1)[:1] == b"\x80"  # then torch stops at the first opcode off its list
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             state = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:
         if bare_pickle or any(sign in str(error) for sign in _SIGNS_OF_CODE):

@@ -36,7 +36,8 @@ class EMA:
         self.num_updates = 0
         self._names = [name for name, p in module.named_parameters() if p.requires_grad]
         self.shadow_params = [p.detach().clone() for p in self._trainable(module)]
-        self._buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
+        saved = module.state_dict().keys()  # constants such as filter kernels are in no state dict
+        self._buffers = {name: b.detach().clone() for name, b in module.named_buffers() if name in saved}
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
@@ -45,16 +46,18 @@ class EMA:
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates)) if self.ramp else self.decay
         if self.shadow_params:
             torch._foreach_lerp_(self.shadow_params, self._trainable(module), 1 - decay)
-        for name, buffer in module.named_buffers():
-            self._buffers[name].copy_(buffer)
+        buffers = dict(module.named_buffers())
+        for name, kept in self._buffers.items():
+            kept.copy_(buffers[name])
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
         """Overwrite the module's trainable parameters and buffers with the averaged ones."""
         for parameter, shadow in zip(self._trainable(module), self.shadow_params, strict=True):
             parameter.copy_(shadow)
-        for name, buffer in module.named_buffers():
-            buffer.copy_(self._buffers[name])
+        buffers = dict(module.named_buffers())
+        for name, kept in self._buffers.items():
+            buffers[name].copy_(kept)
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:

@@ -45,9 +45,7 @@ class CSVLogger:
         try:
             with self.path.open(newline="", encoding="utf-8") as file:
                 header, *rows = list(csv.reader(file)) or [[]]
-            whole = [
-                row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step
-            ]
+            whole = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step]
             if header[:1] != ["step"] or not whole:
                 self.path.unlink()
                 return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 
 class Progress:
@@ -44,8 +44,7 @@ class Progress:
         self._tenth, self._printed = tenth, now
         left = (now - self._began) / max(step - self.start, 1) * (self.steps - step)
         print(
-            f"step {step} of {self.steps}   loss {loss:.4g}   {rate:.0f} {noun}/s   "
-            f"{tqdm.format_interval(left)} left",
+            f"step {step} of {self.steps}   loss {loss:.4g}   {rate:.0f} {noun}/s   {tqdm.format_interval(left)} left",
             file=sys.stderr,
             flush=True,
         )

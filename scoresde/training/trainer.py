@@ -116,9 +116,7 @@ class Trainer:
             if choice not in allowed:
                 raise ValueError(f"Trainer needs {name} to be one of {', '.join(allowed)}, got {choice!r}.")
         if clip is not None and (not isinstance(clip, (int, float)) or clip == 0 or math.isnan(clip)):
-            raise ValueError(
-                f"Trainer needs clip to be a positive number, or null for no clipping, got {clip!r}."
-            )
+            raise ValueError(f"Trainer needs clip to be a positive number, or null for no clipping, got {clip!r}.")
         self.denoiser, self.optimizer, self.run, self.preview = denoiser, optimizer, run, preview
         self.steps, self.seed, self.compile, self.progress = steps, seed, compile, progress
         self.log_every, self.sample_every = log_every or steps, sample_every or 0
@@ -178,9 +176,7 @@ class Trainer:
             try:
                 metrics, stopped_by = self._loop(network, progress, stop)
             except TrainingError as error:
-                raise TrainingError(
-                    f"{error}; {self._kept()}; check the data, or lower the learning rate."
-                ) from None
+                raise TrainingError(f"{error}; {self._kept()}; check the data, or lower the learning rate.") from None
         if stopped_by is not None:
             self._say_stopped(stopped_by)
             raise Interrupted(stopped_by)

@@ -52,6 +52,7 @@ class Update:
         self.precision, self.channels_last, self.device = precision, channels_last, device
         self.seed, self.rank = seed, rank
         self.meter = Meter(device)
+        self.checks_every_step = device.type == "cpu"  # elsewhere reading a value would wait for the device
         self.noun = "examples"
         self._rates = [float(group["lr"]) for group in optimizer.param_groups]
 
@@ -71,7 +72,7 @@ class Update:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.clip)
         self.meter.record(step, torch.cat(losses), norm)
-        if self.device.type == "cpu":  # elsewhere reading a value would wait for the device
+        if self.checks_every_step:
             self.check()
         self.optimizer.step()
 

@@ -47,6 +47,7 @@ class WandbLogger:
         if mode == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes"):
             print("wandb is disabled by the environment: metrics go to metrics.csv only.")
             return
+        os.environ.setdefault("WANDB_SILENT", "true")
         try:
             import wandb
         except ImportError:
@@ -57,11 +58,10 @@ class WandbLogger:
             try:
                 self._session = self._init(attempt)
                 return
-            except (
-                Exception
-            ) as error:  # no key, no network, no permission: none of them may stop a training run
+            except Exception as error:  # no key, no network, no permission: none of them may stop a training run
                 reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
                 instead = "going on offline" if attempt != "offline" else "metrics go to metrics.csv only"
+                wandb.teardown()  # lets go of the run's id
                 print(f"wandb could not start in {attempt} mode ({reason.rstrip('.')}): {instead}.")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -46,6 +46,8 @@ def test_conditions_change_the_output_and_none_is_null() -> None:
     assert (net(x, 0.1, condition=torch.ones(5, 4)) - plain).abs().max() > 1e-3
 
 
+# PyTorch itself scripts the decompositions of forward-mode derivatives
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 def test_function_transforms_work() -> None:
     net = MLP(width=16, depth=2, num_classes=3).double()
     for parameter in net.parameters():

@@ -42,9 +42,7 @@ def test_keys_order_and_counts_of_the_published_networks(name: str) -> None:
 
     trainable = {key for key, parameter in net.named_parameters() if parameter.requires_grad}
     state = net.state_dict()
-    actual = [
-        [k, list(v.shape), str(v.dtype).removeprefix("torch."), k in trainable] for k, v in state.items()
-    ]
+    actual = [[k, list(v.shape), str(v.dtype).removeprefix("torch."), k in trainable] for k, v in state.items()]
     assert actual == expected["state_dict"]
     assert [key for key, _ in net.named_parameters()] == [key for key in state if key != "sigmas"]
     assert sum(p.numel() for p in net.parameters()) == expected["total_params"]
@@ -151,6 +149,8 @@ def test_checkpoint_of_a_conditional_network_extends_the_plain_one() -> None:
     assert all(key.startswith("conditions.") for key in added)
 
 
+# PyTorch itself scripts the decompositions of forward-mode derivatives
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 def test_function_transforms_agree_with_the_network(x: Tensor, c_noise: Tensor) -> None:
     net = tiny(num_classes=3)
     label = torch.tensor([0, 1, 2, -1])
@@ -194,13 +194,11 @@ def test_precision_and_memory_format_do_not_change_the_function(
 ) -> None:
     net = tiny(**options)
     y = net(x, c_noise)
-    assert y.dtype == x.dtype and y.shape == x.shape
+    assert (y.dtype, y.shape) == (x.dtype, x.shape)
     wide = copy.deepcopy(net).double()(x.double(), c_noise.double())
     torch.testing.assert_close(wide, y.double(), atol=1e-5, rtol=1e-5)
     last = copy.deepcopy(net).to(memory_format=torch.channels_last)
-    torch.testing.assert_close(
-        last(x.to(memory_format=torch.channels_last), c_noise), y, atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(last(x.to(memory_format=torch.channels_last), c_noise), y, atol=1e-5, rtol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
         half = net(x, c_noise)
     assert half.dtype == x.dtype

@@ -45,9 +45,7 @@ def test_convolutions_with_fir_equal_the_original(golden: dict[str, Tensor]) -> 
     torch.testing.assert_close(up(golden["x"]), golden["fir_up_conv_1331_patched"], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "taps", [(1, 3, 3, 1), (1, 2), (3, 1, 2), (1, 5, 10, 10, 5, 1), (1, 2, 3, 4, 5)], ids=str
-)
+@pytest.mark.parametrize("taps", [(1, 3, 3, 1), (1, 2), (3, 1, 2), (1, 5, 10, 10, 5, 1), (1, 2, 3, 4, 5)], ids=str)
 def test_fir_is_a_true_convolution_of_any_kernel(taps: tuple[int, ...]) -> None:
     x = torch.randn(2, 3, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     k = torch.tensor(taps, dtype=torch.float64) / sum(taps)

@@ -49,7 +49,7 @@ def test_every_flipped_bit_is_noticed(checkpoint: Path) -> None:
     for position in range(0, len(content), 13):
         content[position] ^= 1 << (position % 8)
         checkpoint.write_bytes(content)
-        with pytest.raises(CheckpointError, match="is (damaged|refused)"):
+        with pytest.raises(CheckpointError, match=r"is (damaged|refused)"):
             load_checkpoint(checkpoint)
         content[position] ^= 1 << (position % 8)
     for position in range(len(content) - 100, len(content)):  # the archive's end and the checksum itself
@@ -92,7 +92,7 @@ def test_missing_file_and_newer_format_and_plain_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*nothing\.pt: train first"):
         load_checkpoint(tmp_path / "nothing.pt")
     save_checkpoint(tmp_path / "new.pt", {"format": 2})
-    with pytest.raises(CheckpointError, match="has format 2.*update scoresde"):
+    with pytest.raises(CheckpointError, match=r"has format 2.*update scoresde"):
         load_checkpoint(tmp_path / "new.pt")
     (tmp_path / "text.pt").write_text("hello")
     torch.save({"format": 1}, tmp_path / "unsigned.pt")
@@ -116,18 +116,14 @@ def test_only_tensors_and_plain_values_are_saved(tmp_path: Path, state: dict[str
     assert not list(tmp_path.iterdir())
 
 
-def test_full_disk_leaves_the_file_before_untouched(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_leaves_the_file_before_untouched(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = checkpoint.read_bytes()
 
     def full(fd: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        CheckpointError, match=r"cannot save .*last\.pt: No space left on device; earlier files"
-    ):
+    with pytest.raises(CheckpointError, match=r"cannot save .*last\.pt: No space left on device; earlier files"):
         save_checkpoint(checkpoint, {"step": 4})
     assert checkpoint.read_bytes() == before
     assert [path.name for path in checkpoint.parent.iterdir()] == ["last.pt"]
@@ -136,11 +132,9 @@ def test_full_disk_leaves_the_file_before_untouched(
 def test_a_write_cut_short_by_the_system_leaves_nothing(checkpoint: Path) -> None:
     before = checkpoint.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (20_000, hard)
-    )  # Python ignores SIGXFSZ: writing fails with EFBIG
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # Python ignores SIGXFSZ: writing fails with EFBIG
     try:
-        with pytest.raises(CheckpointError, match="cannot save .*File too large"):
+        with pytest.raises(CheckpointError, match=r"cannot save .*File too large"):
             save_checkpoint(checkpoint, {"w": torch.zeros(100_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -149,7 +143,7 @@ def test_a_write_cut_short_by_the_system_leaves_nothing(checkpoint: Path) -> Non
 
 
 def test_a_missing_folder_gives_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot save .*No such file or directory"):
+    with pytest.raises(CheckpointError, match=r"cannot save .*No such file or directory"):
         save_checkpoint(tmp_path / "gone" / "last.pt", {"step": 1})
 
 

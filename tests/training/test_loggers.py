@@ -128,9 +128,7 @@ def test_wandb_disabled_by_the_environment(
     logger.start(0)
     logger.log(1, {"loss": 1.0})
     logger.close()
-    assert (
-        capsys.readouterr().out == "wandb is disabled by the environment: metrics go to metrics.csv only.\n"
-    )
+    assert capsys.readouterr().out == "wandb is disabled by the environment: metrics go to metrics.csv only.\n"
 
 
 def test_wandb_not_installed(
@@ -169,6 +167,10 @@ def test_wandb_that_cannot_reach_its_server_goes_offline(
         Settings = dict
 
         @staticmethod
+        def teardown() -> None:
+            modes.append("teardown")
+
+        @staticmethod
         def init(*, settings: dict[str, Any], **options: Any) -> Session:
             modes.append(settings["mode"])
             if settings["mode"] == "online":
@@ -183,8 +185,7 @@ def test_wandb_that_cannot_reach_its_server_goes_offline(
     logger.start(0)
     logger.log(1, {"loss": 1.0})
     logger.close()
-    assert modes == ["online", "offline", "log 1", "finish"]
-    assert (
-        "could not start in online mode (Run initialization has timed out after 20.0 sec): going on offline."
-        in (capsys.readouterr().out)
+    assert modes == ["online", "teardown", "offline", "log 1", "finish"]
+    assert "could not start in online mode (Run initialization has timed out after 20.0 sec): going on offline." in (
+        capsys.readouterr().out
     )

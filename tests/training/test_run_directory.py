@@ -23,7 +23,7 @@ def test_another_config_is_refused_with_the_first_line_that_differs(tmp_path: Pa
     RunDirectory.create(tmp_path / "a", CONFIG)
     with pytest.raises(ValueError, match=r"line 2 of its config\.yaml is 'lr: 0\.1', now it is 'lr: 0\.2'"):
         RunDirectory.create(tmp_path / "a", CONFIG.replace("0.1", "0.2"))
-    with pytest.raises(ValueError, match="line 3 .* is '', now it is 'more: 1'"):
+    with pytest.raises(ValueError, match=r"line 3 .* is '', now it is 'more: 1'"):
         RunDirectory.create(tmp_path / "a", CONFIG + "more: 1\n")
     assert RunDirectory.open(tmp_path / "a").config_text == CONFIG
 
@@ -36,12 +36,12 @@ def test_files_of_others_are_not_taken_over(tmp_path: Path) -> None:
     (tmp_path / "b" / "checkpoints" / "last.pt").touch()
     with pytest.raises(FileExistsError, match=r"holds files but there is no .*config\.yaml"):
         RunDirectory.create(tmp_path / "b", CONFIG)
-    with pytest.raises(OSError, match="cannot make the run directory .*: Not a directory"):
+    with pytest.raises(OSError, match=r"cannot make the run directory .*: Not a directory"):
         RunDirectory.create(tmp_path / "file" / "deeper", CONFIG)
 
 
 def test_open_needs_a_run(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no run at .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"there is no run at .*nowhere"):
         RunDirectory.open(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"not a run directory: it has no config\.yaml"):
         RunDirectory.open(tmp_path)
@@ -50,7 +50,7 @@ def test_open_needs_a_run(tmp_path: Path) -> None:
 def test_newest_is_the_run_whose_checkpoint_was_written_last(tmp_path: Path) -> None:
     for name in ("old", "deep/new", "empty"):
         RunDirectory.create(tmp_path / name, CONFIG)
-    with pytest.raises(FileNotFoundError, match="no run under .* has a checkpoint yet"):
+    with pytest.raises(FileNotFoundError, match=r"no run under .* has a checkpoint yet"):
         RunDirectory.newest(tmp_path)
     RunDirectory(tmp_path / "old").last.touch()
     RunDirectory(tmp_path / "deep/new").snapshot(5).touch()

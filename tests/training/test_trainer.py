@@ -69,9 +69,7 @@ def test_adam_with_warmup_and_clipping_is_that_of_the_reference(accumulate: int)
 
     optimizer = torch.optim.Adam(module.parameters(), lr=2e-4)
     options: dict[str, Any] = {"steps": 12, "warmup": 5, "log_every": 1, "accumulate": accumulate}
-    Trainer(
-        denoiser=module, loss=loss, optimizer=optimizer, batch=batch, logger=spy, progress=False, **options
-    ).fit()
+    Trainer(denoiser=module, loss=loss, optimizer=optimizer, batch=batch, logger=spy, progress=False, **options).fit()
 
     torch.testing.assert_close(torch.stack(spy.weights), iterates[1:], rtol=0, atol=1e-13)
     assert [row["lr"] for row in spy.rows] == pytest.approx(REFERENCE["opt_lr"], abs=1e-18)
@@ -79,9 +77,7 @@ def test_adam_with_warmup_and_clipping_is_that_of_the_reference(accumulate: int)
 
 
 @pytest.mark.parametrize("clip, largest", [(0.1, 0.1), (None, 191.5), (-1.0, 191.5)])
-def test_clip_bounds_the_gradient_and_none_or_negative_turns_it_off(
-    clip: float | None, largest: float
-) -> None:
+def test_clip_bounds_the_gradient_and_none_or_negative_turns_it_off(clip: float | None, largest: float) -> None:
     a, b, w = (torch.from_numpy(REFERENCE[f"opt_{name}"]) for name in ("A", "b", "w"))
     module = LeastSquares(w[0])
     Trainer(
@@ -106,14 +102,23 @@ def test_learning_rate_factor() -> None:
 
 
 def test_random_streams_differ_and_the_global_state_is_left_alone(make_trainer: Make) -> None:
-    assert (
-        len({stream_seed(s, name, k) for s in (0, 1) for name in ("noise", "network") for k in range(9)})
-        == 36
-    )
+    assert len({stream_seed(s, name, k) for s in (0, 1) for name in ("noise", "network") for k in range(9)}) == 36
     torch.manual_seed(5)
     before = torch.get_rng_state()
     make_trainer(steps=2).fit()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_every_micro_batch_and_seed_has_its_own_noise_and_dropout(make_trainer: Make) -> None:
+    draws: list[float] = []
+
+    def loss(denoiser: Any, x0: Tensor, *, generator: torch.Generator) -> Tensor:
+        draws.extend([torch.rand(()).item(), torch.rand((), generator=generator).item()])
+        return DenoisingLoss()(denoiser, x0, generator=generator)
+
+    for seed in (0, 1):
+        make_trainer(steps=4, accumulate=2, seed=seed, loss=loss).fit()
+    assert len(set(draws)) == len(draws) == 2 * 4 * 2 * 2
 
 
 def test_accumulated_batches_are_one_large_batch() -> None:
@@ -145,9 +150,7 @@ def test_a_small_network_learns_the_exact_denoiser() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layers = nn.Sequential(
-                nn.Linear(3, 48), nn.SiLU(), nn.Linear(48, 48), nn.SiLU(), nn.Linear(48, 2)
-            )
+            self.layers = nn.Sequential(nn.Linear(3, 48), nn.SiLU(), nn.Linear(48, 48), nn.SiLU(), nn.Linear(48, 2))
 
         def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
             return self.layers(torch.cat([x, c_noise[:, None]], 1))  # type: ignore[no-any-return]
@@ -167,9 +170,7 @@ def test_a_small_network_learns_the_exact_denoiser() -> None:
     metrics = trainer.fit()
 
     t = torch.linspace(0.02, 1.0, 512)
-    x = sde.perturb(
-        batch(10**6)[0].repeat(2, 1), t, torch.randn(512, 2, generator=torch.Generator().manual_seed(1))
-    )
+    x = sde.perturb(batch(10**6)[0].repeat(2, 1), t, torch.randn(512, 2, generator=torch.Generator().manual_seed(1)))
     with torch.no_grad(), trainer.ema.applied(denoiser):
         error = (denoiser(x, t) - GaussianDenoiser(sde, mean, std)(x, t)).square().mean().sqrt()
     assert error < 0.06  # the data's own spread is 0.47
@@ -177,9 +178,7 @@ def test_a_small_network_learns_the_exact_denoiser() -> None:
     assert metrics["examples_per_second"] > 0
 
 
-@pytest.mark.parametrize(
-    "options", [{"precision": "bfloat16"}, {"channels_last": True}, {"accumulate": 2}], ids=str
-)
+@pytest.mark.parametrize("options", [{"precision": "bfloat16"}, {"channels_last": True}, {"accumulate": 2}], ids=str)
 def test_options_train_to_nearly_the_same_loss(make_trainer: Make, options: dict[str, Any]) -> None:
     plain = make_trainer(steps=30, log_every=30).fit()
     other = make_trainer(steps=30, log_every=30, **options).fit()
@@ -233,9 +232,7 @@ def test_a_network_that_does_not_compile_is_trained_without(
         assert torch.equal(ours, theirs)
 
 
-def test_a_compiled_network_is_used_for_updates_only(
-    make_trainer: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiled_network_is_used_for_updates_only(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
     def compiled(function: Any) -> Any:
@@ -289,9 +286,10 @@ def test_metrics_are_means_and_the_file_has_fixed_columns(make_trainer: Make, tm
     assert final == {name: float(value) for name, value in rows[-1].items()}
 
 
+@pytest.mark.parametrize("checks_every_step", [True, False])  # False: as on an accelerator
 @pytest.mark.parametrize("source", ["data", "weights", "accumulated"])
 def test_a_loss_that_is_not_finite_stops_with_step_and_noise_level(
-    make_trainer: Make, tmp_path: Path, source: str
+    make_trainer: Make, tmp_path: Path, source: str, checks_every_step: bool
 ) -> None:
     run = RunDirectory.create(tmp_path, "seed: 0\n")
     accumulate = 2 if source == "accumulated" else 1
@@ -299,15 +297,18 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_noise_level(
     def batch(index: int) -> tuple[Tensor, dict[str, Any]]:
         x0 = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(index))
         if index // accumulate == 5 and index % accumulate == accumulate - 1 and source != "weights":
-            x0[4] = math.nan
+            x0[4] = math.nan if source == "data" else 1e30  # whose square is infinite
         return x0, {}
 
-    trainer = make_trainer(run=run, batch=batch, checkpoint_every=4, log_every=100, accumulate=accumulate)
+    options = {"steps": 9, "checkpoint_every": 4, "log_every": 100, "accumulate": accumulate}
+    trainer = make_trainer(run=run, batch=batch, **options)
+    trainer._update.checks_every_step = checks_every_step
     if source == "weights":
         trainer._update.factor = lambda step: math.nan if step == 4 else 1.0
         expected = 0  # every loss of step 6 is NaN: the first example is named
     else:
-        trainer.denoiser.net.norm = nn.Identity()  # batch statistics would spread the NaN to all examples
+        net: Any = trainer.denoiser.net
+        net.norm = nn.Identity()  # batch statistics would spread the NaN to all examples
         trainer.optimizer.param_groups[0]["params"] = list(trainer.denoiser.parameters())
         trainer.ema = EMA(trainer.denoiser)
         expected = 4
@@ -334,9 +335,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_is_applied() -> None:
         steps=2,
         progress=False,
     )
-    with pytest.raises(
-        TrainingError, match="the gradient is not finite at step 1; no checkpoint had been saved"
-    ):
+    with pytest.raises(TrainingError, match="the gradient is not finite at step 1; no checkpoint had been saved"):
         trainer.fit()
     assert module.w.tolist() == [0, 0]
 
@@ -345,9 +344,7 @@ def test_weights_that_are_not_finite_are_never_saved(make_trainer: Make, tmp_pat
     run = RunDirectory.create(tmp_path, "seed: 0\n")
     trainer = make_trainer(run=run, steps=2, checkpoint_every=1)
     trainer._update.factor = lambda step: 1.0 if step == 0 else math.inf
-    with pytest.raises(
-        TrainingError, match="the weights are not finite after step 2; the last good checkpoint"
-    ):
+    with pytest.raises(TrainingError, match="the weights are not finite after step 2; the last good checkpoint"):
         trainer.fit()
     assert torch.load(run.last, weights_only=True)["step"] == 1
 
@@ -387,9 +384,7 @@ def test_a_disk_that_fills_up_stops_training_and_keeps_the_last_checkpoint(
     run = RunDirectory.create(tmp_path, "seed: 0\n")
     make_trainer(run=run, steps=2).fit()
     before = run.last.read_bytes()
-    monkeypatch.setattr(
-        "os.replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
+    monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(CheckpointError, match=r"cannot save .*last\.pt: No space left on device"):
         make_trainer(run=run, steps=4, logger=Spy()).fit()
     assert run.last.read_bytes() == before

@@ -24,15 +24,9 @@ TIMINGS = ("examples_per_second", "seconds")
 def tensors(state: Any, key: str = "") -> dict[str, Any]:
     """All leaves of nested containers by their path."""
     if isinstance(state, dict):
-        return {
-            path: leaf
-            for name, item in state.items()
-            for path, leaf in tensors(item, f"{key}.{name}").items()
-        }
+        return {path: leaf for name, item in state.items() for path, leaf in tensors(item, f"{key}.{name}").items()}
     if isinstance(state, (list, tuple)):
-        return {
-            path: leaf for i, item in enumerate(state) for path, leaf in tensors(item, f"{key}.{i}").items()
-        }
+        return {path: leaf for i, item in enumerate(state) for path, leaf in tensors(item, f"{key}.{i}").items()}
     return {key: state}
 
 
@@ -123,9 +117,7 @@ def test_snapshots_are_kept_and_can_be_started_from(make_trainer: Make, tmp_path
     assert_same_bits(run.last, tmp_path / "before.pt")
 
 
-def test_a_finished_run_says_so(
-    make_trainer: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_run_says_so(make_trainer: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunDirectory.create(tmp_path, "seed: 0\n")
     make_trainer(run=run).fit()
     capsys.readouterr()
@@ -133,14 +125,10 @@ def test_a_finished_run_says_so(
     assert capsys.readouterr().out == "already trained to step 8 of 8: nothing left to do.\n"
 
 
-def test_a_checkpoint_of_another_model_seed_or_optimizer_is_refused(
-    make_trainer: Make, tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_another_model_seed_or_optimizer_is_refused(make_trainer: Make, tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path, "seed: 0\n")
     make_trainer(run=run, steps=2).fit()
-    with pytest.raises(
-        CheckpointError, match=r"'net\.head\.weight' is \(4, 1, 3, 3\) there and \(5, 1, 3, 3\) here"
-    ):
+    with pytest.raises(CheckpointError, match=r"'net\.head\.weight' is \(4, 1, 3, 3\) there and \(5, 1, 3, 3\) here"):
         make_trainer(run=run, width=5).fit()
     with pytest.raises(CheckpointError, match="of a run with seed 0, got seed 1"):
         make_trainer(run=run, seed=1).fit()
