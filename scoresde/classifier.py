@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ class ClassifierLoss:
         noise: The `DenoisingLoss` whose law of times and noise is used.
     """
 
-    noise: DenoisingLoss = DenoisingLoss()
+    noise: DenoisingLoss = field(default_factory=DenoisingLoss)
 
     def __call__(
         self, classifier: NoisyClassifier, x0: Tensor, *, label: Tensor, generator: torch.Generator | None = None

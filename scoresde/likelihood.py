@@ -11,7 +11,6 @@ from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.flow import LogSNRClock, check_ode_arguments, odeint_options
-from scoresde.sde import expand
 
 TRACE_CHUNK_ENTRIES = 2**22  # entries of the stacked one-hot vectors that an exact trace differentiates at once
 

@@ -155,7 +155,7 @@ class SDE(ABC):
 
 def _value_and_rate(function: Callable[[Tensor], Tensor], t: Tensor) -> tuple[Tensor, Tensor]:
     """function(t) and its derivative, for an elementwise function."""
-    value, pull_back = torch.func.vjp(function, t)
+    value, pull_back = torch.func.vjp(function, t)[:2]
     return value, pull_back(torch.ones_like(value))[0]
 
 

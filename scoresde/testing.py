@@ -212,7 +212,9 @@ def _check_transition(sde: SDE, t: Tensor, rtol: float) -> None:
     )  # fmt: skip
     rest = sde.transition(t, t)
     _compare(sde, "transition(t, t).scale = 1", t, t, rest.scale, torch.ones_like(t), rtol, advice)
-    _compare(sde, "transition(t, t).std = 0", t, t, rest.std, torch.zeros_like(t), rtol, advice, atol=1e-6 * sde.sigma(t))
+    _compare(
+        sde, "transition(t, t).std = 0", t, t, rest.std, torch.zeros_like(t), rtol, advice, atol=1e-6 * sde.sigma(t)
+    )
 
 
 def _check_prior(sde: SDE, rtol: float) -> None:

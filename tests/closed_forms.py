@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from scoresde import (
+    EDMSDE,
     SDE,
+    VESDE,
+    VPSDE,
     CosineSDE,
     Denoiser,
     DiscreteVPSDE,
-    EDMSDE,
     GaussianMixtureDenoiser,
     NoiseSource,
     Solver,
     SubVPSDE,
-    VESDE,
-    VPSDE,
     expand,
     linear_betas,
 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from closed_forms import MEAN, SDES, STD, mixture, name
 
-from scoresde import SDE, GaussianDenoiser, GaussianMixtureDenoiser, SubVPSDE, VPSDE
+from scoresde import SDE, VPSDE, GaussianDenoiser, GaussianMixtureDenoiser, SubVPSDE
 
 TIMES = torch.tensor([1e-5, 0.02, 0.3, 1.0], dtype=torch.float64)
 
@@ -49,7 +49,9 @@ def test_samples_have_the_mixtures_moments() -> None:
     x = denoiser.sample(40_000, generator=torch.Generator().manual_seed(0))
     covs = torch.einsum("kij,kj,klj->kil", denoiser.axes, denoiser.variances, denoiser.axes)
     mean = denoiser.weights @ denoiser.means
-    second = torch.einsum("k,kij->ij", denoiser.weights, covs + torch.einsum("ki,kj->kij", denoiser.means, denoiser.means))
+    second = torch.einsum(
+        "k,kij->ij", denoiser.weights, covs + torch.einsum("ki,kj->kij", denoiser.means, denoiser.means)
+    )
     cov = second - torch.outer(mean, mean)
 
     error = (x.mean(0) - mean).abs() / (cov.diagonal() / 40_000).sqrt()
@@ -77,9 +79,9 @@ def test_float32_eps_keeps_its_digits_at_tiny_noise() -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="GaussianDenoiser needs std > 0, got 0"):
+    with pytest.raises(ValueError, match=r"GaussianDenoiser needs std > 0, got 0"):
         GaussianDenoiser(VPSDE(), 0.0, 0.0)
     with pytest.raises(ValueError, match=r"needs weights \(K,\), means \(K, d\).*got \(2,\), \(3, 2\), \(3, 2\)"):
         GaussianMixtureDenoiser(VPSDE(), torch.ones(2), torch.zeros(3, 2), torch.ones(3, 2))
-    with pytest.raises(ValueError, match="positive weights and positive-definite covariances"):
+    with pytest.raises(ValueError, match=r"positive weights and positive-definite covariances"):
         GaussianMixtureDenoiser(VPSDE(), torch.ones(2), torch.zeros(2, 2), -torch.ones(2, 2))

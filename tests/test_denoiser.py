@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from scoresde import (
     EDM,
     SDE,
+    VESDE,
+    VPSDE,
     Data,
     Denoiser,
     Epsilon,
@@ -17,9 +19,7 @@ from scoresde import (
     NetworkDenoiser,
     Parameterization,
     Score,
-    VESDE,
     VPrediction,
-    VPSDE,
     logsnr_grid,
 )
 

@@ -9,14 +9,14 @@ from closed_forms import MEAN, STD, exact_flow, mixture, name
 from torch import Tensor
 
 from scoresde import (
-    SDE,
-    CosineSDE,
-    Denoiser,
     EDMSDE,
-    GaussianDenoiser,
-    SubVPSDE,
+    SDE,
     VESDE,
     VPSDE,
+    CosineSDE,
+    Denoiser,
+    GaussianDenoiser,
+    SubVPSDE,
     bits_per_dim,
     log_prob,
 )
@@ -32,7 +32,9 @@ def exact_log_prob(denoiser: Any, x: Tensor, latent: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("sde", SDES, ids=name)
-@pytest.mark.parametrize("options, tolerance", [({}, 1e-3), ({"rtol": 1e-8, "atol": 1e-8}, 1e-5)], ids=["default", "tight"])
+@pytest.mark.parametrize(
+    "options, tolerance", [({}, 1e-3), ({"rtol": 1e-8, "atol": 1e-8}, 1e-5)], ids=["default", "tight"]
+)
 @pytest.mark.parametrize("shape", [(2,), (1, 4, 4)], ids=str)
 def test_gaussian_data(sde: SDE, options: dict[str, float], tolerance: float, shape: tuple[int, ...]) -> None:
     denoiser = GaussianDenoiser(sde, MEAN, STD)
@@ -192,14 +194,14 @@ def test_wrong_arguments_are_named(options: dict[str, Any], words: str) -> None:
 def test_wrong_data_are_named() -> None:
     denoiser, x = GaussianDenoiser(VPSDE()), torch.zeros(3, 2)
     x[1, 0] = float("nan")
-    with pytest.raises(ValueError, match="finite data, got NaN or infinity in row 1"):
+    with pytest.raises(ValueError, match=r"finite data, got NaN or infinity in row 1"):
         log_prob(denoiser, x)
     with pytest.raises(ValueError, match=r"shape \(B, \*\) in float32 or float64, got shape \(3,\)"):
         log_prob(denoiser, torch.zeros(3))
-    with pytest.raises(ValueError, match="in torch.float16"):
+    with pytest.raises(ValueError, match=r"in torch.float16"):
         log_prob(denoiser, torch.zeros(3, 2, dtype=torch.float16))
     for options in ({"levels": 1}, {"value_range": (1.0, -1.0)}):
-        with pytest.raises(ValueError, match="bits_per_dim needs levels >= 2 and low < high"):
+        with pytest.raises(ValueError, match=r"bits_per_dim needs levels >= 2 and low < high"):
             bits_per_dim(torch.zeros(1), (2,), **options)  # type: ignore[arg-type]
 
 
@@ -210,5 +212,5 @@ def test_a_model_that_returns_nan_stops_with_a_sentence() -> None:
         def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
             return x * float("nan")
 
-    with pytest.raises(FloatingPointError, match="log_prob stopped .* the denoiser returned NaN or infinity"):
+    with pytest.raises(FloatingPointError, match=r"log_prob stopped .* the denoiser returned NaN or infinity"):
         log_prob(Broken(), torch.zeros(2, 2))

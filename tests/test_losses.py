@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from scoresde import (
     EDM,
-    SDE,
-    Denoiser,
-    DenoisingLoss,
     EDMSDE,
-    GaussianDenoiser,
-    NetworkDenoiser,
+    SDE,
     VESDE,
     VPSDE,
+    Denoiser,
+    DenoisingLoss,
+    GaussianDenoiser,
+    NetworkDenoiser,
     discrete_times,
     edm_weighting,
     likelihood_weighting,
@@ -74,7 +74,9 @@ def test_the_exact_denoiser_is_the_minimiser() -> None:
     assert float(loss[1].mean()) < min(float(loss[0].mean()), float(loss[2].mean()))
 
 
-@pytest.mark.parametrize("power, low, high", [(0.0, 0.0, float("inf")), (1.0, 1.0, float("inf")), (1.0, 0.0, 5.0), (0.5, 0.0, 9.0)])
+@pytest.mark.parametrize(
+    "power, low, high", [(0.0, 0.0, float("inf")), (1.0, 1.0, float("inf")), (1.0, 0.0, 5.0), (0.5, 0.0, 9.0)]
+)
 def test_snr_weightings_are_clamped_powers_of_the_snr_on_the_data_error(power: float, low: float, high: float) -> None:
     sde = VPSDE()
     denoiser = GaussianDenoiser(sde, MEAN, STD)
@@ -117,13 +119,17 @@ def test_times_are_uniform_whatever_the_sampling(sampling: str) -> None:
     sde, loss, generator = VPSDE(t_min=0.1), DenoisingLoss(sampling=sampling), torch.Generator().manual_seed(0)
     batches = [loss.draw(sde, torch.zeros(50, 1), generator)[0] for _ in range(100)]
     t = torch.cat(batches)
-    first = torch.stack([batch[0] for batch in torch.stack([loss.draw(sde, torch.zeros(8, 1), generator)[0] for _ in range(1000)])])
+    first = torch.stack(
+        [batch[0] for batch in torch.stack([loss.draw(sde, torch.zeros(8, 1), generator)[0] for _ in range(1000)])]
+    )
 
     assert kolmogorov(t, lambda t: (t - 0.1) / 0.9) < 1.95
     assert kolmogorov(first, lambda t: (t - 0.1) / 0.9) < 1.95  # of one place in the batch alone
     if sampling != "independent":  # every cell of width 1/B exactly once
         for batch in batches:
-            assert torch.equal(((batch.double() - 0.1) / 0.9 * 50 - 1e-6).ceil().sort().values, torch.arange(1.0, 51).double())
+            assert torch.equal(
+                ((batch.double() - 0.1) / 0.9 * 50 - 1e-6).ceil().sort().values, torch.arange(1.0, 51).double()
+            )
     if sampling == "antithetic":  # one shift of the whole lattice
         gaps = batches[0].sort().values.diff()
         torch.testing.assert_close(gaps, torch.full_like(gaps, 0.9 / 50), rtol=0, atol=1e-6)

@@ -20,7 +20,9 @@ def target(parameterization: Parameterization, x0: torch.Tensor, noise: torch.Te
     return -noise / SIGMA  # score
 
 
-@pytest.mark.parametrize("parameterization", [Epsilon(), Data(), VPrediction(), Score()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "parameterization", [Epsilon(), Data(), VPrediction(), Score()], ids=lambda p: type(p).__name__
+)
 def test_a_perfect_network_gives_back_the_data(parameterization: Parameterization) -> None:
     x0, noise = torch.randn(4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
     c_skip, c_out = parameterization.skip_out(ALPHA, SIGMA)
@@ -50,5 +52,7 @@ def test_edm_input_and_target_have_unit_variance() -> None:
 
 
 def test_sigma_data_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="VPrediction needs sigma_data > 0, the standard deviation.*got sigma_data=0.0"):
+    with pytest.raises(
+        ValueError, match=r"VPrediction needs sigma_data > 0, the standard deviation.*got sigma_data=0.0"
+    ):
         VPrediction(sigma_data=0.0)

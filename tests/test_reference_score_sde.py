@@ -1,4 +1,4 @@
-"""Golden comparisons with score_sde (Song et al. 2021), where its rule is kept; docs/solvers.md lists where it is not."""
+"""Golden comparisons with score_sde (Song et al. 2021), where its rule is kept; docs/solvers.md lists the others."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from scoresde import (
     DDPM,
     SDE,
+    VESDE,
+    VPSDE,
     AnnealedLangevin,
     DenoisingLoss,
     DiscreteVPSDE,
@@ -24,8 +26,6 @@ from scoresde import (
     ReverseDiffusion,
     StepSolver,
     SubVPSDE,
-    VESDE,
-    VPSDE,
     discrete_times,
     likelihood_weighting,
     simple_weighting,
@@ -219,7 +219,7 @@ def test_predictor_steps_with_another_time_for_every_sample(key: str) -> None:
 
 
 class Index(SDE):
-    """The reference's N-step chain: its table for discretised steps, its own times t_i = linspace(eps, 1, N) for the rest.
+    """The reference's N-step chain: its table for discretised steps, its times linspace(eps, 1, N) for the rest.
 
     Index k is the step from τ = (k + 1)/N to k/N, so `uniform_grid` with t_end = 0 walks through all N indices.
     """

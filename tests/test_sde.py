@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from scoresde import (
-    SDE,
-    CosineSDE,
-    DiscreteVPSDE,
     EDMSDE,
-    SubVPSDE,
+    SDE,
     VESDE,
     VPSDE,
+    CosineSDE,
+    DiscreteVPSDE,
+    SubVPSDE,
     cosine_betas,
     expand,
     linear_betas,
@@ -58,7 +58,9 @@ def close(actual: Tensor, expected: Tensor, rtol: float) -> None:
     torch.testing.assert_close(actual, expected, rtol=rtol, atol=1e-300)
 
 
-@pytest.mark.parametrize("sde, start", [(VPSDE(), 0.0), (SubVPSDE(), 0.0), (VESDE(), 0.01), (EDMSDE(), 0.002)], ids=name)
+@pytest.mark.parametrize(
+    "sde, start", [(VPSDE(), 0.0), (SubVPSDE(), 0.0), (VESDE(), 0.01), (EDMSDE(), 0.002)], ids=name
+)
 def test_f_and_g_alone_give_alpha_and_sigma_by_quadrature(sde: SDE, start: float) -> None:
     mine = Given(sde, start)
 
@@ -225,7 +227,7 @@ def test_expand_reshapes_and_names_the_offending_shape() -> None:
 
 
 def test_an_sde_needs_a_whole_pair_of_formulas() -> None:
-    with pytest.raises(TypeError, match="Half needs two formulas, alpha and sigma or f and g, got alpha, g"):
+    with pytest.raises(TypeError, match=r"Half needs two formulas, alpha and sigma or f and g, got alpha, g"):
 
         class Half(SDE):
             def alpha(self, t: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from scoresde import (
     SDE,
+    VESDE,
+    VPSDE,
     CosineSDE,
     DiscreteVPSDE,
     Kernel,
-    VESDE,
-    VPSDE,
     cosine_betas,
     quadratic_betas,
     scaled_linear_betas,
@@ -108,32 +108,80 @@ def kernel(sde: SDE, t: Tensor, s: Tensor) -> Kernel:
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"alpha": lambda self, t: torch.exp(-2 * t) - 0.2}, r"alpha\(t\) must be positive.*at t=0\.8\d+: end the process"),
-        ({"sigma": lambda self, t: torch.log(t)}, r"sigma\(t\) must be positive and finite on \(0, 1\], got -11\.51.* at t=1e-05"),
-        ({"f": lambda self, t: -2.0}, r"f\(t\) for t of shape \(\) in torch.float64 returned a float, not a tensor.*full_like"),
-        ({"g": lambda self, t: torch.tensor(2.0, dtype=t.dtype)}, r"g\(t\) for t of shape \(3,\).*must have t's shape, got \(\)"),
-        ({"sigma": lambda self, t: Good.sigma(self, t.double())}, r"sigma\(t\) for t of shape \(\) in torch.float32 must keep t's dtype, got torch.float64"),
-        ({"f": lambda self, t: -2 * t[:, None] / t[:, None]}, r"f\(t\) for t of shape \(\) .* raised IndexError .*elementwise torch functions"),
-        ({"alpha": lambda self, t: Good.alpha(self, t) * (1 + 1e-3 * t.mean())}, r"alpha\(t\), asked for many t at once, against one at a time"),
-        ({"f": lambda self, t: -2.001 * torch.ones_like(t)}, r"f\(t\) = d/dt log alpha.* at t=1e-05 to .*, expected -2, got -2\.001: correct f"),
+        (
+            {"alpha": lambda self, t: torch.exp(-2 * t) - 0.2},
+            r"alpha\(t\) must be positive.*at t=0\.8\d+: end the process",
+        ),
+        (
+            {"sigma": lambda self, t: torch.log(t)},
+            r"sigma\(t\) must be positive and finite on \(0, 1\], got -11\.51.* at t=1e-05",
+        ),
+        (
+            {"f": lambda self, t: -2.0},
+            r"f\(t\) for t of shape \(\) in torch.float64 returned a float, not a tensor.*full_like",
+        ),
+        (
+            {"g": lambda self, t: torch.tensor(2.0, dtype=t.dtype)},
+            r"g\(t\) for t of shape \(3,\).*must have t's shape, got \(\)",
+        ),
+        (
+            {"sigma": lambda self, t: Good.sigma(self, t.double())},
+            r"sigma\(t\) for t of shape \(\) in torch.float32 must keep t's dtype, got torch.float64",
+        ),
+        (
+            {"f": lambda self, t: -2 * t[:, None] / t[:, None]},
+            r"f\(t\) for t of shape \(\) .* raised IndexError .*elementwise torch functions",
+        ),
+        (
+            {"alpha": lambda self, t: Good.alpha(self, t) * (1 + 1e-3 * t.mean())},
+            r"alpha\(t\), asked for many t at once, against one at a time",
+        ),
+        (
+            {"f": lambda self, t: -2.001 * torch.ones_like(t)},
+            r"f\(t\) = d/dt log alpha.* at t=1e-05 to .*, expected -2, got -2\.001: correct f",
+        ),
         ({"g": lambda self, t: 4.0 * torch.ones_like(t)}, r"g\(t\)\^2 = d/dt sigma\(t\)\^2 .*: correct g"),
         ({"g": lambda self, t: 2.0 - 3e-3 * (t > 0.7).to(t.dtype)}, r"g\(t\)\^2 = d/dt .* at t=0\.(69|7)\d* to 0\.7"),
-        ({"g": lambda self, t: -2.0 * torch.ones_like(t)}, r"g\(t\) must be finite and not negative on \(0, 1\], got -2"),
+        (
+            {"g": lambda self, t: -2.0 * torch.ones_like(t)},
+            r"g\(t\) must be finite and not negative on \(0, 1\], got -2",
+        ),
         ({"f": lambda self, t: -2 / (t < 0.9).to(t.dtype)}, r"f\(t\) must be finite on \(0, 1\], got -inf at t=0\.9"),
         ({"logsnr": lambda self, t: SDE.logsnr(self, t) / 2}, r"logsnr\(t\) = 2 log\(alpha/sigma\) fails at t=1e-05"),
-        ({"time": lambda self, l: 1.001 * SDE.time(self, l)}, r"time\(logsnr\(t\)\) = t fails .*drop time"),
-        ({"time": lambda self, l: SDE.time(self, l.double())}, r"time\(logsnr\) must keep shape and dtype, got \(3,\) in torch.float64"),
-        ({"transition": lambda self, t, s: kernel(self, t, s)._replace(scale=self.alpha(s))}, r"transition\(t, s\)\.scale = alpha\(s\)/alpha\(t\)"),
-        ({"transition": lambda self, t, s: kernel(self, t, s)._replace(std=self.sigma(s))}, r"scale\^2 sigma\(t\)\^2 \+ std\^2 = sigma\(s\)\^2"),
+        ({"time": lambda self, logsnr: 1.001 * SDE.time(self, logsnr)}, r"time\(logsnr\(t\)\) = t fails .*drop time"),
+        (
+            {"time": lambda self, logsnr: SDE.time(self, logsnr.double())},
+            r"time\(logsnr\) must keep shape and dtype, got \(3,\) in torch.float64",
+        ),
+        (
+            {"transition": lambda self, t, s: kernel(self, t, s)._replace(scale=self.alpha(s))},
+            r"transition\(t, s\)\.scale = alpha\(s\)/alpha\(t\)",
+        ),
+        (
+            {"transition": lambda self, t, s: kernel(self, t, s)._replace(std=self.sigma(s))},
+            r"scale\^2 sigma\(t\)\^2 \+ std\^2 = sigma\(s\)\^2",
+        ),
         ({"prior_std": 50.0}, r"prior_std must be a float near sigma\(1\), expected about 0\.99\d+, got 50"),
-        ({"prior_sample": lambda self, shape, **kw: torch.zeros(shape, dtype=torch.float64)}, r"prior_sample must have standard deviation prior_std"),
-        ({"prior_sample": lambda self, shape, **kw: torch.randn(shape)}, r"prior_sample\(\(64, 8, 8\), dtype=torch.float64\).*got \(64, 8, 8\) in torch.float32"),
-        ({"prior_log_prob": lambda self, x: -0.5 * x.flatten(1).square().sum(1)}, r"prior_log_prob\(x\) = log N\(x; 0, prior_std\^2 I\) .*normalising constant"),
-        ({"prior_log_prob": lambda self, x: -0.5 * x.square()}, r"prior_log_prob\(x\) must have shape \(B,\), got \(64, 8, 8\)"),
+        (
+            {"prior_sample": lambda self, shape, **kw: torch.zeros(shape, dtype=torch.float64)},
+            r"prior_sample must have standard deviation prior_std",
+        ),
+        (
+            {"prior_sample": lambda self, shape, **kw: torch.randn(shape)},
+            r"prior_sample\(\(64, 8, 8\), dtype=torch.float64\).*got \(64, 8, 8\) in torch.float32",
+        ),
+        (
+            {"prior_log_prob": lambda self, x: -0.5 * x.flatten(1).square().sum(1)},
+            r"prior_log_prob\(x\) = log N\(x; 0, prior_std\^2 I\) .*normalising constant",
+        ),
+        (
+            {"prior_log_prob": lambda self, x: -0.5 * x.square()},
+            r"prior_log_prob\(x\) must have shape \(B,\), got \(64, 8, 8\)",
+        ),
         ({"t_min": 0.0}, r"t_min must be a float between 0 and 1, got 0\.0"),
         ({"t_min": None}, r"t_min must be a float between 0 and 1, got None"),
     ],
-)  # fmt: skip
+)
 def test_one_sentence_says_what_is_wrong(changes: dict[str, object], words: str) -> None:
     with pytest.raises(AssertionError, match=rf"^Broken: .*{words}") as caught:
         check_sde(broken(**changes))
@@ -200,5 +248,5 @@ def test_convergence_order_of_known_methods() -> None:
 def test_convergence_order_names_what_it_cannot_use() -> None:
     with pytest.raises(ValueError, match=r"two or more different step counts, got \(10,\)"):
         convergence_order(lambda n: torch.zeros(()), 1.0, steps=(10,))
-    with pytest.raises(ValueError, match="positive finite error at every step count, got 0.0 with 40 steps"):
+    with pytest.raises(ValueError, match=r"positive finite error at every step count, got 0.0 with 40 steps"):
         convergence_order(lambda n: torch.ones(()), 1.0)

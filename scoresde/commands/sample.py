@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,6 @@ from scoresde.denoiser import Denoiser, NetworkDenoiser
 from scoresde.guidance import ClassifierGuided, Guided
 from scoresde.loading import TrainedModel, load_run, newest_run
 from scoresde.solvers import ProbabilityFlowODE, Solver, per_sample_noise
-from scoresde.training import RunDirectory
 from scoresde.training.checkpoint import write_atomically
 
 MAX_PICTURES = 256  # images in samples.png

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -96,7 +97,7 @@ class StepSolver(Solver):
         times = checked_grid(self.grid(denoiser.sde, self.steps, self.end(denoiser.sde))).to(x.device).unbind()
         state = None
         yield Step(0, times[0], x)
-        for index, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True), start=1):
+        for index, (t, s) in enumerate(pairwise(times), start=1):
             x, state = self.step(denoiser, x, t, s, noise, state)
             yield Step(index, s, x)
         if self.denoise:

@@ -19,7 +19,9 @@ def uniform_grid(sde: SDE, steps: int, t_end: float) -> Tensor:
 
 def quadratic_grid(sde: SDE, steps: int, t_end: float) -> Tensor:
     """Equal steps in √t: finer near the data."""
-    return torch.linspace(1, t_end**0.5, steps + 1, dtype=torch.float64).square()
+    times = torch.linspace(1, t_end**0.5, steps + 1, dtype=torch.float64).square()
+    times[-1] = t_end
+    return times
 
 
 def logsnr_grid(sde: SDE, steps: int, t_end: float) -> Tensor:

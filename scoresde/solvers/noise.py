@@ -37,7 +37,7 @@ def per_sample_noise(x: Tensor, seeds: Sequence[int]) -> NoiseSource:
     return draw
 
 
-def brownian_noise(x: Tensor, seed: int, *, tol: float = 1e-6) -> NoiseSource:
+def brownian_noise(x: Tensor, seed: int, *, tol: float = 1e-9) -> NoiseSource:
     """Increments of one Brownian path in t per entry of x, through torchsde's BrownianInterval.
 
         z(t, s) = (W(t) − W(s)) / √(t − s)
@@ -47,13 +47,14 @@ def brownian_noise(x: Tensor, seed: int, *, tol: float = 1e-6) -> NoiseSource:
     Args:
         x: Gives shape (B, *), dtype and device.
         seed: Of the path, and of the fresh draws asked for with t = s.
-        tol: Times closer than this are one time to the path.
+        tol: Resolution of the path in t; every step must be longer.
     """
     import torchsde
 
     path = torchsde.BrownianInterval(
-        t0=0.0, t1=1.0, size=(x.shape[0], x[0].numel()), dtype=x.dtype, device=x.device, entropy=seed, tol=tol
-    )
+        t0=0.0, t1=1.0, size=(x.shape[0], x[0].numel()), dtype=x.dtype, device=x.device, entropy=seed, tol=tol,
+        halfway_tree=True,  # without it the path depends on the order in which its intervals are asked for
+    )  # fmt: skip
     generator = torch.Generator(device=x.device).manual_seed(seed)
 
     def draw(t: Tensor, s: Tensor) -> Tensor:
@@ -61,6 +62,8 @@ def brownian_noise(x: Tensor, seed: int, *, tol: float = 1e-6) -> NoiseSource:
             raise ValueError("brownian_noise follows one clock for the whole batch: t and s must be scalars.")
         if float(t) == float(s):
             return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        if float(t) - float(s) < 2 * tol:
+            raise ValueError(f"brownian_noise needs steps longer than 2 tol, got one of {float(t - s):g} with tol={tol:g}.")
         increment = path(float(s), float(t)) / (t - s).sqrt()
         return increment.reshape(x.shape).to(x.dtype)
 

@@ -15,6 +15,7 @@ from scoresde import (
     DDIM,
     DDPM,
     SDE,
+    VPSDE,
     Denoiser,
     DiscreteVPSDE,
     EulerMaruyama,
@@ -23,7 +24,6 @@ from scoresde import (
     Solver,
     StepSolver,
     SubVPSDE,
-    VPSDE,
     linear_betas,
     logsnr_grid,
     subsequence_grid,
@@ -140,7 +140,7 @@ def test_moments_of_the_whole_chain_converge_at_weak_order_one(sde: SDE, solver:
             replace(solver, steps=steps, grid=logsnr_grid, t_end=end, denoise=False), denoiser, *prior
         ))  # fmt: skip
 
-    assert convergence_order(solve, exact, steps=(200, 400)) == pytest.approx(1, abs=0.2)
+    assert convergence_order(solve, exact, steps=(200, 400)) > 0.8  # a lost factor leaves a constant error: order 0
     torch.testing.assert_close(solve(400), exact, rtol=0.1, atol=0)
 
 

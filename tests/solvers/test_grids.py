@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from closed_forms import SDES, name
+
+from scoresde import (
+    EDMSDE,
+    SDE,
+    VPSDE,
+    karras_grid,
+    logsnr_grid,
+    quadratic_grid,
+    subsequence_grid,
+    uniform_grid,
+)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=name)
+@pytest.mark.parametrize("steps", [1, 2, 37])
+def test_grids_fall_from_one_to_t_end_in_their_own_coordinate(sde: SDE, steps: int) -> None:
+    coordinates = {
+        uniform_grid: lambda t: t,
+        quadratic_grid: lambda t: t.sqrt(),
+        logsnr_grid: lambda t: sde.logsnr(t),
+        karras_grid: lambda t: (sde.sigma(t) / sde.alpha(t)) ** (1 / 7),
+        partial(karras_grid, rho=3.0): lambda t: (sde.sigma(t) / sde.alpha(t)) ** (1 / 3),
+    }
+    for grid, coordinate in coordinates.items():
+        times = grid(sde, steps, 0.01)  # type: ignore[operator]
+        gaps = coordinate(times).diff()
+        assert times.shape == (steps + 1,) and times.dtype == torch.float64
+        assert times[0] == 1 and times[-1] == 0.01 and bool((times.diff() < 0).all())
+        torch.testing.assert_close(gaps, gaps.mean().expand_as(gaps), rtol=1e-6, atol=0)
+
+
+def test_karras_times_on_edm_are_the_published_sigmas() -> None:
+    sigmas = EDMSDE().sigma(karras_grid(EDMSDE(), 17, 0.0))
+    ramp = torch.arange(18, dtype=torch.float64) / 17
+    published = (80 ** (1 / 7) + ramp * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    torch.testing.assert_close(sigmas, published, rtol=1e-12, atol=0)
+
+
+def test_sub_sequences_are_the_published_labels() -> None:
+    sde = VPSDE()
+
+    def labels(spacing: str, steps: int) -> list[int]:
+        times = subsequence_grid(sde, steps, 0.0, spacing=spacing)
+        assert times[-1] == 0
+        return [round(float(t) * 1000) - 1 for t in times[:-1].flip(0)]
+
+    assert labels("uniform", 5) == [0, 200, 400, 600, 800]
+    assert labels("uniform", 300)[-1] == 897 and len(labels("uniform", 300)) == 300
+    assert labels("quadratic", 5) == [0, 50, 200, 450, 800]
+    assert labels("even", 5) == [0, 250, 500, 749, 999]
+    assert labels("even", 1000) == list(range(1000))
+    assert float(subsequence_grid(sde, 10, 0.3, spacing="even")[-1]) == 0.3
+
+
+@pytest.mark.parametrize("grid", [logsnr_grid, karras_grid])
+def test_log_snr_needs_noise_at_both_ends(grid: object) -> None:
+    with pytest.raises(
+        ValueError, match=r"needs noise at both ends: σ is 0 at t_end=0.0 of VPSDE. Use t_end > 0.*1e-05"
+    ):
+        grid(VPSDE(), 10, 0.0)  # type: ignore[operator]
+
+
+def test_wrong_sub_sequences_are_named() -> None:
+    with pytest.raises(ValueError, match=r"1 <= steps <= length=1000, got steps=1001"):
+        subsequence_grid(VPSDE(), 1001, 0.0)
+    with pytest.raises(ValueError, match=r"spacing uniform, quadratic or even, got 'cubic'"):
+        subsequence_grid(VPSDE(), 10, 0.0, spacing="cubic")

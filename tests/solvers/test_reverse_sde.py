@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from closed_forms import MEAN, SDES, STD, chain_moments, mixture, moments, name
+from torch import Tensor
+
+from scoresde import SDE, VPSDE, Denoiser, GaussianDenoiser, ReverseSDE, per_sample_noise
+from scoresde.testing import convergence_order
+
+END = 0.05
+
+
+@pytest.mark.parametrize("sde", SDES, ids=name)
+@pytest.mark.parametrize("method, order, accuracy", [("euler", 1, 0.1), ("milstein", 1, 0.1), ("srk", 1.5, 0.01)])
+def test_moments_converge(sde: SDE, method: str, order: float, accuracy: float) -> None:
+    """Exact moments of the whole run from its responses to every noise it draws: no Monte Carlo."""
+    denoiser, prior = GaussianDenoiser(sde, MEAN, STD), moments(sde, 1.0)
+    exact = torch.stack(moments(sde, END))
+
+    def solve(steps: int) -> Tensor:
+        return torch.stack(chain_moments(
+            ReverseSDE(method=method, steps=steps, t_end=END, denoise=False), denoiser, *prior
+        ))  # fmt: skip
+
+    assert convergence_order(solve, exact, steps=(50, 100)) > order - 0.3
+    torch.testing.assert_close(solve(100), exact, rtol=accuracy, atol=0)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=name)
+def test_euler_is_the_reverse_sde_in_log_snr(sde: SDE) -> None:
+    steps, draws = 20, torch.randn(20, 4, 2, dtype=torch.float64)
+    denoiser, x = mixture(sde), sde.prior_std * torch.randn(4, 2, dtype=torch.float64)
+    rows = iter(draws)
+    solver = ReverseSDE(method="euler", steps=steps, t_end=END, denoise=False)
+    y = solver(denoiser, x, noise=lambda t, s: next(rows))
+
+    ends = sde.logsnr(torch.tensor([1.0, END], dtype=torch.float64))
+    h = (ends[1] - ends[0]) / steps
+    for k in range(steps):
+        t = sde.time(ends[0] + k * h).clamp(END, 1)
+        # dx = (f x − g² score) dt + g dw with dt = −σ²/g² dl: in l the drift is −(σ²/g²)(f x − g² score)
+        drift = -(sde.sigma(t) / sde.g(t)).square() * (sde.drift(x, t) - sde.g(t).square() * denoiser.score(x, t))
+        x = x + drift * h + sde.sigma(t) * h.sqrt() * draws[k]
+    torch.testing.assert_close(y, x, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=name)
+def test_adaptive_steps_sample_the_marginal(sde: SDE) -> None:
+    denoiser, (mean, std) = GaussianDenoiser(sde, MEAN, STD), moments(sde, 1.0)
+    end_mean, end_std = moments(sde, END)
+    x = mean + std * torch.randn(1000, 2, dtype=torch.float64)
+    y = ReverseSDE(adaptive=True, rtol=1e-2, atol=1e-2, steps=30, seed=3, t_end=END, denoise=False)(denoiser, x)
+    assert abs(float((y.mean() - end_mean) / end_std)) * 2000**0.5 < 4.5
+    assert abs(float(y.std() / end_std) - 1) * 4000**0.5 < 4.5
+
+
+def test_adaptive_paths_follow_the_seed() -> None:
+    denoiser, x = mixture(VPSDE()), torch.randn(3, 2, dtype=torch.float64)
+    first, again, other = (
+        ReverseSDE(adaptive=True, rtol=0.1, atol=0.1, steps=10, seed=seed, t_end=END)(denoiser, x) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("method", ["euler", "srk"])
+def test_a_sample_alone_is_the_sample_in_a_batch(method: str) -> None:
+    denoiser, x = mixture(VPSDE()), torch.randn(5, 1, 2, 1, dtype=torch.float64)
+    solver = ReverseSDE(method=method, steps=15)
+    together = solver(denoiser, x, noise=per_sample_noise(x, range(5)))
+    alone = solver(denoiser, x[2:3], noise=per_sample_noise(x[2:3], [2]))
+    torch.testing.assert_close(together[2:3], alone, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=name)
+def test_the_denoiser_is_never_asked_outside_its_times(sde: SDE) -> None:
+    times: list[float] = []
+
+    class Recording(Denoiser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sde, self.inner = sde, mixture(sde)
+
+        def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+            times.append(float(t))
+            return self.inner(x, t)
+
+    for solver in (ReverseSDE(steps=8, t_end=0.03), ReverseSDE(adaptive=True, rtol=0.1, atol=0.1, steps=5, t_end=0.03)):
+        y = solver(Recording(), sde.prior_std * torch.randn(2, 2))
+        assert y.dtype == torch.float32
+    assert min(times) >= 0.03 and max(times) <= 1
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"method": "heun"}, "ReverseSDE needs method euler, milstein or srk, got 'heun'"),
+        ({"steps": 0}, "ReverseSDE needs steps to be a whole number of at least 1, got 0"),
+    ],
+)
+def test_wrong_arguments_are_named(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ReverseSDE(**options)

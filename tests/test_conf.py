@@ -1,0 +1,153 @@
+"""Every configuration file composes, builds, and lists exactly the arguments of what it names."""
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import scoresde
+from scoresde.build import ConfigError, build, find_target
+from scoresde.cli import config_dir
+from scoresde.data import Dataset
+from scoresde.parameterization import Parameterization
+from scoresde.sde import SDE
+from scoresde.solvers import Solver
+
+ROOT = config_dir()
+FILES = sorted(path for path in ROOT.rglob("*.yaml") if path.parent != ROOT)
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiment").glob("*.yaml"))
+# arguments that the commands supply, or that only Python can
+SUPPLIED = {
+    "AdamW": {"params", "amsgrad", "maximize", "foreach", "capturable", "differentiable"},
+    "Adam": {"params", "amsgrad", "maximize", "foreach", "capturable", "differentiable", "decoupled_weight_decay"},
+    "Trainer": {"denoiser", "loss", "optimizer", "batch", "run", "logger", "preview", "seed", "device"},
+    "CSVLogger": {"run"},
+    "csv_and_wandb": {"run"},
+}
+
+
+def nodes(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield value
+        for inner in value.values():
+            yield from nodes(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from nodes(inner)
+
+
+TARGETS = [(path.relative_to(ROOT).as_posix(), node) for path in FILES for node in nodes(yaml.safe_load(path.read_text()))]
+
+
+def composed(name: str, *overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(ROOT), version_base="1.3"):
+        config = OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
+    assert isinstance(config, dict)
+    return config
+
+
+@pytest.mark.parametrize(("where", "node"), TARGETS, ids=[f"{where}:{node['_target_']}" for where, node in TARGETS])
+def test_file_lists_every_argument_and_no_other(where: str, node: dict[str, Any]) -> None:
+    target = find_target(node["_target_"], where)
+    signature = inspect.signature(target)
+    positional = {"sde", "t", "u"} if node.get("_partial_") else set()
+    if node["_target_"].endswith("_grid"):
+        positional = {"sde", "steps", "t_end"}
+    inner = where == "solver/pc.yaml" and "predictor" not in node  # the outer solver's loop is used
+    inside = {"steps", "grid", "t_end", "denoise"} if inner else set()
+    supplied = SUPPLIED.get(node["_target_"].rpartition(".")[2], set()) | positional | inside
+    listed = set(node) - {"_target_", "_partial_"}
+
+    assert listed == set(signature.parameters) - supplied
+    for name in listed:
+        default, value = signature.parameters[name].default, node[name]
+        if isinstance(default, bool | str) and value is not None and where.split("/")[0] in ("sde", "data"):
+            assert value == default, f"{name} differs from the constructor's default"
+
+
+@pytest.mark.parametrize(("where", "node"), TARGETS, ids=[f"{where}:{node['_target_']}" for where, node in TARGETS])
+def test_targets_are_public_names(where: str, node: dict[str, Any]) -> None:
+    home, _, name = node["_target_"].rpartition(".")
+    assert home in ("scoresde", "scoresde.data", "scoresde.training", "torch.optim")
+    if home == "scoresde":
+        assert name in scoresde.__all__
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name in ("sde", "solver", "parameterization")], ids=str)
+def test_option_builds(path: Path) -> None:
+    group = path.parent.name
+    node = yaml.safe_load(path.read_text())
+    built = build(node, group, **({"sigma_data": 0.5} if group == "parameterization" else {}))
+    assert isinstance(built, {"sde": SDE, "solver": Solver, "parameterization": Parameterization}[group])
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiment_composes_and_says_how_to_run_it(experiment: str) -> None:
+    config = composed("train", f"experiment={experiment}")
+    assert {"sde", "model", "loss", "data", "trainer", "optimizer"} <= set(config)
+    assert f"experiment={experiment}" in (ROOT / "experiment" / f"{experiment}.yaml").read_text()
+
+
+def test_sample_composes_with_every_solver_and_guidance() -> None:
+    for path in FILES:
+        if path.parent.name in ("solver", "guidance", "likelihood"):
+            with initialize_config_dir(str(ROOT), version_base="1.3"):
+                compose("sample", [f"{path.parent.name}={path.stem}"])
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["os.system", "torch.load", "torch.hub.load", "subprocess.run", "builtins.eval", "scoresde.sde.torch.load",
+     "scoresde.build.importlib.import_module", "scoresde.nothing", "torch.optim.lr_scheduler.LambdaLR", "eval", 3],
+)  # fmt: skip
+def test_dangerous_and_unknown_targets_are_refused(target: Any) -> None:
+    with pytest.raises(ConfigError, match=r"model\._target_ names"):
+        build({"_target_": target}, "model")
+
+
+def test_dangerous_functions_are_refused_even_where_users_classes_are_welcome() -> None:
+    for target in ("os.system", "torch.load", "torch.hub.load", "pathlib.Path"):
+        with pytest.raises(ConfigError, match=r"model\._target_ names"):
+            build({"_target_": target}, "model", ["*"])
+
+
+def test_users_class_builds_with_permission_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_processes.py").write_text(
+        "from scoresde import VESDE, SDE\n"
+        "import torch\n"
+        "class Mine(SDE):\n"
+        "    def __init__(self, top: float = 2.0): self.top = top\n"
+        "    def alpha(self, t): return torch.ones_like(t)\n"
+        "    def sigma(self, t): return self.top * t\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    node = {"_target_": "my_processes.Mine", "top": 3.0}
+
+    assert build(node, "sde", ["*"]).top == 3.0
+    assert build(node, "sde", ["my_processes"]).top == 3.0
+    with pytest.raises(ConfigError, match=r"allow it with extensions=\[my_processes\]"):
+        build(node, "sde")
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"_target_": "scoresde.VPSDE", "beta_min": "abc"}, "sde.beta_min needs a number, got 'abc'"),
+        ({"_target_": "scoresde.DDIM", "steps": 2.5}, "sde.steps needs a whole number, got 2.5"),
+        ({"_target_": "scoresde.DDIM", "denoise": 1}, "sde.denoise needs true or false, got 1"),
+        ({"_target_": "scoresde.VPSDE", "beta": 1.0}, "sde: .*unexpected keyword argument 'beta'"),
+    ],
+)
+def test_wrong_arguments_are_named(node: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(node, "sde")
+
+
+def test_toy_data_builds() -> None:
+    assert isinstance(build(composed("train", "data=toy")["data"], "data"), Dataset)
