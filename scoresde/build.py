@@ -67,7 +67,12 @@ def build(node: Any, where: str = "config", extensions: Sequence[str] = (), /, *
 
 def _check_types(target: Any, arguments: Mapping[str, Any], where: str) -> None:
     """Raise if a number, flag or text stands where the signature's default says another kind belongs."""
-    kinds: dict[type, tuple[Any, str]] = {bool: (bool, "true or false"), int: (int, "a whole number"), float: ((int, float), "a number"), str: (str, "text")}
+    kinds: dict[type, tuple[Any, str]] = {
+        bool: (bool, "true or false"),
+        int: (int, "a whole number"),
+        float: ((int, float), "a number"),
+        str: (str, "text"),
+    }
     for name, parameter in inspect.signature(target).parameters.items():
         value, default = arguments.get(name), parameter.default
         if name not in arguments or value is None or type(default) not in kinds:
@@ -144,7 +149,9 @@ def fill(config: dict[str, Any], data: Dataset) -> dict[str, Any]:
 def build_model(config: Mapping[str, Any], extensions: Sequence[str] = ()) -> NetworkDenoiser | NoisyClassifier:
     """The denoiser or classifier that a filled-in training configuration describes, with fresh weights."""
     sde = _require(build(config["sde"], "sde", extensions), SDE, "sde")
-    rule = _require(build(config["parameterization"], "parameterization", extensions), Parameterization, "parameterization")
+    rule = _require(
+        build(config["parameterization"], "parameterization", extensions), Parameterization, "parameterization"
+    )
     net = _require(build(config["model"], "model", extensions), nn.Module, "model")
     kind = NoisyClassifier if config["task"] == "classifier" else NetworkDenoiser
     return kind(net, sde, rule)

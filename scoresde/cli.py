@@ -77,7 +77,10 @@ def help_text(name: str) -> str:
     groups = {path.name: sorted(option.stem for option in path.glob("*.yaml")) for path in sorted(root.iterdir())}
     lines = [f"python {name}.py [group=option] [key=value] ...", "", "Groups (group=option):"]
     lines += [f"  {group:18}{', '.join(options)}" for group, options in groups.items() if options]
-    lines += ["", "Keys (key=value), with their defaults; group.key=value for those of an option, e.g. solver.steps=20:"]
+    lines += [
+        "",
+        "Keys (key=value), with their defaults; group.key=value for those of an option, e.g. solver.steps=20:",
+    ]
     own = (root / f"{name}.yaml").read_text(encoding="utf-8").split("\nhydra:")[0].strip()
     lines += [f"  {line}" for line in own.splitlines() if "override hydra/" not in line]
     lines += ["", "--cfg job prints the whole configuration, --config-dir DIR adds a folder of your own options."]

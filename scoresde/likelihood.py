@@ -125,7 +125,9 @@ def bits_per_dim(
     """
     low, high = value_range
     if levels < 2 or not low < high:
-        raise ValueError(f"bits_per_dim needs levels >= 2 and low < high, got levels={levels}, value_range={value_range}.")
+        raise ValueError(
+            f"bits_per_dim needs levels >= 2 and low < high, got levels={levels}, value_range={value_range}."
+        )
     return -log_prob / (math.prod(shape) * math.log(2)) - math.log2((high - low) / levels)
 
 

@@ -117,8 +117,8 @@ class SDE(ABC):
     def transition(self, t: Tensor, s: Tensor) -> Kernel:
         """Kernel of x_s given x_t, for s ≥ t.
 
-            scale = α_s / α_t
-            std²  = σ_s² − scale² σ_t² = −σ_s² expm1(logsnr_s − logsnr_t)
+        scale = α_s / α_t
+        std²  = σ_s² − scale² σ_t² = −σ_s² expm1(logsnr_s − logsnr_t)
         """
         shrink = -torch.expm1(self.logsnr(s) - self.logsnr(t))
         return Kernel(self.alpha(s) / self.alpha(t), self.sigma(s) * shrink.clamp_min(0).sqrt())
@@ -129,7 +129,7 @@ class SDE(ABC):
 
     @property
     def prior_std(self) -> float:
-        """Standard deviation of the prior N(0, prior_std² I) that stands for x_1; σ_1 unless a process says otherwise."""
+        """Standard deviation of the prior N(0, prior_std² I) for x_1; σ_1 unless a process says otherwise."""
         return float(self.sigma(torch.ones((), dtype=torch.float64)))
 
     def prior_sample(

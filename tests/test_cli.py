@@ -21,7 +21,14 @@ import scoresde
 from scoresde.cli import sample_main, train_main
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-TINY = ["logger=csv", "model.width=8", "model.num_res_blocks=1", "trainer.steps=4", "trainer.precision=float32", "batch_size=16"]
+TINY = [
+    "logger=csv",
+    "model.width=8",
+    "model.num_res_blocks=1",
+    "trainer.steps=4",
+    "trainer.precision=float32",
+    "batch_size=16",
+]
 
 
 def command(main: Any, *arguments: str) -> None:
@@ -158,7 +165,9 @@ def test_run_name_follows_from_the_configuration(tmp_path: Path, monkeypatch: py
 def test_vectors_come_back_in_their_own_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", 1000 + 50 * np.random.default_rng(0).normal(size=(400, 3)))
-    command(train_main, "experiment=array", "data.path=x.npy", "trainer.steps=150", "logger=csv", "run=r", "model.width=32")
+    command(
+        train_main, "experiment=array", "data.path=x.npy", "trainer.steps=150", "logger=csv", "run=r", "model.width=32"
+    )
     command(sample_main, "run=r", "solver=ode", "num_samples=300", "likelihood.num_examples=20")
     x = np.load("r/samples/samples.npz")["x"]
     assert x.shape == (300, 3)
@@ -191,7 +200,11 @@ def test_vectors_come_back_in_their_own_units(tmp_path: Path, monkeypatch: pytes
     ids=str,
 )
 def test_training_mistakes_get_one_sentence(
-    options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")

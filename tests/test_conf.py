@@ -42,7 +42,9 @@ def nodes(value: Any) -> Iterator[dict[str, Any]]:
             yield from nodes(inner)
 
 
-TARGETS = [(path.relative_to(ROOT).as_posix(), node) for path in FILES for node in nodes(yaml.safe_load(path.read_text()))]
+TARGETS = [
+    (path.relative_to(ROOT).as_posix(), node) for path in FILES for node in nodes(yaml.safe_load(path.read_text()))
+]
 
 
 def composed(name: str, *overrides: str) -> dict[str, Any]:
@@ -79,7 +81,9 @@ def test_targets_are_public_names(where: str, node: dict[str, Any]) -> None:
         assert name in scoresde.__all__
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name in ("sde", "solver", "parameterization")], ids=str)
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.parent.name in ("sde", "solver", "parameterization")], ids=str
+)
 def test_option_builds(path: Path) -> None:
     group = path.parent.name
     node = yaml.safe_load(path.read_text())

@@ -22,9 +22,7 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (2, 50), (3, 4, 5, 6), (40, 40)])
-def test_any_shape_is_standardised_and_comes_back_in_its_own_units(
-    tmp_path: Path, shape: tuple[int, ...]
-) -> None:
+def test_any_shape_is_standardised_and_comes_back_in_its_own_units(tmp_path: Path, shape: tuple[int, ...]) -> None:
     x = 100 + 5 * RNG.standard_normal((200, *shape)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     data = array(tmp_path / "x.npy")

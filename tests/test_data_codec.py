@@ -36,9 +36,7 @@ def test_decoding_undoes_encoding_for_every_level(quantized: Quantized) -> None:
 
 @pytest.mark.parametrize("u", UNIFORMS)
 @pytest.mark.parametrize("quantized", CODECS, ids=str)
-def test_no_draw_is_rounded_into_the_next_cell(
-    quantized: Quantized, u: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_draw_is_rounded_into_the_next_cell(quantized: Quantized, u: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "_uniform", lambda k, generator: torch.full(k.shape, u))
     k = all_levels(quantized)
     x = quantized.encode(k)

@@ -64,9 +64,7 @@ def build(train: Split, test: Split, codec: Quantized | Standardized, num_classe
 
 
 def test_levels_outside_the_codec_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"'mine' with levels=15 needs integers in 0..14, got 0..15 in the train"
-    ):
+    with pytest.raises(ValueError, match=r"'mine' with levels=15 needs integers in 0..14, got 0..15 in the train"):
         build(levels_split(), levels_split(), Quantized(levels=15), None)
     negative = Split(x=torch.full((2, 1, 2, 2), -1))
     with pytest.raises(ValueError, match=r"got -1..-1 in the test split"):
@@ -105,9 +103,7 @@ def test_splits_must_agree_and_training_must_not_be_empty() -> None:
 def test_rows_that_are_not_finite_are_counted() -> None:
     x = torch.rand(6, 3)
     x[2, 1], x[4, 0] = torch.nan, torch.inf
-    with pytest.raises(
-        ValueError, match=r"training split: 2 of 6 rows hold NaN or infinity \(first at index 2\)"
-    ):
+    with pytest.raises(ValueError, match=r"training split: 2 of 6 rows hold NaN or infinity \(first at index 2\)"):
         build(Split(x=x), Split(x=torch.rand(2, 3)), CONTINUOUS, None)
 
 

@@ -96,9 +96,7 @@ def test_mnist_reads_idx_files(tmp_path: Path, zipped: bool, below: str) -> None
         (lambda content: content[:4] + b"\xff" * 12, "damaged idx header"),
     ],
 )
-def test_a_damaged_idx_file_is_refused(
-    tmp_path: Path, damage: Callable[[bytes], bytes], message: str
-) -> None:
+def test_a_damaged_idx_file_is_refused(tmp_path: Path, damage: Callable[[bytes], bytes], message: str) -> None:
     file = tmp_path / "images"
     file.write_bytes(damage(idx(pixels(2, 3, 4))))
     with pytest.raises(ValueError, match=message):
@@ -113,9 +111,7 @@ def test_a_truncated_gzip_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_mnist_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match="four idx files of MNIST; set data.path to it; .*does not exist"
-    ):
+    with pytest.raises(FileNotFoundError, match="four idx files of MNIST; set data.path to it; .*does not exist"):
         mnist(tmp_path / "nowhere")
     write_mnist(tmp_path, zipped=False)
     (tmp_path / MNIST_FILES[3]).unlink()
@@ -190,9 +186,7 @@ def test_a_malicious_pickle_does_not_run(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-@pytest.mark.parametrize(
-    "call", [b"cbuiltins\neval\n", b"cos\nsystem\n", b"cnumpy\nload\n", b"cnumpy\nsave\n"]
-)
+@pytest.mark.parametrize("call", [b"cbuiltins\neval\n", b"cos\nsystem\n", b"cnumpy\nload\n", b"cnumpy\nsave\n"])
 def test_only_the_parts_of_numpy_arrays_are_unpickled(call: bytes) -> None:
     with pytest.raises(pickle.UnpicklingError, match="only numpy arrays are allowed"):
         ArrayUnpickler(io.BytesIO(call + b"(S'1'\ntR.")).load()
@@ -359,9 +353,7 @@ def test_image_folder_says_what_is_wrong(tmp_path: Path) -> None:
         ({"seed": -1}, "data.seed must be an integer of at least 0, got -1"),
     ],
 )
-def test_image_folder_rejects_impossible_options(
-    tmp_path: Path, option: dict[str, object], message: str
-) -> None:
+def test_image_folder_rejects_impossible_options(tmp_path: Path, option: dict[str, object], message: str) -> None:
     for i in range(3):
         save(tmp_path / f"{i}.png", pixels(4, 4, 3))
     with pytest.raises(ValueError, match=message):

@@ -57,16 +57,12 @@ def test_noiseless_spirals_satisfy_their_equation() -> None:
 def test_noiseless_swiss_roll_satisfies_its_equation() -> None:
     x = toy("swiss_roll", noise=0.0).train.x
     angle = 10 * x.norm(dim=1)
-    torch.testing.assert_close(
-        x, angle[:, None] / 10 * torch.stack([angle.cos(), angle.sin()], 1), rtol=0, atol=1e-4
-    )
+    torch.testing.assert_close(x, angle[:, None] / 10 * torch.stack([angle.cos(), angle.sin()], 1), rtol=0, atol=1e-4)
     assert 1.5 * math.pi <= angle.min() and angle.max() <= 4.5 * math.pi + 1e-4
 
 
 def test_toy_rejects_what_it_does_not_know() -> None:
-    with pytest.raises(
-        ValueError, match="moons, checkerboard, spirals, eight_gaussians, swiss_roll; got name='moon'"
-    ):
+    with pytest.raises(ValueError, match="moons, checkerboard, spirals, eight_gaussians, swiss_roll; got name='moon'"):
         toy("moon")
     with pytest.raises(ValueError, match="data.size must be an integer of at least 2, got 1"):
         toy(size=1)

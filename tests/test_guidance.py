@@ -93,7 +93,9 @@ def test_every_solver_samples_the_posterior(solver: Solver, sde: SDE) -> None:
 
     samples = solver(guided, x)
 
-    mean, std = posterior(1.3)  # standard errors with 8,000 numbers: 0.005 and 0.003; the rest is step size and VE's prior
+    mean, std = posterior(
+        1.3
+    )  # standard errors with 8,000 numbers: 0.005 and 0.003; the rest is step size and VE's prior
     assert samples.mean().item() == pytest.approx(mean, abs=0.04)
     assert samples.std().item() == pytest.approx(std, rel=0.06)
 

@@ -130,6 +130,9 @@ def test_times_are_uniform_whatever_the_sampling(sampling: str) -> None:
             assert torch.equal(
                 ((batch.double() - 0.1) / 0.9 * 50 - 1e-6).ceil().sort().values, torch.arange(1.0, 51).double()
             )
+    if sampling == "stratified":  # with a draw of its own in each
+        offsets = torch.stack([batch.sort().values for batch in batches]).sub(0.1).div(0.9).mul(50) % 1
+        assert float(offsets.std(1).min()) > 0.2
     if sampling == "antithetic":  # one shift of the whole lattice
         gaps = batches[0].sort().values.diff()
         torch.testing.assert_close(gaps, torch.full_like(gaps, 0.9 / 50), rtol=0, atol=1e-6)

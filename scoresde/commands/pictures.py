@@ -52,7 +52,9 @@ def save_scatter(path: Path, points: Tensor, reference: Tensor | None = None, si
     images = []
     for panel in panels:
         cell = ((panel.double() - centre) / half * 0.5 + 0.5).mul(bins).long().clamp(0, bins - 1)
-        counts = torch.zeros(bins * bins).index_add_(0, (bins - 1 - cell[:, 1]) * bins + cell[:, 0], torch.ones(len(cell)))
+        counts = torch.zeros(bins * bins).index_add_(
+            0, (bins - 1 - cell[:, 1]) * bins + cell[:, 0], torch.ones(len(cell))
+        )
         shade = (counts / counts[counts > 0].quantile(0.95)).clamp(0, 1).sqrt()
         images.append((255 * (1 - shade)).to(torch.uint8).reshape(bins, bins))
     picture = Image.fromarray(torch.cat(images, 1).numpy())

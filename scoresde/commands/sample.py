@@ -74,7 +74,9 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
 
     steered = config["guidance"]["kind"] != "none" or config["label"] is not None
     if isinstance(solver, ProbabilityFlowODE) and not steered and config["likelihood"]["num_examples"] != 0:
-        metrics |= test_likelihood(trained, config["likelihood"], config["seed"], batch_size, device, config["extensions"])
+        metrics |= test_likelihood(
+            trained, config["likelihood"], config["seed"], batch_size, device, config["extensions"]
+        )
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=2).encode())
     print(f"wrote {out / 'samples.png'}, samples.npz and metrics.json")
     return metrics
@@ -147,7 +149,9 @@ class Guidance:
         if self.kind == "classifier":
             classes = self.other.num_classes
             if int(label.max()) >= classes:  # type: ignore[union-attr]  # choose_labels made sure of labels
-                raise ConfigError(f"label needs whole numbers in 0..{classes - 1}, the classes of {self.other_run.path}.")
+                raise ConfigError(
+                    f"label needs whole numbers in 0..{classes - 1}, the classes of {self.other_run.path}."
+                )
             return ClassifierGuided(given, self.other.log_prob(label), self.config["scale"])
         return given
 

@@ -51,7 +51,9 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     if not (run.path / CODEC_FILE).is_file():
         save_checkpoint(run.path / CODEC_FILE, codec)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{run.path}: {parameters:,} parameters, {len(data.train):,} training examples of shape {data.shape}, {device}")
+    print(
+        f"{run.path}: {parameters:,} parameters, {len(data.train):,} training examples of shape {data.shape}, {device}"
+    )
     trainer = build(
         config["trainer"],
         "trainer",
@@ -103,7 +105,9 @@ class Preview:
     def __call__(self, denoiser: nn.Module, step: int) -> Path:
         assert isinstance(denoiser, NetworkDenoiser)
         device = next(denoiser.parameters()).device
-        latent = denoiser.sde.prior_sample((PREVIEW_SAMPLES, *self.data.shape), generator=torch.Generator().manual_seed(0))
+        latent = denoiser.sde.prior_sample(
+            (PREVIEW_SAMPLES, *self.data.shape), generator=torch.Generator().manual_seed(0)
+        )
         cond = {}
         if self.labels:
             cond["label"] = torch.arange(PREVIEW_SAMPLES, device=device) % self.labels

@@ -82,9 +82,7 @@ def _read_split(path: Path, label_key: str | None, levels: int | None, channels_
     x_key = _examples_key(path, stored, label_key)
     x = stored[x_key]
     if x.ndim == 0 or x.size == 0:
-        raise ValueError(
-            f"{path} needs an array of shape (N, *) with at least one entry, got shape {x.shape}"
-        )
+        raise ValueError(f"{path} needs an array of shape (N, *) with at least one entry, got shape {x.shape}")
     x = x[:, None] if x.ndim == 1 else x
     x = np.moveaxis(x, -1, 1) if channels_last else x
 
@@ -117,9 +115,7 @@ def _examples_key(path: Path, stored: dict[str, NDArray[np.generic]], label_key:
         return "x"
     candidates = [key for key in stored if key not in (label_key, "condition")]
     if len(candidates) != 1:
-        raise ValueError(
-            f"{path} needs its examples under the name x, got the arrays {', '.join(stored) or '(none)'}"
-        )
+        raise ValueError(f"{path} needs its examples under the name x, got the arrays {', '.join(stored) or '(none)'}")
     return candidates[0]
 
 
@@ -139,9 +135,7 @@ def _continuous(path: Path, x: NDArray[np.generic]) -> Tensor:
 def _integers(path: Path, x: NDArray[np.generic], levels: int) -> Tensor:
     _real(path, "x", x)
     if x.dtype.kind == "f" and not np.array_equal(x, np.round(x)):
-        raise ValueError(
-            f"{path} holds values that are not integers, which levels={levels} needs; drop data.levels"
-        )
+        raise ValueError(f"{path} holds values that are not integers, which levels={levels} needs; drop data.levels")
     low, high = int(x.min()), int(x.max())
     if low < 0 or high >= levels:
         raise ValueError(f"{path} with levels={levels} needs integers in 0..{levels - 1}, got {low}..{high}")

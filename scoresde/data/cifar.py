@@ -44,9 +44,7 @@ def cifar10(path: str | Path | None = None, flip: bool = False) -> Dataset:
             raise FileNotFoundError(f"{needs}; {folder} has neither")
         parts = [_read_parquet(table) for table in tables]
     train, test = (Split(x=x, label=label) for x, label in parts)
-    return Dataset(
-        name="cifar10", train=train, test=test, codec=Quantized(levels=256), num_classes=10, flip=flip
-    )
+    return Dataset(name="cifar10", train=train, test=test, codec=Quantized(levels=256), num_classes=10, flip=flip)
 
 
 class ArrayUnpickler(pickle.Unpickler):
@@ -56,9 +54,7 @@ class ArrayUnpickler(pickle.Unpickler):
         try:
             return _ALLOWED[module.replace("numpy.core", "numpy._core"), name]
         except KeyError:
-            raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}, and only numpy arrays are allowed"
-            ) from None
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only numpy arrays are allowed") from None
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
@@ -94,12 +90,7 @@ def _read_batch(path: Path) -> tuple[Tensor, Tensor]:
         x, label = np.asarray(stored["data"]), np.asarray(stored["labels"])
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(f"{path} is not a batch of CIFAR-10: {type(error).__name__}: {error}") from error
-    if (
-        x.dtype != np.uint8
-        or x.shape != (len(x), 3072)
-        or label.dtype.kind not in "iu"
-        or label.shape != (len(x),)
-    ):
+    if x.dtype != np.uint8 or x.shape != (len(x), 3072) or label.dtype.kind not in "iu" or label.shape != (len(x),):
         raise ValueError(
             f"{path} is not a batch of CIFAR-10: expected uint8 data of shape (N, 3072) and N integer "
             f"labels, got {x.dtype} {x.shape} and {label.dtype} {label.shape}"
@@ -112,9 +103,7 @@ def _read_parquet(path: Path) -> tuple[Tensor, Tensor]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise ImportError(
-            f"{path} needs pyarrow, which is not installed: pip install 'scoresde[data]'"
-        ) from error
+        raise ImportError(f"{path} needs pyarrow, which is not installed: pip install 'scoresde[data]'") from error
     try:
         table = parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
@@ -140,7 +129,5 @@ def _decode(cell: Any, where: str) -> np.ndarray:
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise ValueError(f"{where} does not hold a readable PNG or JPEG image: {error}") from error
     if pixels.shape != (32, 32, 3):
-        raise ValueError(
-            f"{where} should hold an image of 32×32 pixels, got {pixels.shape[1]}×{pixels.shape[0]}"
-        )
+        raise ValueError(f"{where} should hold an image of 32×32 pixels, got {pixels.shape[1]}×{pixels.shape[0]}")
     return pixels.transpose(2, 0, 1)

@@ -39,9 +39,7 @@ class Quantized:
 
     def __post_init__(self) -> None:
         if not isinstance(self.levels, int) or not 2 <= self.levels <= 2**16:
-            raise ValueError(
-                f"Quantized needs an integer number of levels from 2 to 65536, got {self.levels!r}"
-            )
+            raise ValueError(f"Quantized needs an integer number of levels from 2 to 65536, got {self.levels!r}")
         lo, hi = (float(value) for value in self.value_range)
         object.__setattr__(self, "value_range", (lo, hi))
         if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
@@ -52,9 +50,7 @@ class Quantized:
                 f"float32; use a range that is centred on 0"
             )
 
-    def encode(
-        self, k: Tensor, *, generator: torch.Generator | None = None, dequantize: bool = True
-    ) -> Tensor:
+    def encode(self, k: Tensor, *, generator: torch.Generator | None = None, dequantize: bool = True) -> Tensor:
         """Place levels in their cells.
 
         Args:
@@ -109,9 +105,7 @@ class Standardized:
         shape = tuple(std.shape if self.shape is None else self.shape)
         object.__setattr__(self, "shape", shape)
         if not (mean.is_floating_point() and std.is_floating_point()):
-            raise TypeError(
-                f"Standardized needs floating-point mean and std, got {mean.dtype} and {std.dtype}"
-            )
+            raise TypeError(f"Standardized needs floating-point mean and std, got {mean.dtype} and {std.dtype}")
         if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
             raise ValueError("Standardized needs a finite mean and a finite, positive std in every entry")
         try:
@@ -161,9 +155,7 @@ class Standardized:
         assert self.shape is not None
         return float(self.std.double().log().expand(self.shape).sum())
 
-    def encode(
-        self, x: Tensor, *, generator: torch.Generator | None = None, dequantize: bool = True
-    ) -> Tensor:
+    def encode(self, x: Tensor, *, generator: torch.Generator | None = None, dequantize: bool = True) -> Tensor:
         """(x − mean) / std in float32; the keywords serve other codecs and do nothing here."""
         return ((x - self.mean.to(x)) / self.std.to(x)).float()
 

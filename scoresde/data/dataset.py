@@ -30,9 +30,7 @@ class Split:
 
     def __post_init__(self) -> None:
         if self.x.ndim < 2:
-            raise ValueError(
-                f"Split needs x of shape (N, *) with at least two axes, got {tuple(self.x.shape)}"
-            )
+            raise ValueError(f"Split needs x of shape (N, *) with at least two axes, got {tuple(self.x.shape)}")
         if self.label is not None and (self.label.dtype != torch.int64 or self.label.shape != (len(self),)):
             raise ValueError(
                 f"Split needs one int64 label per example: expected shape ({len(self)},), "
@@ -75,9 +73,7 @@ class Dataset:
                 f"data {self.name!r} needs training and test examples of one shape, "
                 f"got {tuple(self.train.x.shape[1:])} and {tuple(self.test.x.shape[1:])}"
             )
-        conditions = [
-            None if part.condition is None else part.condition.shape[1:] for part in (self.train, self.test)
-        ]
+        conditions = [None if part.condition is None else part.condition.shape[1:] for part in (self.train, self.test)]
         if conditions[0] != conditions[1]:
             raise ValueError(
                 f"data {self.name!r} needs training and test conditions of one shape, "
@@ -112,9 +108,7 @@ class Dataset:
             check_finite(split.x, f"data {self.name!r}, {part} split")
             return
         if split.x.is_floating_point():
-            raise ValueError(
-                f"data {self.name!r} has {self.levels} levels and needs integers, got {split.x.dtype}"
-            )
+            raise ValueError(f"data {self.name!r} has {self.levels} levels and needs integers, got {split.x.dtype}")
         low, high = int(split.x.min()), int(split.x.max())
         if low < 0 or high >= self.codec.levels:
             raise ValueError(

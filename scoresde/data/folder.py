@@ -95,9 +95,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         real = os.path.realpath(place)
         folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
         if real not in seen:
-            yield from (
-                Path(place, n) for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")
-            )
+            yield from (Path(place, n) for n in names if n.lower().endswith(SUFFIXES) and not n.startswith("."))
         seen.add(real)
 
 
@@ -147,9 +145,7 @@ def _read(name: Path, size: int | None, channels: int) -> np.ndarray:
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise ValueError(f"the picture {name} cannot be read: {error}") from error
     if deep:
-        raise ValueError(
-            f"the picture {name} has more than 8 bits per channel ({picture.mode}); convert it to 8 bits"
-        )
+        raise ValueError(f"the picture {name} has more than 8 bits per channel ({picture.mode}); convert it to 8 bits")
     if size is not None and picture.size != (size, size):
         picture = ImageOps.fit(picture, (size, size), method=Image.Resampling.BICUBIC)
     pixels = np.asarray(picture)

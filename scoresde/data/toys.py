@@ -45,9 +45,7 @@ def toy(name: str = "moons", size: int = 10_000, noise: float | None = None, see
         )
 
     train, test = split(0), split(1)
-    return Dataset(
-        name=name, train=train, test=test, codec=Standardized.fit(train.x), num_classes=num_classes
-    )
+    return Dataset(name=name, train=train, test=test, codec=Standardized.fit(train.x), num_classes=num_classes)
 
 
 def _moons(rng: Generator, n: int) -> Points:

@@ -66,7 +66,9 @@ class StepSolver(Solver):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"{type(self).__name__} needs steps to be a whole number of at least 1, got {self.steps!r}.")
+            raise ValueError(
+                f"{type(self).__name__} needs steps to be a whole number of at least 1, got {self.steps!r}."
+            )
 
     @abstractmethod
     def step(

@@ -40,9 +40,7 @@ def karras_grid(sde: SDE, steps: int, t_end: float, *, rho: float = 7.0) -> Tens
     return _from_logsnr(sde, t_end, place)
 
 
-def subsequence_grid(
-    sde: SDE, steps: int, t_end: float, *, length: int = 1000, spacing: str = "uniform"
-) -> Tensor:
+def subsequence_grid(sde: SDE, steps: int, t_end: float, *, length: int = 1000, spacing: str = "uniform") -> Tensor:
     """A sub-sequence of the `length` states of a discrete chain, then t_end: DDIM's accelerated sampling.
 
         "uniform"    0-based labels 0, L//S, 2(L//S), ...           (Song et al. 2021, arXiv:2010.02502, App. D.2)

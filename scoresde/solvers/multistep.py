@@ -19,7 +19,9 @@ class Heun(StepSolver):
     """Heun's method in the coordinates of EDM; second order, two network calls per step.
 
         d(x/α) = ε̂ d(σ/α)
-        x_s/α_s = x_t/α_t + (σ_s/α_s − σ_t/α_t) ½ (ε̂(x_t, t) + ε̂(x'_s, s)),   x'_s the Euler step  (Karras et al., Alg. 1)
+        x_s/α_s = x_t/α_t + (σ_s/α_s − σ_t/α_t) ½ (ε̂(x_t, t) + ε̂(x'_s, s))              (Karras et al., Alg. 1)
+
+    where x'_s is the Euler step.
 
     A step to σ_s = 0 is Euler's.
 

@@ -63,7 +63,9 @@ def brownian_noise(x: Tensor, seed: int, *, tol: float = 1e-9) -> NoiseSource:
         if float(t) == float(s):
             return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         if float(t) - float(s) < 2 * tol:
-            raise ValueError(f"brownian_noise needs steps longer than 2 tol, got one of {float(t - s):g} with tol={tol:g}.")
+            raise ValueError(
+                f"brownian_noise needs steps longer than 2 tol, got one of {float(t - s):g} with tol={tol:g}."
+            )
         increment = path(float(s), float(t)) / (t - s).sqrt()
         return increment.reshape(x.shape).to(x.dtype)
 

@@ -20,7 +20,8 @@ class ReverseSDE(Solver):
 
         dx = (c x − σ ε̂) dℓ + σ dw,      ℓ = log-SNR,  c = −f σ²/g²          (Song et al. 2021, eq. 6, in log-SNR)
 
-    The noise does not multiply the state, so srk has strong order 1.5 and milstein equals euler.
+    The noise does not multiply the state, so srk has strong order 1.5 and milstein equals euler. Network calls per
+    step: 3 for srk, 1 for the others; an adaptive solve takes each step once whole and once in halves.
 
     Args:
         method: euler, milstein or srk.
@@ -87,10 +88,17 @@ class _Reverse:
 
     def __init__(self, denoiser: Denoiser, clock: LogSNRClock, shape: torch.Size) -> None:
         self.denoiser, self.clock, self.shape = denoiser, clock, shape
+        self.recent: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def f(self, logsnr: Tensor, y: Tensor) -> Tensor:
+        # torchsde's srk asks for its three different stages ten times over in every step
+        for when, state, value in self.recent:
+            if bool(logsnr == when) and torch.equal(y, state):
+                return value
         x, t = y.reshape(self.shape), self.clock.time(logsnr)
-        return self.clock.rate(x, t, self.denoiser.eps(x, t), 1.0).flatten(1)
+        value = self.clock.rate(x, t, self.denoiser.eps(x, t), 1.0).flatten(1)
+        self.recent = [*self.recent[-2:], (logsnr, y, value)]
+        return value
 
     def g(self, logsnr: Tensor, y: Tensor) -> Tensor:
         return self.clock.sde.sigma(self.clock.time(logsnr)).to(y.dtype).expand(y.shape)
@@ -99,7 +107,7 @@ class _Reverse:
 class _FreshIncrements:
     """A NoiseSource as torchsde's `bm`, for fixed steps, which never ask for the same interval twice.
 
-        W(b) − W(a) = √h z₁,     U = ∫ (W − W(a)) = h (½ ΔW + √(h/12) z₂)
+    W(b) − W(a) = √h z₁,     U = ∫ (W − W(a)) = h (½ ΔW + √(h/12) z₂)
     """
 
     levy_area_approximation = "space-time"

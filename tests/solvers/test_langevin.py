@@ -73,7 +73,7 @@ def test_the_transition_scale_is_the_tables_one_minus_beta() -> None:
 
 @pytest.mark.parametrize("sde", SDES, ids=name)
 def test_annealed_langevin_leaves_the_marginal_in_place(sde: SDE) -> None:
-    """The chain x ← x + e s(x) + √(2e) z on a Gaussian of variance v settles at v / (1 − e/(2v)): exact, no Monte Carlo."""
+    """x ← x + e s(x) + √(2e) z on a Gaussian of variance v settles at v / (1 − e/(2v)): exact, no Monte Carlo."""
     denoiser, snr = GaussianDenoiser(sde, MEAN, STD), 0.1
     mean, std = moments(sde, T)
     probe = torch.tensor([[0.0], [1.0], [0.0]], dtype=torch.float64)

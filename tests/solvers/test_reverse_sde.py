@@ -14,9 +14,9 @@ END = 0.05
 
 
 @pytest.mark.parametrize("sde", SDES, ids=name)
-@pytest.mark.parametrize("method, order, accuracy", [("euler", 1, 0.1), ("milstein", 1, 0.1), ("srk", 1.5, 0.01)])
-def test_moments_converge(sde: SDE, method: str, order: float, accuracy: float) -> None:
-    """Exact moments of the whole run from its responses to every noise it draws: no Monte Carlo."""
+@pytest.mark.parametrize("method, least, accuracy", [("euler", 0.8, 0.1), ("milstein", 0.8, 0.1), ("srk", 1.6, 0.01)])
+def test_moments_converge(sde: SDE, method: str, least: float, accuracy: float) -> None:
+    """Weak order, from the exact responses of the run to every noise it draws: no Monte Carlo."""
     denoiser, prior = GaussianDenoiser(sde, MEAN, STD), moments(sde, 1.0)
     exact = torch.stack(moments(sde, END))
 
@@ -25,7 +25,7 @@ def test_moments_converge(sde: SDE, method: str, order: float, accuracy: float) 
             ReverseSDE(method=method, steps=steps, t_end=END, denoise=False), denoiser, *prior
         ))  # fmt: skip
 
-    assert convergence_order(solve, exact, steps=(50, 100)) > order - 0.3
+    assert convergence_order(solve, exact, steps=(50, 100)) > least
     torch.testing.assert_close(solve(100), exact, rtol=accuracy, atol=0)
 
 
@@ -55,6 +55,27 @@ def test_adaptive_steps_sample_the_marginal(sde: SDE) -> None:
     y = ReverseSDE(adaptive=True, rtol=1e-2, atol=1e-2, steps=30, seed=3, t_end=END, denoise=False)(denoiser, x)
     assert abs(float((y.mean() - end_mean) / end_std)) * 2000**0.5 < 4.5
     assert abs(float(y.std() / end_std) - 1) * 4000**0.5 < 4.5
+
+
+@pytest.mark.parametrize("method, calls", [("euler", 1), ("milstein", 1), ("srk", 3)])
+def test_network_calls_per_step(method: str, calls: int) -> None:
+    asked = 0
+
+    class Counting(Denoiser):
+        sde, inner = VPSDE(), mixture(VPSDE())
+
+        def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+            nonlocal asked
+            asked += 1
+            return self.inner(x, t)
+
+        def eps(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+            nonlocal asked
+            asked += 1
+            return self.inner.eps(x, t)
+
+    ReverseSDE(method=method, steps=40, t_end=END, denoise=False)(Counting(), torch.randn(2, 2, dtype=torch.float64))
+    assert asked <= 40 * calls + 1
 
 
 def test_adaptive_paths_follow_the_seed() -> None:
