@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from scoresde.quadrature import integrate
 from scoresde.sde import SDE
+from scoresde.sde.quadrature import integrate
 
 _FORMULAS = ("alpha", "sigma", "f", "g")
 

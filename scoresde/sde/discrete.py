@@ -1,0 +1,120 @@
+"""DDPM's tables of β as a process in continuous time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from scoresde.sde.base import SDE, check_t_min
+
+
+@dataclass(frozen=True)
+class DiscreteVPSDE(SDE):
+    """A table β_1 ... β_N of DDPM as a VP process with piecewise-constant β(t), so that DDPM is exactly a
+    discretisation of it.
+
+        α²(k/N) = ᾱ_k = Π_{i≤k} (1 − β_i),     k = 0 ... N
+        B(t) = −log α²(t), linear between the nodes,   σ² = 1 − α²
+
+    Index k of the literature (1 ... N) is t = k/N; a network trained on 0-based labels sees label k − 1.
+
+    Args:
+        betas: β_1 ... β_N, each in (0, 1): a sequence or 1-d tensor, as from `linear_betas` and its siblings.
+        t_min: Numerical end of the data side; None is 1/N, the first noisy state of the table.
+
+    References:
+        Ho et al., "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.11239.
+    """
+
+    betas: tuple[float, ...]
+    t_min: float = None  # type: ignore[assignment]  # 1/N once constructed
+    prior_std = 1.0
+
+    def __post_init__(self) -> None:
+        betas = tuple(float(beta) for beta in self.betas)
+        if not betas or not all(0 < beta < 1 for beta in betas):
+            bad = next((beta for beta in betas if not 0 < beta < 1), "no values")
+            raise ValueError(
+                f"DiscreteVPSDE needs betas strictly between 0 and 1, got {bad}. "
+                f"To sample in few steps keep the long table and take a sub-sequence of its times."
+            )
+        object.__setattr__(self, "betas", betas)
+        object.__setattr__(self, "t_min", 1 / len(betas) if self.t_min is None else float(self.t_min))
+        if not 0 < self.t_min < 1 and len(betas) > 1:
+            check_t_min(self)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-0.5 * self._B(t)).to(t.dtype)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(-self._B(t))).to(t.dtype)
+
+    def f(self, t: Tensor) -> Tensor:
+        return (-0.5 * self._rate(t)).to(t.dtype)
+
+    def g(self, t: Tensor) -> Tensor:
+        return self._rate(t).sqrt().to(t.dtype)
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        return -torch.expm1(self._B(t)).log().to(t.dtype)
+
+    def time(self, logsnr: Tensor) -> Tensor:
+        cumulative, rates = _beta_tables(self.betas, logsnr.device)
+        B = torch.nn.functional.softplus(-logsnr.double(), threshold=700)
+        k = (torch.searchsorted(cumulative, B) - 1).clamp(0, len(rates) - 1)
+        return (k.double() / len(rates) + (B - cumulative[k]) / rates[k]).to(logsnr.dtype)
+
+    def _cell(self, t: Tensor) -> Tensor:
+        # the nearest node within rounding belongs to the cell below it, so that t = k/N never reads β_{k+1}
+        N = len(self.betas)
+        return (torch.ceil(t.double() * N - 4 * N * torch.finfo(t.dtype).eps).long() - 1).clamp(0, N - 1)
+
+    def _B(self, t: Tensor) -> Tensor:
+        cumulative, rates = _beta_tables(self.betas, t.device)
+        k = self._cell(t)
+        return cumulative[k] + (t.double() - k.double() / len(rates)) * rates[k]
+
+    def _rate(self, t: Tensor) -> Tensor:
+        return _beta_tables(self.betas, t.device)[1][self._cell(t)]
+
+
+@lru_cache(maxsize=32)
+def _beta_tables(betas: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """B at the nodes 0, 1/N, ..., 1 and the rate β(t) = −N log(1 − β_k) in each cell; float64, once per device."""
+    steps = -torch.log1p(-torch.tensor(betas, dtype=torch.float64))
+    cumulative = torch.cat([steps.new_zeros(1), steps.cumsum(0)])
+    return cumulative.to(device), (steps * len(betas)).to(device)
+
+
+def linear_betas(steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> tuple[float, ...]:
+    """DDPM's table: β from `start` to `end` in equal steps (arXiv:2006.11239)."""
+    return tuple(torch.linspace(start, end, steps, dtype=torch.float64).tolist())
+
+
+def quadratic_betas(steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> tuple[float, ...]:
+    """Equal steps in √β, then squared (the `quad` schedule of DDIM's code, arXiv:2010.02502)."""
+    return tuple(torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square().tolist())
+
+
+def scaled_linear_betas(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> tuple[float, ...]:
+    """Equal steps in √β with the end points of latent diffusion (arXiv:2112.10752)."""
+    return quadratic_betas(steps, start, end)
+
+
+def cosine_betas(steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> tuple[float, ...]:
+    """Improved DDPM's table, β_k = min(1 − ᾱ(k/N)/ᾱ((k−1)/N), max_beta) (arXiv:2102.09672)."""
+
+    def alpha_bar(u: float) -> float:
+        return math.cos((u + s) / (1 + s) * math.pi / 2) ** 2
+
+    return tuple(min(1 - alpha_bar((k + 1) / steps) / alpha_bar(k / steps), max_beta) for k in range(steps))
+
+
+def sigmoid_betas(steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> tuple[float, ...]:
+    """β along a sigmoid on [−6, 6], from `start` to `end`."""
+    ramp = torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64))
+    return tuple((start + (end - start) * ramp).tolist())
