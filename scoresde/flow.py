@@ -1,4 +1,4 @@
-"""Reverse dynamics in the log-SNR clock, where VP, sub-VP, VE and every other linear SDE are equally stiff."""
+"""Coordinates for adaptive and torchsde solves, in which all linear SDEs are one problem, and their torchdiffeq options."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.sde import SDE, expand
+from scoresde.sde import SDE
 
 
-class LogSNRClock:
-    """Change of variable ℓ = logsnr(t) on [t_end, 1].
+class FlowCoordinates:
+    """Coordinates in which the flow of unit Gaussian data stands still and every SDE takes the same steps.
 
-        dℓ = −(g²/σ²) dt
-        probability flow   dx/dℓ = c(ℓ) x − ½ σ ε̂                  c = −f σ²/g²
-        reverse SDE        dx    = (c(ℓ) x − σ ε̂) dℓ + σ dw_ℓ
+        y = x / ν,   ν² = α² + σ²             clock z:  ½ logsnr(t) = sinh z
+        probability flow   dy/dz = cosh z (σ/ν) (σ x / ν² − ε̂)
+        reverse SDE        dy    = cosh z (σ/ν) (σ x / ν² − 2 ε̂) dz + (σ/ν) √(2 cosh z) dw_z
 
-    Both right-hand sides stay bounded as t → 0, unlike those in t.
+    σ x / ν² is ε̂ of N(0, I) data: only what the data add to that is left to integrate. f and g drop out, so nothing is
+    stiff as t → 0; sinh gives the middle noise levels, where data take shape, most of the clock.
 
     Args:
         sde: The forward process.
@@ -27,7 +28,7 @@ class LogSNRClock:
 
     def __init__(self, sde: SDE, t_end: float, owner: str) -> None:
         self.sde, self.t_end = sde, t_end
-        ends = sde.logsnr(torch.tensor([1.0, t_end], dtype=torch.float64)).tolist()
+        ends = torch.asinh(0.5 * sde.logsnr(torch.tensor([1.0, t_end], dtype=torch.float64))).tolist()
         self.noise_end, self.data_end = ends
         if not self.noise_end < self.data_end < float("inf"):
             raise ValueError(
@@ -35,17 +36,28 @@ class LogSNRClock:
                 f"Use t_end > 0, for example the SDE's t_min={sde.t_min:g}."
             )
 
-    def time(self, logsnr: Tensor) -> Tensor:
-        """t at ℓ in float64, never outside [t_end, 1]."""
-        return self.sde.time(logsnr.double()).clamp(self.t_end, 1)
+    def time(self, z: Tensor) -> Tensor:
+        """t at z in float64, never outside [t_end, 1]."""
+        return self.sde.time(2 * torch.sinh(z.double())).clamp(self.t_end, 1)
 
-    def contraction(self, t: Tensor) -> Tensor:
-        """c = −f σ²/g²."""
-        return -self.sde.f(t) * (self.sde.sigma(t) / self.sde.g(t)).square()
+    def scale(self, t: Tensor | float) -> Tensor:
+        """ν, the factor from y to x; float64, shape ()."""
+        t = torch.as_tensor(t, dtype=torch.float64)
+        return torch.hypot(self.sde.alpha(t), self.sde.sigma(t))
 
-    def rate(self, x: Tensor, t: Tensor, eps: Tensor, noise_weight: float) -> Tensor:
-        """dx/dℓ with `noise_weight` ½ (probability flow) or 1 (drift of the reverse SDE)."""
-        return expand(self.contraction(t), x) * x - noise_weight * expand(self.sde.sigma(t), x) * eps
+    def rate(self, x: Tensor, z: Tensor, t: Tensor, eps: Tensor, *, eps_weight: float = 1.0) -> Tensor:
+        """dy/dz of the probability flow, or with eps_weight 2 the drift of the reverse SDE; shape of x."""
+        sigma, scale = self.sde.sigma(t), self.scale(t)
+        return (torch.cosh(z) * sigma / scale) * ((sigma / scale.square()) * x - eps_weight * eps)
+
+    def divergence(self, z: Tensor, t: Tensor, traces: Tensor, entries: int) -> Tensor:
+        """Trace of ∂(dy/dz)/∂y of the probability flow, from traces of ∂ε̂/∂x; shape of traces."""
+        sigma, scale = self.sde.sigma(t), self.scale(t)
+        return torch.cosh(z) * sigma * (sigma / scale.square() * entries - traces)
+
+    def spread(self, z: Tensor, t: Tensor) -> Tensor:
+        """Diffusion of y per √dz, shape ()."""
+        return self.sde.sigma(t) / self.scale(t) * (2 * torch.cosh(z)).sqrt()
 
 
 ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
@@ -63,7 +75,7 @@ def odeint_options(method: str, start: float, end: float, steps: int | None, *, 
     if method in ADAPTIVE_METHODS:
         return {
             "norm": per_sample_norm,
-            "first_step": abs(end - start) / 100,  # torchdiffeq's own guess probes outside the interval
+            "first_step": abs(end - start) / 20,  # torchdiffeq's own guess probes outside the interval
             "step_t": torch.tensor([end], dtype=torch.float64, device=device),  # land on the end, do not step past it
         }
     return {"step_size": abs(end - start) / (steps or 1)}

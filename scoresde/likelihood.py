@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.flow import LogSNRClock, check_ode_arguments, odeint_options
+from scoresde.flow import FlowCoordinates, check_ode_arguments, odeint_options
 
 TRACE_CHUNK_ENTRIES = 2**22  # entries of the stacked one-hot vectors that an exact trace differentiates at once
 
@@ -51,7 +51,7 @@ def log_prob(
         log p(x) = log π(x_1) + ∫ div(dx/dt) dt from t_start to 1               (Song et al. 2021, eq. 39)
         div ≈ vᵀ (∂(dx/dt)/∂x) v, with one v per probe held fixed along the path  (Hutchinson's estimator)
 
-    Integrated in log-SNR with tolerances for every sample by itself; drift and divergence share one network call.
+    Integrated in the coordinates of `scoresde.flow` with tolerances for every sample by itself; drift and divergence share one network call.
     p is the density of data at t_start, i.e. of x0 blurred by σ(t_start).
 
     Args:
@@ -76,35 +76,38 @@ def log_prob(
 
     _check_arguments(x, divergence, probes, probe)
     check_ode_arguments("log_prob", method, rtol, atol, steps)
-    clock = LogSNRClock(denoiser.sde, denoiser.sde.t_min if t_start is None else t_start, "log_prob")
+    flow = FlowCoordinates(denoiser.sde, denoiser.sde.t_min if t_start is None else t_start, "log_prob")
     vectors = None if divergence == "exact" else _probes(x, probes, probe, generator)
     nfe = 0
 
-    def rate(logsnr: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def rate(z: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         nonlocal nfe
         nfe += 1
-        t, x = clock.time(logsnr), state[0]
+        t = flow.time(z)
         with torch.enable_grad():
-            x = x.detach().requires_grad_()
+            x = (flow.scale(t) * state[0]).detach().requires_grad_()
             eps = denoiser.eps(x, t)
             traces = _traces(eps, x, vectors)
-        entries = x[0].numel()
-        div = entries * clock.contraction(t).to(x.dtype) - 0.5 * denoiser.sde.sigma(t).to(x.dtype) * traces
-        return clock.rate(x.detach(), t, eps.detach(), 0.5), div
+        return flow.rate(x.detach(), z, t, eps.detach()), flow.divergence(z, t, traces, x[0].numel())
 
     delta = x.new_zeros(x.shape[0], 1 if vectors is None else probes)
-    times = torch.tensor([clock.data_end, clock.noise_end], dtype=torch.float64, device=x.device)
-    options = odeint_options(method, clock.data_end, clock.noise_end, steps, device=x.device)
+    times = torch.tensor([flow.data_end, flow.noise_end], dtype=torch.float64, device=x.device)
+    options = odeint_options(method, flow.data_end, flow.noise_end, steps, device=x.device)
     try:
         with torch.no_grad():
-            path = odeint(rate, (x, delta), times, rtol=rtol, atol=atol, method=method, options=options)
+            path = odeint(
+                rate, (x / flow.scale(flow.t_end), delta), times, rtol=rtol, atol=atol, method=method, options=options
+            )
     except AssertionError as error:
         raise FloatingPointError(
             f"log_prob stopped ({error}): the denoiser returned NaN or infinity, or rtol={rtol:g} is below what "
             f"{x.dtype} can resolve. Check the model, loosen rtol and atol, or use float64."
         ) from None
-    latent, delta = path[0][-1], path[1][-1]
-    values = denoiser.sde.prior_log_prob(latent)[:, None] + delta
+    latent, delta = flow.scale(1.0) * path[0][-1], path[1][-1]
+    stretch = x[0].numel() * (flow.scale(1.0) / flow.scale(flow.t_end)).log().to(
+        x.dtype
+    )  # log |d(x_1, x_t)/d(y_1, y_t)|
+    values = denoiser.sde.prior_log_prob(latent)[:, None] + stretch + delta
     return LogProb(values.mean(1), _standard_error(values, exact=vectors is None), latent, nfe)
 
 

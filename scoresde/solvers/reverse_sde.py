@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.flow import LogSNRClock
+from scoresde.flow import FlowCoordinates
 from scoresde.solvers.base import Solver
 from scoresde.solvers.noise import NoiseSource, gaussian_noise
 
@@ -18,14 +18,14 @@ from scoresde.solvers.noise import NoiseSource, gaussian_noise
 class ReverseSDE(Solver):
     """Stochastic sampling with torchsde's integrators.
 
-        dx = (c x − σ ε̂) dℓ + σ dw,      ℓ = log-SNR,  c = −f σ²/g²          (Song et al. 2021, eq. 6, in log-SNR)
+        dx = (f x − g² score) dt + g dw          (Song et al. 2021, eq. 6), in the coordinates of `scoresde.flow`
 
     The noise does not multiply the state, so srk has strong order 1.5 and milstein equals euler. Network calls per
     step: 3 for srk, 1 for the others; an adaptive solve takes each step once whole and once in halves.
 
     Args:
         method: euler, milstein or srk.
-        steps: Equal steps in log-SNR; the first guess of an adaptive solve.
+        steps: Equal steps of asinh(½ logsnr); the first guess of an adaptive solve.
         adaptive: Whether torchsde chooses its own steps; then the noise is a Brownian path from torchsde and the step
             size is shared by the batch.
         rtol, atol: Tolerances of an adaptive solve.
@@ -54,21 +54,21 @@ class ReverseSDE(Solver):
     def __call__(self, denoiser: Denoiser, x: Tensor, *, noise: NoiseSource | None = None) -> Tensor:
         import torchsde
 
-        clock = LogSNRClock(denoiser.sde, self.end(denoiser.sde), "ReverseSDE")
-        span = clock.data_end - clock.noise_end
-        flat = x.flatten(1)
+        flow = FlowCoordinates(denoiser.sde, self.end(denoiser.sde), "ReverseSDE")
+        span = flow.data_end - flow.noise_end
+        flat = x.flatten(1) / flow.scale(1.0)
         if self.adaptive:
             seed = int(torch.randint(2**31, ())) if self.seed is None else self.seed
             path: Any = torchsde.BrownianInterval(
-                t0=clock.noise_end, t1=clock.data_end, size=tuple(flat.shape), dtype=x.dtype, device=x.device,
+                t0=flow.noise_end, t1=flow.data_end, size=tuple(flat.shape), dtype=x.dtype, device=x.device,
                 entropy=seed, levy_area_approximation="space-time",
             )  # fmt: skip
         else:
-            path = _FreshIncrements(clock, flat, gaussian_noise(x) if noise is None else noise)
+            path = _FreshIncrements(flow, flat, gaussian_noise(x) if noise is None else noise)
         flat = torchsde.sdeint(
-            _Reverse(denoiser, clock, x.shape),
+            _Reverse(denoiser, flow, x.shape),
             flat,
-            torch.tensor([clock.noise_end, clock.data_end], dtype=torch.float64, device=x.device),
+            torch.tensor([flow.noise_end, flow.data_end], dtype=torch.float64, device=x.device),
             bm=path,
             method=self.method,
             dt=span / self.steps * (1 + 1e-9),  # without the margin, rounding adds a step of length zero
@@ -77,31 +77,32 @@ class ReverseSDE(Solver):
             atol=self.atol,
             dt_min=span * 1e-6,
         )[-1]
-        x = flat.reshape(x.shape)
-        return denoiser(x, x.new_tensor(clock.t_end, dtype=torch.float64)) if self.denoise else x
+        x = flow.scale(flow.t_end) * flat.reshape(x.shape)
+        return denoiser(x, x.new_tensor(flow.t_end, dtype=torch.float64)) if self.denoise else x
 
 
 class _Reverse:
-    """The reverse SDE in the form that torchsde asks for: flat states, time ℓ increasing from noise to data."""
+    """The reverse SDE in the form that torchsde asks for: flat states, time z increasing from noise to data."""
 
     noise_type, sde_type = "diagonal", "ito"
 
-    def __init__(self, denoiser: Denoiser, clock: LogSNRClock, shape: torch.Size) -> None:
-        self.denoiser, self.clock, self.shape = denoiser, clock, shape
+    def __init__(self, denoiser: Denoiser, flow: FlowCoordinates, shape: torch.Size) -> None:
+        self.denoiser, self.flow, self.shape = denoiser, flow, shape
         self.recent: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def f(self, logsnr: Tensor, y: Tensor) -> Tensor:
+    def f(self, z: Tensor, y: Tensor) -> Tensor:
         # torchsde's srk asks for its three different stages ten times over in every step
         for when, state, value in self.recent:
-            if bool(logsnr == when) and torch.equal(y, state):
+            if bool(z == when) and torch.equal(y, state):
                 return value
-        x, t = y.reshape(self.shape), self.clock.time(logsnr)
-        value = self.clock.rate(x, t, self.denoiser.eps(x, t), 1.0).flatten(1)
-        self.recent = [*self.recent[-2:], (logsnr, y, value)]
+        t = self.flow.time(z)
+        x = self.flow.scale(t) * y.reshape(self.shape)
+        value = self.flow.rate(x, z, t, self.denoiser.eps(x, t), eps_weight=2.0).flatten(1)
+        self.recent = [*self.recent[-2:], (z, y, value)]
         return value
 
-    def g(self, logsnr: Tensor, y: Tensor) -> Tensor:
-        return self.clock.sde.sigma(self.clock.time(logsnr)).to(y.dtype).expand(y.shape)
+    def g(self, z: Tensor, y: Tensor) -> Tensor:
+        return self.flow.spread(z, self.flow.time(z)).to(y.dtype).expand(y.shape)
 
 
 class _FreshIncrements:
@@ -112,13 +113,13 @@ class _FreshIncrements:
 
     levy_area_approximation = "space-time"
 
-    def __init__(self, clock: LogSNRClock, flat: Tensor, noise: NoiseSource) -> None:
-        self.clock, self.noise = clock, noise
+    def __init__(self, flow: FlowCoordinates, flat: Tensor, noise: NoiseSource) -> None:
+        self.flow, self.noise = flow, noise
         self.shape, self.dtype, self.device = flat.shape, flat.dtype, flat.device
 
     def __call__(self, a: Tensor, b: Tensor, return_U: bool = False, return_A: bool = False) -> Any:
         h = b - a
-        t, s = self.clock.time(a), self.clock.time(b)
+        t, s = self.flow.time(a), self.flow.time(b)
         increment = h.sqrt().to(self.dtype) * self.noise(t, s).flatten(1)
         if not return_U:
             return increment

@@ -30,21 +30,27 @@ def test_moments_converge(sde: SDE, method: str, least: float, accuracy: float) 
 
 
 @pytest.mark.parametrize("sde", SDES, ids=name)
-def test_euler_is_the_reverse_sde_in_log_snr(sde: SDE) -> None:
+def test_euler_is_the_reverse_sde_written_in_t(sde: SDE) -> None:
+    """Steps of y = x/ν, equal in z with ½ logsnr = sinh z, from dx = (f x − g² score) dt + g dw."""
     steps, draws = 20, torch.randn(20, 4, 2, dtype=torch.float64)
     denoiser, x = mixture(sde), sde.prior_std * torch.randn(4, 2, dtype=torch.float64)
     rows = iter(draws)
     solver = ReverseSDE(method="euler", steps=steps, t_end=END, denoise=False)
-    y = solver(denoiser, x, noise=lambda t, s: next(rows))
+    result = solver(denoiser, x, noise=lambda t, s: next(rows))
 
-    ends = sde.logsnr(torch.tensor([1.0, END], dtype=torch.float64))
+    ends = torch.asinh(sde.logsnr(torch.tensor([1.0, END], dtype=torch.float64)) / 2)
     h = (ends[1] - ends[0]) / steps
+    y = x / torch.hypot(sde.alpha(torch.ones(()).double()), sde.sigma(torch.ones(()).double()))
     for k in range(steps):
-        t = sde.time(ends[0] + k * h).clamp(END, 1)
-        # dx = (f x − g² score) dt + g dw with dt = −σ²/g² dl: in l the drift is −(σ²/g²)(f x − g² score)
-        drift = -(sde.sigma(t) / sde.g(t)).square() * (sde.drift(x, t) - sde.g(t).square() * denoiser.score(x, t))
-        x = x + drift * h + sde.sigma(t) * h.sqrt() * draws[k]
-    torch.testing.assert_close(y, x, rtol=1e-6, atol=1e-6)
+        z = ends[0] + k * h
+        t = sde.time(2 * torch.sinh(z)).clamp(END, 1)
+        nu, g = torch.hypot(sde.alpha(t), sde.sigma(t)), sde.g(t)
+        dt_dz = -2 * torch.cosh(z) * (sde.sigma(t) / g).square()
+        nu_slope = (sde.f(t) * nu**2 + g**2 / 2) / nu
+        drift = (sde.drift(nu * y, t) - g.square() * denoiser.score(nu * y, t)) / nu - y * nu_slope / nu
+        y = y + dt_dz * drift * h + g / nu * (-dt_dz * h).sqrt() * draws[k]
+    t = torch.tensor(END, dtype=torch.float64)
+    torch.testing.assert_close(result, y * torch.hypot(sde.alpha(t), sde.sigma(t)), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("sde", SDES, ids=name)
