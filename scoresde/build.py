@@ -174,7 +174,7 @@ def _suited_unet(shape: Sequence[int], channel_mults: Sequence[int] | None) -> d
     return {
         "channels": channels,
         "image_size": size,
-        "width": 64 if size < 16 else 96 if size < 32 else 128,
+        "width": 48 if size < 16 else 96 if size < 32 else 128,
         "channel_mults": [1] + [2] * (levels - 1),
         "num_res_blocks": 2 if size < 32 else 4,
         "attention_resolutions": [s for s in sizes[1:] if s <= 16][:1] if size >= 16 else [],
