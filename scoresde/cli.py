@@ -105,5 +105,8 @@ def explain(error: Exception) -> str | None:
         return f"{text.rstrip('.')} (python {Path(sys.argv[0]).name} --help lists the options)"
     from scoresde.training import CheckpointError, TrainingError
 
+    if isinstance(error, OSError) and error.errno and str(error).startswith("[Errno"):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{where}: nothing that was there before is lost; mend that and run the command again."
     mendable = (ValueError, TypeError, OSError, ImportError, FloatingPointError, CheckpointError, TrainingError)
     return " ".join(str(error).split()) if isinstance(error, mendable) else None

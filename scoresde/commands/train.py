@@ -31,6 +31,9 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         The metrics logged last.
     """
     extensions = [*config["extensions"], ANY_INTERFACE]
+    for key in ("path", "test_path"):  # sampling may start from another folder
+        if config["data"].get(key) is not None:
+            config["data"][key] = str(Path(config["data"][key]).expanduser().resolve())
     data = build(config["data"], "data", extensions)
     if not isinstance(data, Dataset):
         raise ConfigError(f"data must be a scoresde.data.Dataset, got {type(data).__name__}.")
