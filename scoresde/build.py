@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from scoresde.classifier import NoisyClassifier
 from scoresde.data import Dataset, Quantized
 from scoresde.denoiser import NetworkDenoiser
-from scoresde.classifier import NoisyClassifier
 from scoresde.parameterization import Parameterization
 from scoresde.sde import SDE
 from scoresde.solvers import Solver

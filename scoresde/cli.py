@@ -1,4 +1,4 @@
-"""Command lines: Hydra composes a configuration, `scoresde.commands` does the work. The only file that imports Hydra."""
+"""Command lines: Hydra composes a configuration, `scoresde.commands` does the work. Only this file imports Hydra."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Coordinates for adaptive and torchsde solves, in which all linear SDEs are one problem, and their torchdiffeq options."""
+"""Coordinates in which all linear SDEs are one problem, for adaptive and torchsde solves, and torchdiffeq options."""
 
 from __future__ import annotations
 

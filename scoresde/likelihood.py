@@ -51,8 +51,8 @@ def log_prob(
         log p(x) = log π(x_1) + ∫ div(dx/dt) dt from t_start to 1               (Song et al. 2021, eq. 39)
         div ≈ vᵀ (∂(dx/dt)/∂x) v, with one v per probe held fixed along the path  (Hutchinson's estimator)
 
-    Integrated in the coordinates of `scoresde.flow` with tolerances for every sample by itself; drift and divergence share one network call.
-    p is the density of data at t_start, i.e. of x0 blurred by σ(t_start).
+    Integrated in the coordinates of `scoresde.flow` with tolerances for every sample by itself; drift and divergence
+    share one network call. p is the density of data at t_start, i.e. of x0 blurred by σ(t_start).
 
     Args:
         denoiser: The model.

@@ -30,6 +30,8 @@ TINY = [
     "batch_size=16",
 ]
 
+PC = ["solver=pc", "solver.steps=3"]
+
 
 def command(main: Any, *arguments: str) -> None:
     """Run an entry point in this process."""
@@ -131,7 +133,7 @@ def test_newest_denoiser_is_the_default_run(work: Path) -> None:
         ["run=runs/labelled", "label=3", "guidance=cfg", "guidance.scale=2"],
         ["run=runs/labelled", "label=[1,7]"],
         ["run=runs/plain", "label=3", "guidance=classifier"],
-        ["run=runs/plain", "label=3", "guidance=classifier", "guidance.classifier=runs/classifier", "solver=pc", "solver.steps=3"],
+        ["run=runs/plain", "label=3", "guidance=classifier", "guidance.classifier=runs/classifier", *PC],
         ["run=runs/labelled", "guidance=autoguidance", "guidance.reference=runs/labelled"],
         ["run=runs/plain", "solver=sde", "solver.steps=3"],
     ],
@@ -298,7 +300,8 @@ def test_interrupted_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
     plain = subprocess.run([*program, "run=a"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert plain.returncode == 0, plain.stderr
 
-    stopped = subprocess.Popen([*program, "run=b"], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    stopped = subprocess.Popen([*program, "run=b"], cwd=tmp_path, env=environment, **quiet)
     deadline = time.monotonic() + 60
     while not (tmp_path / "b/metrics.csv").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -322,7 +325,7 @@ def test_help_is_quick_and_lists_every_group() -> None:
         groups = {path.name for path in (CHECKOUT / "conf").iterdir() if path.is_dir() and any(path.glob("*.yaml"))}
         assert all(f"  {group} " in shown.stdout for group in groups)
     loaded = subprocess.run(
-        [sys.executable, "-c", "import sys; sys.argv = ['train.py', '--help']; import scoresde.cli as c; c.train_main(); "
-         "print('torch' in sys.modules)"], capture_output=True, text=True, cwd=CHECKOUT,
+        [sys.executable, "-c", "import sys; sys.argv = ['train.py', '--help']; import scoresde.cli as c; "
+         "c.train_main(); print('torch' in sys.modules)"], capture_output=True, text=True, cwd=CHECKOUT,
     )  # fmt: skip
     assert loaded.stdout.strip().endswith("False")

@@ -19,8 +19,8 @@ class ProbabilityFlowODE(Solver):
 
         dx/dt = f x − ½ g² ∇ log p_t(x)                             (Song et al. 2021, eq. 13)
 
-    Integrated in the coordinates of `scoresde.flow`, so all SDEs cost about the same. Tolerances hold for every sample by itself (root mean
-    square over its entries); the network is never asked outside [t_end, 1].
+    Integrated in the coordinates of `scoresde.flow`, so all SDEs cost about the same. Tolerances hold for every sample
+    by itself (root mean square over its entries); the network is never asked outside [t_end, 1].
 
     Args:
         method: A torchdiffeq method: dopri5, dopri8, bosh3, fehlberg2, adaptive_heun; or with `steps` equal steps
