@@ -98,11 +98,9 @@ def _read_split(path: Path, label_key: str | None, levels: int | None, channels_
 
 def _read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
     try:
-        stored = np.load(path, allow_pickle=False)
-        if isinstance(stored, np.ndarray):
-            return {"x": stored}
-        with stored:
-            return {key: stored[key] for key in stored.files}
+        with path.open("rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            return {"x": stored} if isinstance(stored, np.ndarray) else {key: stored[key] for key in stored.files}
     except Exception as error:  # zip, zlib and header damage all raise their own types
         raise ValueError(
             f"{path} is not a whole .npy or .npz file of plain numbers (object arrays and pickles are "
