@@ -33,8 +33,8 @@ class ProbabilityFlowODE(Solver):
     """
 
     method: str = "dopri5"
-    rtol: float = 1e-3
-    atol: float = 1e-3
+    rtol: float = 1e-5
+    atol: float = 1e-5
     steps: int | None = None
 
     def __post_init__(self) -> None:
