@@ -88,7 +88,7 @@ def test_score_and_eps_equal_the_original(golden: dict[str, Tensor], name: str) 
 
 @pytest.mark.skipif(
     not SHARED.is_dir(),
-    reason="needs the reference's own weights (7 MB a file), which are not in this repository; test data here cover 25 smaller nets",
+    reason="needs the reference's weights (7 MB a file), kept outside this repository",
 )
 @pytest.mark.parametrize("name", ["ncsnpp_ve_cont", "ddpm_vp_cont", "x_ncsnpp_vp_cont", "x_ncsnpp_ve_discrete"])
 def test_larger_networks_with_stored_weights_equal_the_original(name: str) -> None:
