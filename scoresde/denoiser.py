@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from scoresde.parameterization import Parameterization
@@ -52,6 +54,41 @@ class Denoiser(nn.Module, ABC):
         """
         return _Given(self, cond)
 
+    def mean_and_covariance(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        """x̂0 (B, *) and the diagonal of Cov[x0 | x_t = x], which broadcasts against x.
+
+        For denoisers with a method `covariance_diag(x, t, **cond)`; one that gets both from one call overrides this.
+
+        Raises:
+            TypeError: If the denoiser knows no covariance.
+        """
+        covariance_diag = getattr(self, "covariance_diag", None)
+        if covariance_diag is None:
+            raise TypeError(
+                "The covariance of x0 was asked of a denoiser that knows only x̂0: wrap it in AnalyticVariance, "
+                "HessianDiagonal or a trained VarianceHead of scoresde.covariance."
+            )
+        return self(x, t, **cond), covariance_diag(x, t, **cond)
+
+    def tabulate(self, times: Sequence[Tensor]) -> Denoiser:
+        """This denoiser, prepared for calls with exactly these time tensors (the objects, not only their values).
+
+        Whatever depends on t alone may be computed here once for a whole run; other times still work.
+        """
+        return self
+
+    def select(self, index: Tensor, batch: int) -> Denoiser | None:
+        """The same denoiser for some rows of a batch, or None if it may hold something per sample that it cannot split.
+
+        Adaptive solvers ask, to go on without the samples that have arrived. A subclass that treats every row alike
+        returns itself.
+
+        Args:
+            index: Rows to keep, (b,).
+            batch: Size of the whole batch.
+        """
+        return None
+
 
 class _Given(Denoiser):
     def __init__(self, denoiser: Denoiser, cond: dict[str, Any]) -> None:
@@ -63,6 +100,38 @@ class _Given(Denoiser):
 
     def eps(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         return self.denoiser.eps(x, t, **{**cond, **self.cond})
+
+    def mean_and_covariance(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        return self.denoiser.mean_and_covariance(x, t, **{**cond, **self.cond})
+
+    @property
+    def covariance_diag(self) -> Callable[..., Tensor]:
+        return self._bound("covariance_diag")
+
+    @property
+    def mean_and_range(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        return self._bound("mean_and_range")
+
+    def _bound(self, name: str) -> Callable[..., Any]:
+        """A method that only some denoisers have, with the conditions bound."""
+        method = getattr(self.denoiser, name)
+        return lambda x, t, **cond: method(x, t, **{**cond, **self.cond})
+
+    def tabulate(self, times: Sequence[Tensor]) -> Denoiser:
+        return _Given(self.denoiser.tabulate(times), self.cond)
+
+    def select(self, index: Tensor, batch: int) -> Denoiser | None:
+        """Conditions whose leading size is the batch are one per sample; numbers and other tensors are shared."""
+        inner = self.denoiser.select(index, batch)
+        if inner is None or not all(isinstance(c, Tensor | int | float | str | None) for c in self.cond.values()):
+            return None
+        return _Given(inner, {key: _rows_of(value, index, batch) for key, value in self.cond.items()})
+
+
+def _rows_of(value: Any, index: Tensor, batch: int) -> Any:
+    if not isinstance(value, Tensor) or value.shape[:1] != (batch,):
+        return value
+    return value[index.to(value.device)]
 
 
 class NetworkDenoiser(Denoiser):
@@ -81,30 +150,85 @@ class NetworkDenoiser(Denoiser):
         self.net, self.sde, self.parameterization = net, sde, parameterization
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        alpha, sigma = self._alpha_sigma(t)
-        c_skip, c_out = self.parameterization.skip_out(alpha, sigma)
-        return expand(c_skip, x) * x + expand(c_out, x) * self._network(x, alpha, sigma, cond)
+        return self.at(self._coefficients(t, x), x, cond)
 
     def eps(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        # (x − α x̂0)/σ with the coefficients combined first: exact for ε-networks, no cancellation as σ → 0
-        alpha, sigma = self._alpha_sigma(t)
-        c_skip, c_out = self.parameterization.skip_out(alpha, sigma)
-        network = self._network(x, alpha, sigma, cond)
-        return expand((1 - alpha * c_skip) / sigma, x) * x - expand(alpha * c_out / sigma, x) * network
+        return self.eps_at(self._coefficients(t, x), x, cond)
 
-    def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def tabulate(self, times: Sequence[Tensor]) -> Denoiser:
+        """With the coefficients at these times computed at once, so that a call costs little more than the network."""
+        table = self._coefficients(torch.stack([time.detach() for time in times]).cpu(), None)
+        numbers = [column.tolist() for column in table[:-1]]
+        labels = table.c_noise.to(times[0].device, self._dtype()).unbind()
+        rows = [_Coefficients(*row) for row in zip(*numbers, labels, strict=True)]
+        return _Tabulated(self, tuple(times), rows)
+
+    def select(self, index: Tensor, batch: int) -> Denoiser:
+        return self
+
+    def at(self, row: _Coefficients, x: Tensor, cond: dict[str, Any]) -> Tensor:
+        """x̂0 with given coefficients."""
+        return row.x0_skip * x + row.x0_out * self._network(row, x, cond)
+
+    def eps_at(self, row: _Coefficients, x: Tensor, cond: dict[str, Any]) -> Tensor:
+        """ε̂ with given coefficients."""
+        return row.eps_skip * x + row.eps_out * self._network(row, x, cond)
+
+    def _coefficients(self, t: Tensor, x: Tensor | None) -> _Coefficients:
         wide = t.double()
-        return self.sde.alpha(wide), self.sde.sigma(wide)
+        alpha, sigma = self.sde.alpha(wide), self.sde.sigma(wide)
+        c_skip, c_out = self.parameterization.skip_out(alpha, sigma)
+        row = _Coefficients(
+            c_skip,
+            c_out,
+            # (x − α x̂0)/σ with the coefficients combined first: exact for ε-networks, no cancellation as σ → 0
+            (1 - alpha * c_skip) / sigma,
+            -alpha * c_out / sigma,
+            self.parameterization.c_in(alpha, sigma),
+            self.parameterization.c_noise(alpha, sigma),
+        )
+        return row if x is None else _Coefficients._make([*(expand(value, x) for value in row[:-1]), row.c_noise])
 
-    def _network(self, x: Tensor, alpha: Tensor, sigma: Tensor, cond: dict[str, Any]) -> Tensor:
-        c_in = self.parameterization.c_in(alpha, sigma)
-        c_noise = self.parameterization.c_noise(alpha, sigma)
+    def _dtype(self) -> torch.dtype | None:
         parameter = next(self.net.parameters(), None)
-        dtype = x.dtype if parameter is None else parameter.dtype
-        output = self.net((expand(c_in, x) * x).to(dtype), c_noise.to(dtype).expand(x.shape[0]), **cond)
+        return None if parameter is None else parameter.dtype
+
+    def _network(self, row: _Coefficients, x: Tensor, cond: dict[str, Any]) -> Tensor:
+        dtype = self._dtype() or x.dtype
+        output = self.net((row.c_in * x).to(dtype), row.c_noise.to(dtype).expand(x.shape[0]), **cond)
         if output.shape != x.shape:
             raise ValueError(
                 f"{type(self.net).__name__} must return the shape of its input {tuple(x.shape)}, "
                 f"got {tuple(output.shape)}: build the network for this data."
             )
         return output.to(x.dtype)
+
+
+class _Coefficients(NamedTuple):
+    """Of x and of the network in x̂0 and in ε̂, of x in the network's input, and its noise label."""
+
+    x0_skip: Any
+    x0_out: Any
+    eps_skip: Any
+    eps_out: Any
+    c_in: Any
+    c_noise: Tensor
+
+
+class _Tabulated(Denoiser):
+    """A network denoiser with coefficients for times known by identity, which needs no look at their values."""
+
+    def __init__(self, denoiser: NetworkDenoiser, times: tuple[Tensor, ...], rows: list[_Coefficients]) -> None:
+        super().__init__()
+        self.denoiser, self.sde = denoiser, denoiser.sde
+        self.times = times  # kept alive, so that no other tensor gets their identities
+        self.rows = {id(time): row for time, row in zip(times, rows, strict=True)}
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        row = self.rows.get(id(t))
+        return self.denoiser(x, t, **cond) if row is None else self.denoiser.at(row, x, cond)
+
+    def eps(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        row = self.rows.get(id(t))
+        return self.denoiser.eps(x, t, **cond) if row is None else self.denoiser.eps_at(row, x, cond)

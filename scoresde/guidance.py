@@ -56,6 +56,14 @@ class Guided(Denoiser):
         reference = self.reference(x, t, **cond)
         return reference + self._scale_at(x, t) * (self.denoiser(x, t, **cond) - reference)
 
+    def tabulate(self, times: Sequence[Tensor]) -> Denoiser:
+        pair = self.denoiser.tabulate(times), self.reference.tabulate(times)
+        return Guided(*pair, self.scale, self.interval)
+
+    def select(self, index: Tensor, batch: int) -> Denoiser | None:
+        pair = self.denoiser.select(index, batch), self.reference.select(index, batch)
+        return None if pair[0] is None or pair[1] is None else Guided(pair[0], pair[1], self.scale, self.interval)
+
     def _scale_at(self, x: Tensor, t: Tensor) -> Tensor | float:
         if self.interval is None:
             return self.scale
@@ -90,6 +98,14 @@ class Composed(Denoiser):
         base = self.base(x, t, **cond)
         changes = [w * (part(x, t, **cond) - base) for w, part in zip(self.weights, self.parts, strict=True)]
         return base + torch.stack(changes).sum(0)
+
+    def select(self, index: Tensor, batch: int) -> Denoiser | None:
+        base, parts = self.base.select(index, batch), []
+        for part in self.parts:
+            assert isinstance(part, Denoiser)
+            parts.append(part.select(index, batch))
+        known = [part for part in parts if part is not None]
+        return None if base is None or len(known) < len(parts) else Composed(base, known, self.weights)
 
 
 class ClassifierGuided(Denoiser):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.sde import SDE
+from scoresde.sde import SDE, expand
 from scoresde.solvers.grids import Grid, uniform_grid
+from scoresde.solvers.levels import Levels
 from scoresde.solvers.noise import NoiseSource, gaussian_noise
 
 
@@ -32,7 +33,7 @@ class Solver(ABC):
 
     Args:
         t_end: Time at which to stop; None is the SDE's own t_min.
-        denoise: Whether to end with x̂0(x, t_end), which removes the noise left at t_end.
+        denoise: Whether to go on to x̂0 from t_end, which removes the noise left there.
     """
 
     t_end: float | None = None
@@ -51,6 +52,23 @@ class Solver(ABC):
         return sde.t_min if self.t_end is None else self.t_end
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A run prepared beforehand: its times, and for tabulated solvers the coefficients of every step.
+
+    Args:
+        denoiser: The denoiser, with its own coefficients at these times.
+        times: steps + 1 times, each () in float64 on the device of the states.
+        stride: Called as stride(index, x, noise, state) for the step number `index`, from 0; returns (x, state).
+        landing: Whether one more step than there are intervals goes from the last time to noise 0.
+    """
+
+    denoiser: Denoiser
+    times: tuple[Tensor, ...]
+    stride: Callable[[int, Tensor, NoiseSource, Any], tuple[Tensor, Any]]
+    landing: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepSolver(Solver):
     """A solver on a grid of times: a pure `step`, and a loop that is written only here.
@@ -59,6 +77,8 @@ class StepSolver(Solver):
         steps: Number of steps.
         grid: Places the steps + 1 times.
     """
+
+    deterministic: ClassVar[bool] = False  # whether `encode` may run the steps backwards
 
     steps: int = 100
     grid: Grid = uniform_grid
@@ -76,38 +96,176 @@ class StepSolver(Solver):
     ) -> tuple[Tensor, Any]:
         """Advance x from t to s < t, both () or (B,). `state` is None at the first step, then what this returned."""
 
-    def __call__(self, denoiser: Denoiser, x: Tensor, *, noise: NoiseSource | None = None) -> Tensor:
-        for last in self.trajectory(denoiser, x, noise=noise):
-            x = last.x
-        return x
-
-    @torch.no_grad()
-    def trajectory(self, denoiser: Denoiser, x: Tensor, *, noise: NoiseSource | None = None) -> Iterator[Step]:
-        """Yield x at every time of the grid; with `denoise`, one more Step that holds x̂0 at t_end.
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        *,
+        noise: NoiseSource | None = None,
+        plan: Plan | None = None,
+        gradient: bool = False,
+    ) -> Tensor:
+        """Integrate from x at t = 1 (B, *) to data (B, *).
 
         Args:
             denoiser: Supplies x̂0, ε̂ and the score.
-            x: Start at the first time of the grid, shape (B, *).
+            x: Start at the first time of the grid.
             noise: Source of standard normal noise; None draws from torch's global generator.
+            plan: What `plan(denoiser)` returned, to spend the set-up once for many calls.
+            gradient: Whether to keep the graph, for gradients by x and by the denoiser's parameters.
+        Raises:
+            FloatingPointError: If the result is not finite; the message says at which step it went wrong.
         """
+        plan = self.plan(denoiser, device=x.device) if plan is None else plan
+        start = x
+        for last in (self._run if gradient else torch.no_grad()(self._run))(plan, x, noise):
+            x = last.x
+        if not bool(torch.isfinite(x).all()):
+            raise self._diagnosis(plan, start, noise)
+        return x
+
+    @torch.no_grad()
+    def trajectory(
+        self, denoiser: Denoiser, x: Tensor, *, noise: NoiseSource | None = None, plan: Plan | None = None
+    ) -> Iterator[Step]:
+        """Yield x at every time of the grid; with `denoise`, one more Step that holds x̂0 from t_end."""
+        yield from self._run(self.plan(denoiser, device=x.device) if plan is None else plan, x, noise)
+
+    @torch.no_grad()
+    def encode(self, denoiser: Denoiser, x: Tensor) -> Tensor:
+        """The latent at t = 1 of data x at t_end: the same steps taken in the other direction, shape (B, *).
+
+        Raises:
+            ValueError: If the solver adds noise, or if σ is 0 at t_end.
+        """
+        if not self.deterministic:
+            raise ValueError(
+                f"{type(self).__name__} cannot encode: only a deterministic solver follows a path both ways. "
+                f"Use eta=0 where there is one, or ProbabilityFlowODE."
+            )
+        if not float(denoiser.sde.sigma(torch.tensor(self.end(denoiser.sde), dtype=torch.float64))) > 0:
+            raise ValueError(
+                f"{type(self).__name__}.encode needs noise at the data end: σ is 0 at t_end={self.end(denoiser.sde)}. "
+                f"Use t_end > 0, for example the SDE's t_min={denoiser.sde.t_min:g}."
+            )
+        plan = self.plan(denoiser, device=x.device, backward=True)
+        for last in self._run(plan, x, None):
+            x = last.x
+        return x
+
+    def plan(self, denoiser: Denoiser, *, device: Any = None, backward: bool = False) -> Plan:
+        """Prepare a run: place the times and compute whatever does not depend on the states."""
+        times = self._times(denoiser.sde, backward)
+        on_device = times.to(device).unbind() if device is not None else times.unbind()
+
+        def stride(index: int, x: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
+            if index == len(on_device) - 1:
+                return denoiser(x, on_device[-1]), None
+            return self.step(denoiser, x, on_device[index], on_device[index + 1], noise, state)
+
+        return Plan(denoiser, on_device, stride, self._lands(denoiser.sde, times, backward))
+
+    def _times(self, sde: SDE, backward: bool) -> Tensor:
+        times = checked_grid(self.grid(sde, self.steps, self.end(sde))).cpu()
+        return times.flip(0) if backward else times
+
+    def _lands(self, sde: SDE, times: Tensor, backward: bool) -> bool:
+        return self.denoise and not backward and float(sde.sigma(times[-1])) > 0
+
+    def _run(self, plan: Plan, x: Tensor, noise: NoiseSource | None) -> Iterator[Step]:
         if not x.dtype.is_floating_point or x.dtype in (torch.float16, torch.bfloat16):
             raise TypeError(
                 f"{type(self).__name__} needs a float32 or float64 state, got {x.dtype}: "
                 f"half precision loses the small steps near the data. Use autocast for the network instead."
             )
         noise = gaussian_noise(x) if noise is None else noise
-        times = checked_grid(self.grid(denoiser.sde, self.steps, self.end(denoiser.sde))).to(x.device).unbind()
-        state = None
+        state, times = None, plan.times
         yield Step(0, times[0], x)
-        for index, (t, s) in enumerate(pairwise(times), start=1):
-            x, state = self.step(denoiser, x, t, s, noise, state)
-            yield Step(index, s, x)
-        if self.denoise:
-            yield Step(len(times), times[-1], self._finish(denoiser, x, times[-1]))
+        for index in range(len(times) - 1):
+            x, state = plan.stride(index, x, noise, state)
+            yield Step(index + 1, times[index + 1], x)
+        if plan.landing:
+            x, state = plan.stride(len(times) - 1, x, noise, state)
+            yield Step(len(times), times[-1], x)
 
-    def _finish(self, denoiser: Denoiser, x: Tensor, t: Tensor) -> Tensor:
-        sigma_left = float(denoiser.sde.sigma(t))
-        return denoiser(x, t) if sigma_left > 0 else x
+    def _diagnosis(self, plan: Plan, x: Tensor, noise: NoiseSource | None) -> FloatingPointError:
+        """Run again, looking at every state: only a run that failed pays for looking."""
+        advice = "Check the model's weights and its output at that time, or take more steps."
+        if not bool(torch.isfinite(x).all()):
+            return FloatingPointError(f"{type(self).__name__} was given a start that holds NaN or infinity.")
+        for before, after in pairwise(torch.no_grad()(self._run)(plan, x, noise)):
+            bad = ~torch.isfinite(after.x).flatten(1).all(1)
+            if bool(bad.any()):
+                return FloatingPointError(
+                    f"{type(self).__name__} got NaN or infinity at step {after.index} of {len(plan.times) - 1}, from "
+                    f"t = {float(before.t):.6g} (σ/α = {_noise_level(plan.denoiser.sde, before.t):.4g}), in "
+                    f"{int(bad.sum())} of {len(bad)} samples, the first of them {int(bad.nonzero()[0])}. {advice}"
+                )
+        return FloatingPointError(f"{type(self).__name__} returned NaN or infinity in one run but not in the next.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TabulatedSolver(StepSolver):
+    """A step solver whose coefficients depend on the noise levels alone, so that a run computes them all at once.
+
+    A subclass writes `table` and `update`. `step` follows from them, for times per sample and for use by hand.
+    """
+
+    lands: ClassVar[bool] = True  # whether its own step goes to noise 0; else x̂0 ends the run
+
+    @property
+    def memory(self) -> int:
+        """How many earlier levels a row of the table depends on."""
+        return 0
+
+    @abstractmethod
+    def table(self, levels: Levels) -> tuple[Tensor, ...]:
+        """Columns of coefficients, entry i for the step from level i to level i + 1; shapes (len(levels) − 1, ...)."""
+
+    @abstractmethod
+    def update(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, row: tuple[Any, ...], noise: NoiseSource, state: Any
+    ) -> tuple[Tensor, Any]:
+        """Advance x from t to s with one row of the table: numbers, or tensors that broadcast against x."""
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any
+    ) -> tuple[Tensor, Any]:
+        earlier, inner = ((), None) if state is None else state
+        levels = Levels.of(denoiser.sde, torch.stack([*earlier, t, s]).double())
+        row = tuple(expand(column[-1], x) for column in self.table(levels))
+        x, inner = self.update(denoiser, x, t, s, row, noise, inner)
+        return x, ((*earlier, t)[-self.memory :] if self.memory else (), inner)
+
+    @torch.no_grad()
+    def plan(self, denoiser: Denoiser, *, device: Any = None, backward: bool = False) -> Plan:
+        times = self._times(denoiser.sde, backward)
+        landing = self._lands(denoiser.sde, times, backward)
+        levels = Levels.of(denoiser.sde, times)
+        columns = self.table(levels.landed() if landing and self.lands else levels)
+        rows = list(zip(*(column.tolist() for column in columns), strict=True))
+        on_device = times.to(device).unbind() if device is not None else times.unbind()
+        tabulated = denoiser.tabulate(on_device)
+        ends = (*on_device[1:], on_device[-1])
+
+        def stride(index: int, x: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
+            if index == len(rows):
+                return tabulated(x, on_device[-1]), state
+            return self.update(tabulated, x, on_device[index], ends[index], rows[index], noise, state)
+
+        return Plan(tabulated, on_device, stride, landing)
+
+
+def linear(*terms: tuple[Any, Tensor]) -> Tensor:
+    """Σ c x over pairs (c, x), c a number or a tensor that broadcasts against x."""
+    (c, x), *rest = terms
+    out = c * x
+    for c, x in rest:
+        if not isinstance(c, float):
+            out = out + c * x
+        elif c:
+            out = out.add_(x, alpha=c)
+    return out
 
 
 def checked_grid(times: Tensor) -> Tensor:
@@ -119,3 +277,7 @@ def checked_grid(times: Tensor) -> Tensor:
             f"{'...' if times.numel() > 6 else ''} with {times.numel()} entries."
         )
     return times
+
+
+def _noise_level(sde: SDE, t: Tensor) -> float:
+    return float(sde.sigma(t) / sde.alpha(t))

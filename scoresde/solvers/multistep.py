@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.sde import expand
-from scoresde.solvers.base import StepSolver
+from scoresde.solvers.base import TabulatedSolver, linear
 from scoresde.solvers.grids import Grid, karras_grid
+from scoresde.solvers.levels import Levels
 from scoresde.solvers.noise import NoiseSource
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heun(StepSolver):
+class Heun(TabulatedSolver):
     """Heun's method in the coordinates of EDM; second order, two network calls per step.
 
         d(x/α) = ε̂ d(σ/α)
@@ -29,25 +30,29 @@ class Heun(StepSolver):
         Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, arXiv:2206.00364.
     """
 
+    deterministic: ClassVar[bool] = True
+
     steps: int = 18
     grid: Grid = karras_grid
 
-    def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: None
-    ) -> tuple[Tensor, None]:
-        sde = denoiser.sde
-        scale = sde.alpha(s) / sde.alpha(t)
-        shift = sde.sigma(s) - scale * sde.sigma(t)  # α_s (σ_s/α_s − σ_t/α_t)
+    def table(self, levels: Levels) -> tuple[Tensor, ...]:
+        scale = levels.alpha[1:] / levels.alpha[:-1]
+        shift = levels.sigma[1:] - scale * levels.sigma[:-1]  # α_s (σ_s/α_s − σ_t/α_t)
+        return scale, shift, torch.where(levels.sigma[1:] > 0, 0.5 * shift, 0)
 
+    def update(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, row: tuple[Any, ...], noise: NoiseSource, state: None
+    ) -> tuple[Tensor, None]:
+        scale, shift, half = row
         eps = denoiser.eps(x, t)
-        x_s = expand(scale, x) * x + expand(shift, x) * eps
-        if bool((sde.sigma(s) > 0).all()):
-            x_s = x_s + expand(0.5 * shift, x) * (denoiser.eps(x_s, s) - eps)
+        x_s = linear((scale, x), (shift, eps))
+        if not _is_zero(half):
+            x_s = x_s + half * (denoiser.eps(x_s, s) - eps)
         return x_s, None
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPMSolverPP2M(StepSolver):
+class DPMSolverPP2M(TabulatedSolver):
     """Second-order multistep DPM-Solver++; deterministic, one network call per step.
 
         D   = x̂0(x_t) + h / (2 h') (x̂0(x_t) − x̂0')               h = λ_s − λ_t,  λ = ½ logsnr
@@ -60,28 +65,37 @@ class DPMSolverPP2M(StepSolver):
         Lu et al., "DPM-Solver++", 2022, arXiv:2211.01095.
     """
 
+    deterministic: ClassVar[bool] = True
+
     steps: int = 20
     grid: Grid = karras_grid
 
-    def step(
+    @property
+    def memory(self) -> int:
+        return 1
+
+    def table(self, levels: Levels) -> tuple[Tensor, ...]:
+        h = levels.lam.diff(dim=0)
+        earlier = torch.cat([torch.full_like(h[:1], float("inf")), h[:-1]])
+        ratio = torch.where(torch.isfinite(h), h / (2 * earlier), 0)
+        gain = -levels.alpha[1:] * torch.expm1(-h)
+        return levels.sigma[1:] / levels.sigma[:-1], gain * (1 + ratio), -gain * ratio
+
+    def update(
         self,
         denoiser: Denoiser,
         x: Tensor,
         t: Tensor,
         s: Tensor,
+        row: tuple[Any, ...],
         noise: NoiseSource,
-        state: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        sde = denoiser.sde
-        h = (sde.logsnr(s) - sde.logsnr(t)) / 2
-
+        state: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        keep, now, before = row
         x0_hat = denoiser(x, t)
-        if state is None:
-            d = x0_hat
-        else:
-            x0_hat_prev, h_prev = state
-            ratio = torch.where(torch.isfinite(h), h / (2 * h_prev), 0)
-            d = x0_hat + expand(ratio, x) * (x0_hat - x0_hat_prev)
+        x_s = linear((keep, x), (now, x0_hat)) if state is None else linear((keep, x), (now, x0_hat), (before, state))
+        return x_s, x0_hat
 
-        x_s = expand(sde.sigma(s) / sde.sigma(t), x) * x - expand(sde.alpha(s) * torch.expm1(-h), x) * d
-        return x_s, (x0_hat, h)
+
+def _is_zero(value: Any) -> bool:
+    return value == 0 if isinstance(value, float) else bool((value == 0).all())

@@ -1,0 +1,93 @@
+"""Exponential Adams methods: DEIS, LMS, and the exact multistep methods in four predictions, with a corrector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from scoresde.denoiser import Denoiser
+from scoresde.solvers.base import TabulatedSolver, linear
+from scoresde.solvers.exponential import CLOCKS, PREDICTIONS, adams_weights, prediction_coefficients
+from scoresde.solvers.grids import Grid, karras_grid
+from scoresde.solvers.levels import Levels
+from scoresde.solvers.noise import NoiseSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExponentialAdams(TabulatedSolver):
+    """Exponential Adams-Bashforth with exact coefficients, optionally corrected by Adams-Moulton; one call per step.
+
+        predict    x'_s = a x_t + Σ_{j<p} b_j q_j             q_0 at t, q_1 one level before, ...
+        correct    x_t  = a x_r + Σ_{j<p+1} b*_j q_j          over the step r → t before, with q_0 at the predicted x'_t
+
+    The weights integrate the polynomial through the values of q exactly (see `scoresde.solvers.exponential`). The
+    corrector reuses the call at the predicted state, so it is free, and raises the order from p to p + 1. The first
+    steps are of lower order. The step to noise 0 is of full order in eps, v and flow, of first order in data.
+
+    Args:
+        order: p, from 1 to 4.
+        prediction: What is integrated: eps, data, v or flow.
+        corrector: Whether to correct.
+        clock: Variable of the polynomial: own (λ for eps and data), logsnr, ratio (σ/α), time.
+
+    References:
+        Zhang and Chen, "Fast Sampling of Diffusion Models with Exponential Integrator", 2023, arXiv:2204.13902.
+        Lu et al., "DPM-Solver++", 2022, arXiv:2211.01095.
+        Zhao et al., "UniPC", 2023, arXiv:2302.04867.
+    """
+
+    deterministic: ClassVar[bool] = True
+
+    steps: int = 20
+    grid: Grid = karras_grid
+    order: int = 3
+    prediction: str = "eps"
+    corrector: bool = False
+    clock: str = "own"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self).__name__
+        if self.order not in (1, 2, 3, 4):
+            raise ValueError(f"{name} needs order 1, 2, 3 or 4, got {self.order!r}.")
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(f"{name} needs prediction {', '.join(PREDICTIONS)}, got {self.prediction!r}.")
+        if self.clock not in CLOCKS:
+            raise ValueError(f"{name} needs clock {', '.join(CLOCKS)}, got {self.clock!r}.")
+
+    @property
+    def memory(self) -> int:
+        return self.order
+
+    def table(self, levels: Levels) -> tuple[Tensor, ...]:
+        c_x, c_0 = prediction_coefficients(levels, self.prediction)
+        keep, weights = adams_weights(levels, self.prediction, tuple(range(self.order)), self.clock)
+        columns = (c_x[:-1], c_0[:-1], keep, *weights)
+        if not self.corrector:
+            return columns
+        again, corrections = adams_weights(levels, self.prediction, tuple(range(-1, self.order)), self.clock)
+        return (*columns, *(_one_later(column) for column in (again, *corrections)))
+
+    def update(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, row: tuple[Any, ...], noise: NoiseSource, state: Any
+    ) -> tuple[Tensor, Any]:
+        c_x, c_0, keep, *weights = row
+        q = denoiser.eps(x, t) if self.prediction == "eps" else denoiser(x, t)
+        if self.prediction in ("v", "flow"):
+            q = linear((c_x, x), (c_0, q))
+        earlier, before = ((), None) if state is None else state
+        history = (q, *earlier)
+        if self.corrector and before is not None:
+            again, *corrections = weights[self.order :]
+            x = linear((again, before), *zip(corrections, history, strict=False))
+        history = history[: self.order]
+        x_s = linear((keep, x), *zip(weights[: self.order], history, strict=False))
+        return x_s, (history, x if self.corrector else None)
+
+
+def _one_later(column: Tensor) -> Tensor:
+    """What belongs to the step before, in the row of the step that uses it."""
+    return torch.cat([torch.zeros_like(column[:1]), column[:-1]])
