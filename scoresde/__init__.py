@@ -13,6 +13,13 @@ if TYPE_CHECKING:
         GaussianDenoiser as GaussianDenoiser,
         GaussianMixtureDenoiser as GaussianMixtureDenoiser,
     )
+    from scoresde.calibration import (
+        OptimisedGrid as OptimisedGrid,
+        Pilots as Pilots,
+        calibrate as calibrate,
+        optimise_grid as optimise_grid,
+        pilot_paths as pilot_paths,
+    )
     from scoresde.classifier import ClassifierLoss as ClassifierLoss, NoisyClassifier as NoisyClassifier
     from scoresde.denoiser import Denoiser as Denoiser, NetworkDenoiser as NetworkDenoiser
     from scoresde.guidance import (
@@ -83,6 +90,13 @@ if TYPE_CHECKING:
         quadratic_grid as quadratic_grid,
         subsequence_grid as subsequence_grid,
         uniform_grid as uniform_grid,
+        CalibratedMultistep as CalibratedMultistep,
+        Calibration as Calibration,
+        ExponentialAdams as ExponentialAdams,
+        GaussianFlow as GaussianFlow,
+        Levels as Levels,
+        Plan as Plan,
+        TabulatedSolver as TabulatedSolver,
     )
     from scoresde.training import (
         EMA as EMA,
@@ -101,6 +115,13 @@ _HOMES = {
     "scoresde.analytic": (
         "GaussianDenoiser",
         "GaussianMixtureDenoiser",
+    ),
+    "scoresde.calibration": (
+        "OptimisedGrid",
+        "Pilots",
+        "calibrate",
+        "optimise_grid",
+        "pilot_paths",
     ),
     "scoresde.classifier": (
         "ClassifierLoss",
@@ -187,6 +208,13 @@ _HOMES = {
         "quadratic_grid",
         "subsequence_grid",
         "uniform_grid",
+        "CalibratedMultistep",
+        "Calibration",
+        "ExponentialAdams",
+        "GaussianFlow",
+        "Levels",
+        "Plan",
+        "TabulatedSolver",
     ),
     "scoresde.training": (
         "EMA",

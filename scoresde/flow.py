@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.sde import SDE
+from scoresde.sde import SDE, expand
 
 
 class FlowCoordinates:
@@ -37,27 +37,51 @@ class FlowCoordinates:
             )
 
     def time(self, z: Tensor) -> Tensor:
-        """t at z in float64, never outside [t_end, 1]."""
+        """t at z in float64, never outside [t_end, 1]; shape of z."""
         return self.sde.time(2 * torch.sinh(z.double())).clamp(self.t_end, 1)
 
     def scale(self, t: Tensor | float) -> Tensor:
-        """ν, the factor from y to x; float64, shape ()."""
+        """ν, the factor from y to x; float64, shape of t."""
         t = torch.as_tensor(t, dtype=torch.float64)
         return torch.hypot(self.sde.alpha(t), self.sde.sigma(t))
 
+    def coefficients(self, z: Tensor) -> Tensor:
+        """t, ν, cosh z σ²/ν² and cosh z σ/ν: all that either equation needs besides ε̂; float64, (4, *z.shape)."""
+        z = z.double()
+        t = self.time(z)
+        scale = self.scale(t)
+        ratio = self.sde.sigma(t) / scale
+        gain = torch.cosh(z) * ratio
+        return torch.stack([t, scale, gain * ratio, gain])
+
+    def slope(self, at: Tensor, y: Tensor, eps: Tensor, *, eps_weight: float = 1.0) -> Tensor:
+        """dy/dz with the `coefficients` at (4,) or (4, B); eps_weight 2 gives the drift of the reverse SDE."""
+        _, _, pull, gain = at.unbind()
+        return torch.addcmul(expand(pull, y) * y, expand(gain, y).to(y), eps, value=-eps_weight)
+
     def rate(self, x: Tensor, z: Tensor, t: Tensor, eps: Tensor, *, eps_weight: float = 1.0) -> Tensor:
-        """dy/dz of the probability flow, or with eps_weight 2 the drift of the reverse SDE; shape of x."""
+        """dy/dz of the probability flow, or with eps_weight 2 the drift of the reverse SDE; z, t () or (B,)."""
         sigma, scale = self.sde.sigma(t), self.scale(t)
-        return (torch.cosh(z) * sigma / scale) * ((sigma / scale.square()) * x - eps_weight * eps)
+        outer, inner = expand(torch.cosh(z) * sigma / scale, x), expand(sigma / scale.square(), x)
+        return outer * (inner * x - eps_weight * eps)
 
     def divergence(self, z: Tensor, t: Tensor, traces: Tensor, entries: int) -> Tensor:
-        """Trace of ∂(dy/dz)/∂y of the probability flow, from traces of ∂ε̂/∂x; shape of traces."""
+        """Trace of ∂(dy/dz)/∂y of the probability flow, from traces of ∂ε̂/∂x; z, t () or (B,); shape of traces."""
         sigma, scale = self.sde.sigma(t), self.scale(t)
-        return torch.cosh(z) * sigma * (sigma / scale.square() * entries - traces)
+        return expand(torch.cosh(z) * sigma, traces) * (expand(sigma / scale.square(), traces) * entries - traces)
 
     def spread(self, z: Tensor, t: Tensor) -> Tensor:
-        """Diffusion of y per √dz, shape ()."""
+        """Diffusion of y per √dz; shape of z."""
         return self.sde.sigma(t) / self.scale(t) * (2 * torch.cosh(z)).sqrt()
+
+    def variance(self, z: Tensor, z_to: Tensor) -> Tensor:
+        """Of the noise that the reverse SDE adds to y between z and z_to ≥ z, in closed form; shape of z.
+
+        ∫ spread² dz = ∫ 2 cosh z / (1 + e^(2 sinh z)) dz = log(1 + 1/SNR(z)) − log(1 + 1/SNR(z_to))
+        """
+        start, stop = 2 * torch.sinh(z), 2 * torch.sinh(z_to)
+        # log((1 + e^−start) / (1 + e^−stop)); the logarithms themselves would cancel where both SNR are large
+        return torch.log1p(-torch.expm1(start - stop) * torch.sigmoid(stop) * torch.exp(-start))
 
 
 ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from scoresde.build import ConfigError, build
 from scoresde.classifier import NoisyClassifier
+from scoresde.commands.fitting import with_grid
 from scoresde.commands.likelihood import test_likelihood
 from scoresde.commands.pictures import save_picture, save_scatter
 from scoresde.commands.train import pick_device
@@ -48,6 +49,7 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
     solver = build(config["solver"], "solver", config["extensions"])
     if not isinstance(solver, Solver):
         raise ConfigError(f"solver must be a scoresde.Solver, got {type(solver).__name__}.")
+    solver = with_grid(solver, config["grid"], trained, device, config["extensions"])
     out = Path(config["out"]) if config["out"] is not None else trained.run.samples
     labels = choose_labels(config["label"], n, trained, config["guidance"]["kind"])
     guide = Guidance(config["guidance"], trained, device, config["extensions"])

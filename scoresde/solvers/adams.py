@@ -25,13 +25,15 @@ class ExponentialAdams(TabulatedSolver):
 
     The weights integrate the polynomial through the values of q exactly (see `scoresde.solvers.exponential`). The
     corrector reuses the call at the predicted state, so it is free, and raises the order from p to p + 1. The first
-    steps are of lower order. The step to noise 0 is of full order in eps, v and flow, of first order in data.
+    steps are of lower order. The step to noise 0 uses the polynomial too, but for data, which is taken as constant
+    there; v and flow have the better clock for it, in which small noise is a short way.
 
     Args:
         order: p, from 1 to 4.
         prediction: What is integrated: eps, data, v or flow.
         corrector: Whether to correct.
         clock: Variable of the polynomial: own (λ for eps and data), logsnr, ratio (σ/α), time.
+        sigma_data: Standard deviation of the data, which v and flow are scaled by.
 
     References:
         Zhang and Chen, "Fast Sampling of Diffusion Models with Exponential Integrator", 2023, arXiv:2204.13902.
@@ -44,9 +46,10 @@ class ExponentialAdams(TabulatedSolver):
     steps: int = 20
     grid: Grid = karras_grid
     order: int = 3
-    prediction: str = "eps"
-    corrector: bool = False
+    prediction: str = "v"
+    corrector: bool = True
     clock: str = "own"
+    sigma_data: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,12 +60,18 @@ class ExponentialAdams(TabulatedSolver):
             raise ValueError(f"{name} needs prediction {', '.join(PREDICTIONS)}, got {self.prediction!r}.")
         if self.clock not in CLOCKS:
             raise ValueError(f"{name} needs clock {', '.join(CLOCKS)}, got {self.clock!r}.")
+        if self.clock == "time" and self.prediction in ("v", "flow"):
+            raise ValueError(f"{name} needs prediction eps or data with clock='time', got {self.prediction!r}.")
+        if not 0 < self.sigma_data < float("inf"):
+            raise ValueError(f"{name} needs sigma_data > 0, got {self.sigma_data!r}.")
 
     @property
     def memory(self) -> int:
         return self.order
 
     def table(self, levels: Levels) -> tuple[Tensor, ...]:
+        if self.prediction in ("v", "flow"):
+            levels = levels.scaled(self.sigma_data)
         c_x, c_0 = prediction_coefficients(levels, self.prediction)
         keep, weights = adams_weights(levels, self.prediction, tuple(range(self.order)), self.clock)
         columns = (c_x[:-1], c_0[:-1], keep, *weights)

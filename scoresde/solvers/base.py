@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.sde import SDE, expand
+from scoresde.solvers.gradients import differentiable
 from scoresde.solvers.grids import Grid, uniform_grid
 from scoresde.solvers.levels import Levels
 from scoresde.solvers.noise import NoiseSource, gaussian_noise
@@ -61,12 +62,18 @@ class Plan:
         times: steps + 1 times, each () in float64 on the device of the states.
         stride: Called as stride(index, x, noise, state) for the step number `index`, from 0; returns (x, state).
         landing: Whether one more step than there are intervals goes from the last time to noise 0.
+        inverse: Called as inverse(index, x, state) with what stride number `index` returned; returns the x and state
+            that it was given, to rounding. None where steps have no exact inverse.
+        start: Called as start(sde, x, t, s): takes x from t = 1 to the first time, where the grid starts below 1 and
+            brings its own way to get there.
     """
 
     denoiser: Denoiser
     times: tuple[Tensor, ...]
     stride: Callable[[int, Tensor, NoiseSource, Any], tuple[Tensor, Any]]
     landing: bool
+    inverse: Callable[[int, Tensor, Any], tuple[Tensor, Any]] | None = None
+    start: Callable[[SDE, Tensor, Tensor, Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +110,8 @@ class StepSolver(Solver):
         *,
         noise: NoiseSource | None = None,
         plan: Plan | None = None,
-        gradient: bool = False,
+        gradient: str | bool = "none",
+        gradient_steps: int | None = None,
     ) -> Tensor:
         """Integrate from x at t = 1 (B, *) to data (B, *).
 
@@ -112,13 +120,17 @@ class StepSolver(Solver):
             x: Start at the first time of the grid.
             noise: Source of standard normal noise; None draws from torch's global generator.
             plan: What `plan(denoiser)` returned, to spend the set-up once for many calls.
-            gradient: Whether to keep the graph, for gradients by x and by the denoiser's parameters.
+            gradient: What is kept for gradients by x, by the denoiser's parameters and by bound conditions: "none";
+                "full", all activations; "checkpoint", the states between steps; "reversible", the last state, for
+                solvers whose steps have an exact inverse. The last three give the same gradients. False is "none",
+                True is "full".
+            gradient_steps: Only the last so many steps, and the call at t_end, are differentiated; None is all.
         Raises:
             FloatingPointError: If the result is not finite; the message says at which step it went wrong.
         """
         plan = self.plan(denoiser, device=x.device) if plan is None else plan
-        start = x
-        for last in (self._run if gradient else torch.no_grad()(self._run))(plan, x, noise):
+        start = x = x.detach() if gradient in ("none", False) else x
+        for last in self._run(differentiable(plan, gradient, gradient_steps, type(self).__name__), x, noise):
             x = last.x
         if not bool(torch.isfinite(x).all()):
             raise self._diagnosis(plan, start, noise)
@@ -151,7 +163,8 @@ class StepSolver(Solver):
         plan = self.plan(denoiser, device=x.device, backward=True)
         for last in self._run(plan, x, None):
             x = last.x
-        return x
+        start = self._start()
+        return x if start is None else start(denoiser.sde, x, plan.times[-1], torch.ones_like(plan.times[-1]))
 
     def plan(self, denoiser: Denoiser, *, device: Any = None, backward: bool = False) -> Plan:
         """Prepare a run: place the times and compute whatever does not depend on the states."""
@@ -163,11 +176,15 @@ class StepSolver(Solver):
                 return denoiser(x, on_device[-1]), None
             return self.step(denoiser, x, on_device[index], on_device[index + 1], noise, state)
 
-        return Plan(denoiser, on_device, stride, self._lands(denoiser.sde, times, backward))
+        landing = self._lands(denoiser.sde, times, backward)
+        return Plan(denoiser, on_device, stride, landing, start=None if backward else self._start())
 
     def _times(self, sde: SDE, backward: bool) -> Tensor:
         times = checked_grid(self.grid(sde, self.steps, self.end(sde))).cpu()
         return times.flip(0) if backward else times
+
+    def _start(self) -> Callable[[SDE, Tensor, Tensor, Tensor], Tensor] | None:
+        return getattr(self.grid, "start", None)
 
     def _lands(self, sde: SDE, times: Tensor, backward: bool) -> bool:
         return self.denoise and not backward and float(sde.sigma(times[-1])) > 0
@@ -180,6 +197,8 @@ class StepSolver(Solver):
             )
         noise = gaussian_noise(x) if noise is None else noise
         state, times = None, plan.times
+        if plan.start is not None:
+            x = plan.start(plan.denoiser.sde, x, torch.ones_like(times[0]), times[0])
         yield Step(0, times[0], x)
         for index in range(len(times) - 1):
             x, state = plan.stride(index, x, noise, state)
@@ -253,7 +272,7 @@ class TabulatedSolver(StepSolver):
                 return tabulated(x, on_device[-1]), state
             return self.update(tabulated, x, on_device[index], ends[index], rows[index], noise, state)
 
-        return Plan(tabulated, on_device, stride, landing)
+        return Plan(tabulated, on_device, stride, landing, start=None if backward else self._start())
 
 
 def linear(*terms: tuple[Any, Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,3 +52,7 @@ class Levels:
             sigma=append(self.sigma, 0.0),
             lam=append(self.lam, float("inf")),
         )
+
+    def scaled(self, std: float) -> Levels:
+        """For data divided by `std`: unit data with noise σ/std."""
+        return replace(self, sigma=self.sigma / std, lam=self.lam + math.log(std))

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
 
 import torch
 from torch import Tensor
+
+from scoresde.solvers.brownian import brownian_noise as brownian_noise
+from scoresde.solvers.counter import deliver, keyed_normals, mix, sample_keys
+from scoresde.solvers.counter import sample_seeds as sample_seeds
+from scoresde.solvers.motion import brownian_motion as brownian_motion
 
 NoiseSource = Callable[[Tensor, Tensor], Tensor]
 
@@ -19,54 +25,21 @@ def gaussian_noise(x: Tensor, generator: torch.Generator | None = None) -> Noise
     return draw
 
 
-def per_sample_noise(x: Tensor, seeds: Sequence[int]) -> NoiseSource:
-    """Draws in which sample k depends on seeds[k] alone, not on the batch it is drawn in.
+def per_sample_noise(x: Tensor, seeds: int | Sequence[int] | Tensor) -> NoiseSource:
+    """Independent draws in which sample k's j-th draw is a function of (its seed, j) alone.
+
+    It depends neither on the batch that the sample is drawn in nor on the device; float64 gets the float32 draw.
 
     Args:
-        x: Gives shape (B, *), dtype and device; draws are made on the CPU, so devices agree.
-        seeds: One seed per sample.
+        x: Gives shape (B, *), dtype and device. Draws are made on the CPU and moved.
+        seeds: One seed per sample, or one for all, from which `sample_seeds` derives theirs.
     """
-    if len(seeds) != x.shape[0]:
-        raise ValueError(f"per_sample_noise needs one seed per sample: expected {x.shape[0]}, got {len(seeds)}.")
-    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    keys = sample_keys(seeds, x.shape[0], "per_sample_noise")
+    generator, draws = torch.Generator(), count()
 
     def draw(t: Tensor, s: Tensor) -> Tensor:
-        rows = [torch.randn(x.shape[1:], generator=generator, dtype=x.dtype) for generator in generators]
-        return torch.stack(rows).to(x.device)
-
-    return draw
-
-
-def brownian_noise(x: Tensor, seed: int, *, tol: float = 1e-9) -> NoiseSource:
-    """Increments of one Brownian path in t per entry of x, through torchsde's BrownianInterval.
-
-        z(t, s) = (W(t) − W(s)) / √(t − s)
-
-    The path depends on the seed and the shape of x alone, so runs with different step counts share it.
-
-    Args:
-        x: Gives shape (B, *), dtype and device.
-        seed: Of the path, and of the fresh draws asked for with t = s.
-        tol: Resolution of the path in t; every step must be longer.
-    """
-    import torchsde
-
-    path = torchsde.BrownianInterval(
-        t0=0.0, t1=1.0, size=(x.shape[0], x[0].numel()), dtype=x.dtype, device=x.device, entropy=seed, tol=tol,
-        halfway_tree=True,  # without it the path depends on the order in which its intervals are asked for
-    )  # fmt: skip
-    generator = torch.Generator(device=x.device).manual_seed(seed)
-
-    def draw(t: Tensor, s: Tensor) -> Tensor:
-        if t.ndim or s.ndim:
-            raise ValueError("brownian_noise follows one clock for the whole batch: t and s must be scalars.")
-        if float(t) == float(s):
-            return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        if float(t) - float(s) < 2 * tol:
-            raise ValueError(
-                f"brownian_noise needs steps longer than 2 tol, got one of {float(t - s):g} with tol={tol:g}."
-            )
-        increment = path(float(s), float(t)) / (t - s).sqrt()
-        return increment.reshape(x.shape).to(x.dtype)
+        number = mix(next(draws))
+        rows = keyed_normals([mix(key ^ number) for key in keys], x.shape[1:].numel(), generator)
+        return deliver(rows, x.shape, x.dtype, x.device)
 
     return draw

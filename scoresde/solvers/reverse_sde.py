@@ -11,6 +11,7 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.flow import FlowCoordinates
 from scoresde.solvers.base import Solver
+from scoresde.solvers.motion import brownian_motion
 from scoresde.solvers.noise import NoiseSource, gaussian_noise
 
 
@@ -26,10 +27,10 @@ class ReverseSDE(Solver):
     Args:
         method: euler, milstein or srk.
         steps: Equal steps of asinh(½ logsnr); the first guess of an adaptive solve.
-        adaptive: Whether torchsde chooses its own steps; then the noise is a Brownian path from torchsde and the step
-            size is shared by the batch.
+        adaptive: Whether torchsde chooses its own steps, which the batch shares; then the noise is a `brownian_motion`,
+            the same at every tolerance. `AdaptiveSDE` has steps per sample.
         rtol, atol: Tolerances of an adaptive solve.
-        seed: Of the Brownian path of an adaptive solve; None takes one from torch's global generator.
+        seed: Of the Brownian paths of an adaptive solve; None takes one from torch's global generator.
 
     References:
         Song et al., "Score-Based Generative Modeling through SDEs", 2021, arXiv:2011.13456.
@@ -59,10 +60,7 @@ class ReverseSDE(Solver):
         flat = x.flatten(1) / flow.scale(1.0)
         if self.adaptive:
             seed = int(torch.randint(2**31, ())) if self.seed is None else self.seed
-            path: Any = torchsde.BrownianInterval(
-                t0=flow.noise_end, t1=flow.data_end, size=tuple(flat.shape), dtype=x.dtype, device=x.device,
-                entropy=seed, levy_area_approximation="space-time",
-            )  # fmt: skip
+            path: Any = brownian_motion(flat, seed, flow.noise_end, flow.data_end, depth=24)
         else:
             path = _FreshIncrements(flow, flat, gaussian_noise(x) if noise is None else noise)
         flat = torchsde.sdeint(

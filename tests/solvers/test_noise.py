@@ -1,72 +1,69 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
 import pytest
 import torch
-from closed_forms import MEAN, STD, mixture
 from torch import Tensor
 
-from scoresde import (
-    VPSDE,
-    EulerMaruyama,
-    GaussianDenoiser,
-    brownian_noise,
-    gaussian_noise,
-    per_sample_noise,
-    uniform_grid,
-)
+from scoresde import gaussian_noise, per_sample_noise
+from scoresde.solvers.counter import FEW, hashed_normals, keyed_normals, mix
+from scoresde.solvers.noise import NoiseSource, brownian_noise, sample_seeds
+
+SOURCES: dict[str, Callable[[Tensor], NoiseSource]] = {
+    "gaussian": lambda x: gaussian_noise(x, torch.Generator().manual_seed(0)),
+    "per_sample": lambda x: per_sample_noise(x, 0),
+    "brownian": lambda x: brownian_noise(x, 0),
+    "brownian on its grid": lambda x: brownian_noise(x, 0, times=torch.tensor([1.0, 0.6, 0.59, 0.1])),
+}
 
 
 def t(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
 
-def test_brownian_increments_are_those_of_one_path() -> None:
-    x = torch.zeros(3, 2, 2, dtype=torch.float64)
-    coarse, fine = brownian_noise(x, seed=5), brownian_noise(x, seed=5)
-    whole = coarse(t(1.0), t(0.2)) * 0.8**0.5
-    parts = sum(fine(t(a), t(b)) * (a - b) ** 0.5 for a, b in [(1.0, 0.7), (0.7, 0.3), (0.3, 0.2)])
-    torch.testing.assert_close(whole, parts, rtol=1e-6, atol=1e-6)
-    assert not torch.allclose(coarse(t(0.5), t(0.4)), brownian_noise(x, seed=6)(t(0.5), t(0.4)))
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+@pytest.mark.parametrize("shape", [(40_000, 1), (4, 10, 1000)], ids=str)
+def test_draws_are_independent_standard_normals(
+    source: Callable[[Tensor], NoiseSource], shape: tuple[int, ...]
+) -> None:
+    """40 000 draws: the standard errors are 1/200 (mean, correlation), √2/200 (variance) and √24/200 (kurtosis)."""
+    noise = source(torch.zeros(shape))
+    draws = [noise(t(a), t(b)).double().flatten() for a, b in [(1.0, 0.6), (0.6, 0.59), (0.59, 0.59), (0.59, 0.59)]]
+    for z in draws:
+        assert abs(float(z.mean())) < 4 / 200
+        assert abs(float(z.square().mean()) - 1) < 4 * 2**0.5 / 200
+        assert abs(float((z**3).mean())) < 4 * 15**0.5 / 200
+        assert abs(float((z**4).mean()) - 3) < 4 * 96**0.5 / 200
+        assert abs(float((z[1:] * z[:-1]).mean())) < 4 / 200
+    for one, two in [(0, 1), (0, 2), (1, 2), (2, 3)]:
+        assert abs(float((draws[one] * draws[two]).mean())) < 4 / 200
 
 
-def test_brownian_increments_are_standard_normal_and_independent() -> None:
-    noise = brownian_noise(torch.zeros(20_000, 1, dtype=torch.float64), seed=0)
-    a, b, fresh = noise(t(1.0), t(0.6)), noise(t(0.6), t(0.59)), noise(t(0.59), t(0.59))
-    for z in (a, b, fresh):
-        assert abs(float(z.mean())) < 4 / 20_000**0.5 and abs(float(z.std()) - 1) < 4 / 40_000**0.5
-    for one, two in ((a, b), (b, fresh)):
-        assert abs(float((one * two).mean())) < 4 / 20_000**0.5
+@pytest.mark.parametrize("entries", [1, 7, FEW - 1, FEW, 1003])
+def test_a_sample_has_its_own_sequence(entries: int) -> None:
+    """It depends on its seed and on how many draws went before; not on the batch, the precision or the times."""
+    x = torch.zeros(3, entries)
+    batch, alone = per_sample_noise(x, [4, 5, 6]), per_sample_noise(x[:1].double(), [5])
+    times = [1.0, 0.5, 0.5, 0.2]
+    together = [batch(t(a), t(b)) for a, b in pairwise(times)]
+    single = [alone(t(a / 2), t(b / 3)) for a, b in pairwise(times)]
+    for one, two in zip(together, single, strict=True):
+        assert one.dtype == torch.float32 and two.dtype == torch.float64
+        assert torch.equal(one[1:2].double(), two)
+    assert not torch.equal(together[0], together[1]) and not torch.equal(together[0][0], together[0][1])
 
 
-def test_tiny_steps_near_the_data_keep_unit_variance() -> None:
-    noise = brownian_noise(torch.zeros(5000, 1, dtype=torch.float64), seed=0)
-    for high, low in [(1e-5 + 1e-7, 1e-5), (0.3 + 1e-8, 0.3), (0.3, 0.3 - 1e-6)]:
-        assert abs(float(noise(t(high), t(low)).std()) - 1) < 4 / 10_000**0.5
-
-
-def test_euler_maruyama_converges_strongly_along_one_path() -> None:
-    """Runs with 20, 40 and 80 steps that share a seed follow the same fine solution at order one (additive noise)."""
-    denoiser = GaussianDenoiser(VPSDE(beta_max=5.0), MEAN, STD)
-    x = torch.randn(200, 1, dtype=torch.float64)
-
-    def solve(steps: int) -> Tensor:
-        solver = EulerMaruyama(steps=steps, grid=uniform_grid, t_end=0.2, denoise=False)
-        return solver(denoiser, x, noise=brownian_noise(x, seed=1))
-
-    fine = solve(640)
-    errors = [float((solve(steps) - fine).square().mean().sqrt()) for steps in (20, 40, 80)]
-    assert errors[0] / errors[1] > 1.7 and errors[1] / errors[2] > 1.7
-    other = EulerMaruyama(steps=640, t_end=0.2, denoise=False)(denoiser, x, noise=brownian_noise(x, seed=2))
-    assert float((other - fine).square().mean().sqrt()) > 10 * errors[0]
-
-
-def test_per_sample_noise_depends_on_the_seed_alone() -> None:
+def test_one_seed_stands_for_one_per_sample() -> None:
     x = torch.zeros(3, 2, 4)
-    batch, alone = per_sample_noise(x, [4, 5, 6]), per_sample_noise(x[:1], [5])
-    for _ in range(3):
-        assert torch.equal(batch(t(1.0), t(0.5))[1:2], alone(t(1.0), t(0.5)))
-    again = per_sample_noise(x, [5, 5, 9])(t(1.0), t(0.5))
-    assert torch.equal(again[0], again[1]) and not torch.equal(again[0], again[2])
+    for source in (per_sample_noise, brownian_noise):
+        assert torch.equal(source(x, 7)(t(1.0), t(0.5)), source(x, sample_seeds(7, 3))(t(1.0), t(0.5)))
+        assert torch.equal(source(x, 7)(t(1.0), t(0.5)), source(x, torch.tensor(sample_seeds(7, 3)))(t(1.0), t(0.5)))
+        assert torch.equal(source(x, 7)(t(1.0), t(0.5))[:2], source(x[:2], 7)(t(1.0), t(0.5)))
+    seeds = {*sample_seeds(7, 1000), *sample_seeds(8, 1000), *sample_seeds(-1, 1000)}
+    assert len(seeds) == 3000 and min(seeds) >= 0 and max(seeds) < 2**63
 
 
 def test_gaussian_noise_follows_its_generator() -> None:
@@ -77,16 +74,28 @@ def test_gaussian_noise_follows_its_generator() -> None:
     assert not torch.equal(first, one(t(1.0), t(0.5)))
 
 
-def test_brownian_noise_reaches_a_solver_in_single_precision() -> None:
-    x = torch.randn(4, 1, 2)
-    y = EulerMaruyama(steps=10)(mixture(VPSDE()), x, noise=brownian_noise(x, seed=0))
-    assert y.dtype == torch.float32 and y.shape == x.shape
+def test_words_mix_alike_as_numbers_and_as_arrays() -> None:
+    words = [0, 1, 2**63, 2**64 - 1, 123456789]
+    assert mix(np.array(words, dtype=np.uint64)).tolist() == [mix(word) for word in words]
+    assert mix(0) == 0xE220A8397B1DCDAF  # the first output of SplitMix64 seeded with 0
 
 
-def test_wrong_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match=r"one seed per sample: expected 3, got 2"):
-        per_sample_noise(torch.zeros(3, 2), [1, 2])
-    with pytest.raises(ValueError, match=r"one clock for the whole batch: t and s must be scalars"):
-        brownian_noise(torch.zeros(2, 2), 0)(torch.tensor([1.0, 0.5]), torch.tensor([0.5, 0.2]))
-    with pytest.raises(ValueError, match=r"steps longer than 2 tol, got one of 1e-07 with tol=1e-06"):
-        brownian_noise(torch.zeros(2, 2), 0, tol=1e-6)(t(0.5), t(0.5 - 1e-7))
+def test_neighbouring_keys_give_unrelated_rows() -> None:
+    """Hashed numbers over 10 000 consecutive keys: correlations of rows, moments and tails as of a normal law."""
+    z = hashed_normals(np.arange(10_000, dtype=np.uint64), 4).astype(np.float64)
+    flat = z.reshape(-1)
+    n = len(flat)
+    assert abs(flat.mean()) < 4 / n**0.5 and abs((flat**2).mean() - 1) < 4 * (2 / n) ** 0.5
+    assert abs((flat**4).mean() - 3) < 4 * (96 / n) ** 0.5
+    for product in (z[1:] * z[:-1], z[1:, :2] * z[:-1, 2:], z[:, :-1] * z[:, 1:], z[:, :-1] ** 2 * z[:, 1:] ** 2 - 1):
+        assert abs(product.mean()) < 4 * product.std() / product.size**0.5
+    tail = (np.abs(flat) > 3).mean()
+    assert abs(tail - 0.0027) < 4 * (0.0027 / n) ** 0.5
+    rows = keyed_normals([mix(k) for k in range(500)], 200, torch.Generator())
+    assert abs(float((rows[1:] * rows[:-1]).mean())) < 4 / 1e5**0.5
+
+
+def test_wrong_seeds_are_named() -> None:
+    for name, source in (("per_sample_noise", per_sample_noise), ("brownian_noise", brownian_noise)):
+        with pytest.raises(ValueError, match=rf"{name} needs one seed per sample: expected 3, got 2\. Pass a single"):
+            source(torch.zeros(3, 2), [1, 2])

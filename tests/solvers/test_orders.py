@@ -27,6 +27,9 @@ from scoresde import (
     logsnr_grid,
     uniform_grid,
 )
+from scoresde.solvers.dpm_solver import DPMSolver, DPMSolverFast, DPMSolverPP2S, DPMSolverPP3S
+from scoresde.solvers.multistep import IPNDM, DPMSolverMultistep, DPMSolverPP3M
+from scoresde.solvers.unipc import UniPC
 from scoresde.testing import convergence_order
 
 END = 1e-2
@@ -35,6 +38,14 @@ END = 1e-2
 def start(sde: SDE, rows: int = 64) -> Tensor:
     mean, std = moments(sde, 1.0)
     return mean + std * torch.randn(rows, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def label(solver: StepSolver) -> str:
+    """The class, and what differs from its defaults in the fields that make it another method."""
+    kinds = ("order", "prediction", "exact", "variant", "corrector")
+    pairs = ((getattr(solver, kind, None), getattr(type(solver), kind, None)) for kind in kinds)
+    shown = (value for value, default in pairs if value != default)
+    return "-".join([type(solver).__name__, *map(str, shown)])
 
 
 @pytest.mark.parametrize("sde", SDES, ids=name)
@@ -47,8 +58,26 @@ def start(sde: SDE, rows: int = 64) -> Tensor:
         (Heun(), karras_grid, 2, (80, 160)),
         (DPMSolverPP2M(), karras_grid, 2, (80, 160)),
         (DPMSolverPP2M(), logsnr_grid, 2, (80, 160)),
+        (DPMSolverPP2M(exact=True), logsnr_grid, 2, (80, 160)),
+        (DPMSolverPP3M(), logsnr_grid, 2, (80, 160)),  # as published: the curvature is halved
+        (DPMSolverPP3M(exact=True), karras_grid, 3, (80, 160)),
+        (DPMSolverMultistep(prediction="eps"), logsnr_grid, 2, (80, 160)),
+        (DPMSolverMultistep(order=3, prediction="eps"), logsnr_grid, 2, (80, 160)),
+        (DPMSolver(order=1), logsnr_grid, 1, (80, 160)),
+        (DPMSolver(order=2), logsnr_grid, 2, (80, 160)),
+        (DPMSolver(order=3), logsnr_grid, 3, (80, 160)),
+        (DPMSolverPP2S(), logsnr_grid, 2, (80, 160)),
+        (DPMSolverPP3S(), logsnr_grid, 3, (80, 160)),
+        (UniPC(order=1), logsnr_grid, 2, (80, 160)),
+        (UniPC(order=1, variant="bh1", prediction="eps"), logsnr_grid, 2, (80, 160)),
+        (UniPC(order=2, corrector=False), logsnr_grid, 2, (80, 160)),
+        (UniPC(order=2), logsnr_grid, 3, (80, 160)),
+        (UniPC(order=2, variant="bh1", prediction="eps"), logsnr_grid, 3, (80, 160)),
+        (UniPC(order=3, corrector=False), karras_grid, 3, (80, 160)),
+        (UniPC(order=3), karras_grid, 4, (80, 160)),
+        (IPNDM(order=3), logsnr_grid, 2, (80, 160)),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, StepSolver) else getattr(value, "__name__", ""),
+    ids=lambda value: label(value) if isinstance(value, StepSolver) else getattr(value, "__name__", ""),
 )
 def test_step_solvers(sde: SDE, solver: StepSolver, grid: Grid, order: int, steps: tuple[int, int]) -> None:
     denoiser, x = GaussianDenoiser(sde, MEAN, STD), start(sde)
@@ -82,7 +111,26 @@ def test_probability_flow_with_fixed_steps(sde: SDE, method: str, order: int, st
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=name)
-@pytest.mark.parametrize("solver, order", [(DDIM(), 1), (Heun(), 2), (DPMSolverPP2M(), 2)], ids=str)
+@pytest.mark.parametrize(
+    "solver, order",
+    [
+        (DDIM(), 1),
+        (Heun(), 2),
+        (DPMSolver(order=2), 2),
+        (DPMSolver(order=3), 3),
+        (DPMSolverPP2S(), 2),
+        (DPMSolverPP3S(), 3),
+        (DPMSolverPP2M(), 2),
+        (DPMSolverPP3M(), 2),
+        (DPMSolverPP3M(exact=True), 3.2),
+        (DPMSolverMultistep(order=3, prediction="eps", exact=True), 3),
+        (UniPC(order=1), 2),
+        (UniPC(order=2), 3),
+        (UniPC(order=2, variant="bh1", prediction="eps"), 3),
+        (IPNDM(), 2),
+    ],
+    ids=lambda value: label(value) if isinstance(value, StepSolver) else str(value),
+)
 def test_orders_hold_on_a_mixture(sde: SDE, solver: StepSolver, order: int) -> None:
     denoiser = mixture(sde)
     x = float(sde.prior_std) * torch.randn(32, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -140,5 +188,78 @@ def test_a_step_to_no_noise_lands_on_the_denoised_state(solver: StepSolver) -> N
     y, _ = solver.step(denoiser, x, t, s, lambda t, s: torch.zeros_like(x), None)
     torch.testing.assert_close(y, denoiser(x, t), rtol=1e-9, atol=1e-9)
     if isinstance(solver, DPMSolverPP2M):  # and with history: first order again, not infinity
-        y, _ = solver.step(denoiser, x, t, s, lambda t, s: x, ((t + 0.1,), torch.ones_like(x)))
+        y, _ = solver.step(denoiser, x, t, s, lambda t, s: x, ((t + 0.1,), (torch.ones_like(x),)))
         torch.testing.assert_close(y, denoiser(x, t), rtol=1e-9, atol=1e-9)
+
+
+DETERMINISTIC = [
+    (Heun(), 2),
+    (DPMSolver(order=2), 2),
+    (DPMSolver(order=3), 3),
+    (DPMSolverPP2S(), 2),
+    (DPMSolverPP3S(), 3),
+    (DPMSolverFast(), 2),
+    (DPMSolverPP2M(), 2),
+    (DPMSolverPP3M(exact=True), 2),  # the first step backwards, of first order, is a large part of the error
+    (DPMSolverMultistep(prediction="eps"), 2),
+    (UniPC(order=2), 3),
+    (UniPC(order=3, prediction="eps"), 3),
+    (IPNDM(order=2), 2),
+]
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=name)
+@pytest.mark.parametrize(
+    "solver, order", DETERMINISTIC, ids=lambda value: label(value) if isinstance(value, StepSolver) else ""
+)
+def test_decoding_undoes_encoding_to_the_order(sde: SDE, solver: StepSolver, order: float) -> None:
+    denoiser, generator = mixture(sde), torch.Generator().manual_seed(0)
+    z = torch.randn(32, 2, generator=generator, dtype=torch.float64)
+    x = sde.perturb(denoiser.sample(32, generator=generator), torch.tensor(0.05, dtype=torch.float64), z)
+
+    def around(count: int) -> Tensor:
+        run = replace(solver, steps=count, grid=logsnr_grid, t_end=0.05, denoise=False)
+        return run(denoiser, run.encode(denoiser, x))
+
+    calls = 3 if isinstance(solver, DPMSolverFast) else 1
+    assert convergence_order(around, x, steps=(60 * calls, 120 * calls)) > order - 0.2
+    torch.testing.assert_close(around(120 * calls), x, rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("solver", [solver for solver, _ in DETERMINISTIC], ids=label)
+def test_steps_by_hand_are_the_run_and_each_sample_may_have_its_own_time(solver: StepSolver) -> None:
+    sde, steps = VPSDE(), 6
+    denoiser, x = mixture(sde), torch.randn(3, 2, dtype=torch.float64)
+    run = replace(solver, steps=3 * steps + 1 if isinstance(solver, DPMSolverFast) else steps, t_end=0.1, denoise=False)
+    times = [step.t for step in run.trajectory(denoiser, x)]
+    if isinstance(solver, DPMSolverFast):  # by hand all its steps are of order 3
+        run = DPMSolver(order=3, steps=len(times) - 1, t_end=0.1, denoise=False)
+
+    y, state = x, None
+    rows = [x[k : k + 1] for k in range(3)]
+    earlier: list[object] = [None, None, None]
+    together, shared = x, None
+    for i in range(len(times) - 1):
+        y, state = solver.step(denoiser, y, times[i], times[i + 1], unheard, state)
+        own = (
+            torch.stack([times[i] * scale for scale in (1, 0.9, 0.8)]),
+            torch.stack([times[i + 1] * scale for scale in (1, 0.9, 0.8)]),
+        )
+        together, shared = solver.step(denoiser, together, *own, unheard, shared)
+        for k in range(3):
+            rows[k], earlier[k] = solver.step(denoiser, rows[k], own[0][k], own[1][k], unheard, earlier[k])
+    torch.testing.assert_close(y, run(denoiser, x), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(together, torch.cat(rows), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("solver", [solver for solver, _ in DETERMINISTIC], ids=label)
+def test_single_precision_and_events_of_any_shape(solver: StepSolver) -> None:
+    sde, x = VESDE(), 50 * torch.randn(4, 1, 2, 3)
+    y = replace(solver, steps=30)(GaussianDenoiser(sde, MEAN, STD), x)
+    exact = replace(solver, steps=30)(GaussianDenoiser(sde, MEAN, STD), x.double())
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y.double(), exact, rtol=0, atol=1e-3)
+
+
+def unheard(t: Tensor, s: Tensor) -> Tensor:
+    raise AssertionError("a deterministic solver drew noise")

@@ -130,3 +130,12 @@ def test_the_denoiser_is_never_asked_outside_its_times(sde: SDE) -> None:
 def test_wrong_arguments_are_named(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ReverseSDE(**options)
+
+
+def test_adaptive_tolerances_share_one_path() -> None:
+    denoiser, x = GaussianDenoiser(VPSDE(), MEAN, STD), torch.randn(20, 2, dtype=torch.float64)
+    loose, tight, other = (
+        ReverseSDE(adaptive=True, rtol=tol, atol=tol, steps=10, seed=seed, t_end=END, denoise=False)(denoiser, x)
+        for tol, seed in ((3e-2, 1), (1e-3, 1), (1e-3, 2))
+    )
+    assert float((loose - tight).abs().max()) < 0.1 < float((other - tight).abs().median())

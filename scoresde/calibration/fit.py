@@ -1,0 +1,284 @@
+"""Times and weights that minimise the error of a solver at the end of pilot paths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.calibration.pilots import Pilots
+from scoresde.denoiser import Denoiser
+from scoresde.sde import SDE
+from scoresde.solvers.base import TabulatedSolver
+from scoresde.solvers.calibrated import (
+    CalibratedMultistep,
+    Calibration,
+    load_fit,
+    save_fit,
+    weighted_rows,
+    weighted_update,
+)
+from scoresde.solvers.exponential import adams_weights
+from scoresde.solvers.gaussian_flow import GaussianFlow
+from scoresde.solvers.levels import Levels
+from scoresde.solvers.noise import gaussian_noise
+
+Progress = Callable[[int], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class OptimisedGrid:
+    """A grid fitted to one model and one solver: use it as `grid=`.
+
+    Args:
+        logsnr: Of its steps + 1 levels, increasing.
+        record: Errors on held-out pilots before and after, and what the fit cost.
+        start: Flow that leads from t = 1 to the first level without a network call; None if that is t = 1.
+    """
+
+    logsnr: tuple[float, ...]
+    record: dict[str, float]
+    start: GaussianFlow | None = None
+
+    def __call__(self, sde: SDE, steps: int, t_end: float) -> Tensor:
+        if steps != len(self.logsnr) - 1:
+            raise ValueError(
+                f"OptimisedGrid was fitted to {len(self.logsnr) - 1} steps, got steps={steps}: "
+                f"fit one for that number with scoresde.optimise_grid."
+            )
+        times = sde.time(torch.tensor(self.logsnr, dtype=torch.float64))
+        if self.start is None:
+            times[0] = 1.0
+        return times
+
+    def save(self, path: str | Path) -> None:
+        """Write tensors and numbers, through a temporary name."""
+        save_fit(path, {**vars(self), "start": None if self.start is None else vars(self.start)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> OptimisedGrid:
+        """Read what `save` wrote; runs no code."""
+        content = load_fit(path, cls)
+        start = content["start"]
+        return cls(**{**content, "start": None if start is None else GaussianFlow(**start)})
+
+
+def optimise_grid(
+    denoiser: Denoiser,
+    solver: TabulatedSolver,
+    pilots: Pilots,
+    *,
+    gaussian_start: bool = True,
+    iterations: int = 200,
+    batch: int = 64,
+    lr: float = 0.05,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> OptimisedGrid:
+    """The times at which a deterministic solver errs least at the end of a model's own paths.
+
+        minimise  log RMS(e) + log mean(e),       e = ‖solver(x_1) − x_0‖ over pilots
+
+    by Adam on the logarithms of the log-SNR steps, with gradients through the solver and the network; a tenth of the
+    pilots is held out, and the solver's own grid is kept if it does better on them.
+
+    Args:
+        denoiser: The model.
+        solver: Any deterministic tabulated solver, with the number of steps wanted.
+        pilots: From `pilot_paths`.
+        gaussian_start: Whether to begin below t = 1, after the flow of Gaussian data; else the first time stays 1.
+        iterations, batch, lr, seed: Of the fit.
+        progress: Called with 1 after every iteration.
+
+    References:
+        Tong et al., "Learning to Discretize Denoising Diffusion ODEs", 2024, arXiv:2405.15506.
+    """
+    if not isinstance(solver, TabulatedSolver) or not solver.deterministic:
+        raise ValueError(
+            f"optimise_grid needs a deterministic solver with a table of coefficients, got {type(solver).__name__}: "
+            f"for example DDIM, DPMSolverPP2M or ExponentialAdams."
+        )
+    sde, std = denoiser.sde, pilots.gaussian.std
+    own = first_guess(std, solver.steps + 1) if gaussian_start else sde.logsnr(solver._times(sde, backward=False))
+    parts = _Parts(sde, own, solver.end(sde), free_start=gaussian_start)
+    noise = gaussian_noise(pilots.start)
+
+    def run(x: Tensor) -> Tensor:
+        levels = _levels(sde, parts())
+        if gaussian_start:
+            x = pilots.gaussian(sde, x, torch.ones_like(levels.t[0]), levels.t[0])
+        landed = levels.landed() if solver.denoise else levels
+        columns, state, count = solver.table(landed if solver.lands else levels), None, len(levels)
+        for i in range(len(columns[0])):
+            row = tuple(column[i] for column in columns)
+            x, state = solver.update(denoiser, x, levels.t[i], levels.t[min(i + 1, count - 1)], row, noise, state)
+        return denoiser(x, levels.t[-1]) if solver.denoise and not solver.lands else x
+
+    record = _fit([{"params": [parts.logits], "lr": lr}], run, pilots, iterations, batch, seed, progress)
+    return OptimisedGrid(tuple(parts().tolist()), record, pilots.gaussian if gaussian_start else None)
+
+
+def calibrate(
+    denoiser: Denoiser,
+    nfe: int,
+    pilots: Pilots,
+    *,
+    order: int = 3,
+    iterations: int = 200,
+    batch: int = 64,
+    lr: float = 0.05,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> CalibratedMultistep:
+    """A solver of `nfe` network calls with times and weights fitted to a model's own paths.
+
+    Starts from the exact Adams weights of the given order in v, after the flow of Gaussian data, and minimises the
+    same loss as `optimise_grid` over the times and all weights. See `CalibratedMultistep` for the solver.
+
+    Args:
+        denoiser: The model.
+        nfe: Network calls of the solver, at least 2.
+        pilots: From `pilot_paths`; more are needed than for the grid alone, say 500.
+        order: Of the weights that the fit starts from.
+        iterations, batch, lr, seed: Of the fit.
+        progress: Called with 1 after every iteration.
+    """
+    if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 2:
+        raise ValueError(f"calibrate needs nfe to be a whole number of at least 2, got {nfe!r}.")
+    sde, std = denoiser.sde, pilots.gaussian.std
+    parts = _Parts(sde, first_guess(std, nfe), sde.t_min, free_start=True)
+    change = torch.zeros(nfe, nfe, dtype=torch.float64, requires_grad=True)
+    keep_change = torch.zeros(nfe, dtype=torch.float64, requires_grad=True)
+
+    def coefficients(levels: Levels) -> tuple[Tensor, Tensor]:
+        scaled = levels.scaled(std)
+        keep, base = adams_weights(scaled, "v", tuple(range(min(order, 4))))
+        norm = torch.hypot(scaled.alpha, scaled.sigma)
+        own = torch.stack([*base, *[torch.zeros_like(keep)] * nfe], 1)[:, :nfe] / norm[1:, None]
+        size = own[:, :1].abs()
+        return keep * norm[:-1] / norm[1:] + size[:, 0] * keep_change, own + size * change.tril()
+
+    def run(x: Tensor) -> Tensor:
+        levels = _levels(sde, parts())
+        landed = levels.landed()
+        rows = weighted_rows(landed.scaled(std), *coefficients(landed))
+        x, state = pilots.gaussian(sde, x, torch.ones_like(levels.t[0]), levels.t[0]), None
+        for i in range(nfe):
+            x, state = weighted_update(denoiser(x, levels.t[i]), x, tuple(column[i] for column in rows), state)
+        return x
+
+    groups = [{"params": [parts.logits], "lr": lr}, {"params": [change, keep_change], "lr": 0.2 * lr}]
+    record = _fit(groups, run, pilots, iterations, batch, seed, progress)
+    with torch.no_grad():
+        logsnr = parts()
+        keep, weights = coefficients(_levels(sde, logsnr).landed())
+    made = Calibration(logsnr, keep, weights, pilots.gaussian, std, record)
+    return CalibratedMultistep(calibration=made)
+
+
+def first_guess(std: float, count: int) -> Tensor:
+    """Log-SNR of levels with equal steps in (σ/α)^(1/3), from 8 times the data's standard deviation to 0.03 times."""
+    roots = torch.linspace((8 * std) ** (1 / 3), (0.03 * std) ** (1 / 3), count, dtype=torch.float64)
+    return -6 * roots.log()
+
+
+class _Parts:
+    """Increasing log-SNR levels inside a process, as shares of its whole range: any logits give a valid grid."""
+
+    def __init__(self, sde: SDE, logsnr: Tensor, t_end: float, *, free_start: bool) -> None:
+        first, last = sde.logsnr(torch.tensor([1.0, t_end], dtype=torch.float64)).tolist()
+        if not math.isfinite(last):
+            last = sde.logsnr(torch.tensor(sde.t_min, dtype=torch.float64)).item()
+        inner = logsnr.clamp(first + 1e-3 if free_start else first, last - 1e-3)
+        gaps = torch.cat([inner[:1] - first, inner.diff(), last - inner[-1:]]).clamp_min(1e-6)
+        self.first, self.span, self.free = first, last - first, free_start
+        self.logits = (gaps if free_start else gaps[1:]).log().requires_grad_()
+
+    def __call__(self) -> Tensor:
+        shares = self.logits.softmax(0)
+        shares = shares if self.free else torch.cat([torch.zeros_like(shares[:1]), shares])
+        return self.first + self.span * shares[:-1].cumsum(0)
+
+
+def _levels(sde: SDE, logsnr: Tensor) -> Levels:
+    """Levels with gradients by the log-SNR, whether or not the process can differentiate its `time`."""
+    with torch.no_grad():
+        t = sde.time(logsnr)
+    with torch.enable_grad():
+        moved = t.clone().requires_grad_()
+        slope = torch.autograd.grad(sde.logsnr(moved).sum(), moved)[0]
+    t = t + (logsnr - logsnr.detach()) / slope
+    alpha = sde.alpha(t)
+    return Levels(sde, t, alpha, alpha * torch.exp(-0.5 * logsnr), 0.5 * logsnr)
+
+
+def _fit(
+    groups: list[dict[str, Any]],
+    run: Callable[[Tensor], Tensor],
+    pilots: Pilots,
+    iterations: int,
+    batch: int,
+    seed: int,
+    progress: Progress | None,
+) -> dict[str, float]:
+    """Adam with a cosine decay and a short warm-up; the best state on held-out pilots is kept."""
+    held = max(1, len(pilots) // 10)
+    train = len(pilots) - held
+    rms, parameters = pilots.rms, [p for group in groups for p in group["params"]]
+    rates = [group["lr"] for group in groups]
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    generator = torch.Generator().manual_seed(seed)
+
+    def errors(rows: Tensor | slice) -> Tensor:
+        return (run(pilots.start[rows]) - pilots.end[rows]).flatten(1).square().mean(1) / rms**2
+
+    def loss(squares: Tensor) -> Tensor:
+        return 0.5 * squares.mean().log() + (squares + 1e-14).sqrt().mean().log()
+
+    @torch.no_grad()
+    def test() -> Tensor:
+        parts = range(train, len(pilots), batch)
+        return torch.cat([errors(slice(first, min(first + batch, len(pilots)))) for first in parts])
+
+    best = before = test()
+    kept = [p.detach().clone() for p in parameters]
+    checks = max(1, iterations // 5)
+    for index in range(iterations):
+        decay = min(1, (index + 1) / 20) * (0.5 * (1 + math.cos(math.pi * index / iterations)) + 0.003)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * decay
+        rows = torch.randperm(train, generator=generator)[:batch].to(pilots.start.device)
+        value = loss(errors(rows))
+        if not bool(torch.isfinite(value)):
+            raise FloatingPointError(
+                f"The fit of a solver met NaN or infinity at iteration {index}: check the model, or lower lr."
+            )
+        gradients = torch.autograd.grad(value, parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        torch.nn.utils.clip_grad_norm_(parameters, 5.0)
+        optimizer.step()
+        if (index + 1) % checks == 0 or index + 1 == iterations:
+            now = test()
+            if float(loss(now)) < float(loss(best)):
+                best, kept = now, [p.detach().clone() for p in parameters]
+        if progress is not None:
+            progress(1)
+    with torch.no_grad():
+        for parameter, value_ in zip(parameters, kept, strict=True):
+            parameter.copy_(value_)
+    return {
+        "median_before": float(before.sqrt().median()),
+        "rms_before": float(before.mean().sqrt()),
+        "median": float(best.sqrt().median()),
+        "rms": float(best.mean().sqrt()),
+        "pilots": len(pilots),
+        "pilot_nfe": len(pilots) * pilots.nfe,
+        "iterations": iterations,
+        "batch": batch,
+    }

@@ -1,0 +1,216 @@
+"""The covariance of a trained run: Analytic-DPM's table, made once and kept beside it, and trained variance heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from scoresde.build import ANY_INTERFACE, ConfigError, build
+from scoresde.commands.train import Batches, pick_device
+from scoresde.covariance import (
+    AnalyticVariance,
+    CovarianceDenoiser,
+    HessianDiagonal,
+    SecondMoment,
+    VarianceHead,
+    second_moment,
+)
+from scoresde.data import Dataset, Quantized
+from scoresde.denoiser import NetworkDenoiser
+from scoresde.loading import TrainedModel, load_run
+from scoresde.training import RunDirectory, Trainer, load_checkpoint, load_weights, save_checkpoint
+
+VARIANCE_FILE = "variance.pt"
+KINDS = ("analytic", "corrected", "hessian", "npr", "sn")
+
+
+def with_variance(
+    trained: TrainedModel,
+    kind: str,
+    *,
+    samples: int = 500,
+    levels: int | None = None,
+    probes: int | None = 1,
+    isotropic: bool = False,
+    seed: int = 0,
+    extensions: Sequence[str] = (),
+) -> CovarianceDenoiser:
+    """The denoiser of a run with a covariance, for solvers with `variance=optimal`.
+
+    Args:
+        trained: The run.
+        kind: "analytic" (one variance per noise level, from a table that is made at the first use), "corrected" (the
+            same from the error of x̂0), "hessian" (probing, one backward pass per probe and step), "npr" or "sn" (a
+            head trained by `train_variance_head`).
+        samples, levels: Of the table, see `second_moment`.
+        probes, isotropic: Of the probing, see `HessianDiagonal`.
+        seed: Of the table's noise or the probes.
+        extensions: The user's own modules that the run's classes may come from.
+    """
+    denoiser, limits = _denoiser(trained), data_range(trained)
+    if kind in ("analytic", "corrected"):
+        table = moments_of(trained, samples=samples, levels=levels, seed=seed, extensions=extensions)
+        return AnalyticVariance(denoiser, table, limits, corrected=kind == "corrected").to(_device(denoiser))
+    if kind == "hessian":
+        return HessianDiagonal(denoiser, probes, limits, isotropic=isotropic, seed=seed)
+    if kind in ("npr", "sn"):
+        return load_variance_head(trained, kind, extensions=extensions)
+    raise ConfigError(f"variance needs to be one of {', '.join(KINDS)}, got {kind!r}.")
+
+
+def moments_of(
+    trained: TrainedModel,
+    *,
+    samples: int = 500,
+    levels: int | None = None,
+    seed: int = 0,
+    batch_size: int = 250,
+    extensions: Sequence[str] = (),
+) -> SecondMoment:
+    """E‖ε̂‖²/d of a run over its training data: from variance.pt in its folder, or computed and written there.
+
+    A file made from other weights, with another seed or levels, or from fewer samples is made again.
+    """
+    path = trained.run.path / VARIANCE_FILE
+    wanted = {"step": trained.step, "seed": seed, "levels": levels or 0}
+    if path.is_file():
+        state = load_checkpoint(path)
+        if all(state.get(key) == value for key, value in wanted.items()) and state["samples"] >= samples:
+            return SecondMoment.from_state(state)
+    denoiser, device = _denoiser(trained), _device(_denoiser(trained))
+    print(f"estimating the variance of {trained.run.path} from {samples} examples, once: kept in {path}")
+    batches = Batches(_data(trained, extensions), batch_size, seed, labelled=_labelled(trained))
+
+    def examples() -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        for step in range(-(-samples // batch_size)):
+            x0, cond = batches(step)
+            yield x0.to(device), {key: value.to(device) for key, value in cond.items()}
+
+    generator = torch.Generator(device).manual_seed(seed)
+    table = second_moment(denoiser, examples(), levels=levels, samples=samples, generator=generator)
+    save_checkpoint(path, {**table.state(), **wanted})
+    return table
+
+
+def train_variance_head(config: dict[str, Any]) -> dict[str, float]:
+    """Train an SN or NPR head for a run, or go on with the one that has the same configuration.
+
+    The head lives in <run>/variance_<kind> as a run of its own, of task "variance_head".
+
+    Args:
+        config: run (that of the denoiser), kind, net (a node, or None for the run's own architecture, narrower),
+            loss, optimizer, trainer, logger, batch_size, seed, device, extensions.
+    """
+    extensions = [*config["extensions"], ANY_INTERFACE]
+    device = pick_device(config["device"])
+    trained = load_run(config["run"], device=device, extensions=config["extensions"])
+    data = _data(trained, config["extensions"])
+    options = {
+        "kind": config["kind"],
+        "net": config["net"] or default_net(trained.config["model"]),
+        "sigma_data": float(trained.config["parameterization"].get("sigma_data") or 1.0),
+        "step": trained.step,
+    }
+    torch.manual_seed(config["seed"])
+    head = _head(trained, options, extensions).to(device)
+    own = {key: config[key] for key in ("loss", "optimizer", "trainer", "batch_size", "seed")}
+    whole = {**trained.config, **own, "task": "variance_head", "head": options}
+    run = RunDirectory.create(head_path(trained, config["kind"]), yaml.safe_dump(whole, sort_keys=False))
+    trainer = build(
+        config["trainer"],
+        "trainer",
+        extensions,
+        denoiser=head,
+        loss=build(config["loss"], "loss", extensions),
+        optimizer=build(config["optimizer"], "optimizer", extensions)(head.net.parameters()),
+        batch=Batches(data, config["batch_size"], config["seed"], labelled=_labelled(trained)),
+        run=run,
+        logger=build(config["logger"], "logger", extensions)(run),
+        seed=config["seed"],
+        device=device,
+    )
+    assert isinstance(trainer, Trainer)
+    return trainer.fit()
+
+
+def load_variance_head(trained: TrainedModel, kind: str, *, extensions: Sequence[str] = ()) -> VarianceHead:
+    """The head trained for a run, with averaged weights.
+
+    Raises:
+        ConfigError: If there is none, or if the denoiser has been trained further since.
+    """
+    path = head_path(trained, kind)
+    if not (path / "config.yaml").is_file():
+        raise ConfigError(f"{trained.run.path} has no {kind} head: train one for it first, which makes {path}.")
+    run = RunDirectory.open(path)
+    options = yaml.safe_load(run.config_text)["head"]
+    if options["step"] != trained.step:
+        raise ConfigError(
+            f"the head in {path} was trained for step {options['step']} of {trained.run.path}, which is at step "
+            f"{trained.step}: remove {path} and train it again."
+        )
+    head = _head(trained, options, extensions)
+    load_weights(head, load_checkpoint(run.checkpoint), ema=True)
+    return head.to(_device(head)).eval().requires_grad_(False)
+
+
+def default_net(model: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a head's network: the denoiser's own, of half the width, for x and ε̂ together.
+
+    Raises:
+        ConfigError: If the architecture is none of scoresde's.
+    """
+    net = dict(model)
+    if "channels" in net:
+        net |= {"channels": 2 * net["channels"], "embedding": "fourier", "fourier_scale": 1.0, "scale_by_sigma": False}
+    elif "shape" in net:
+        first, *rest = net["shape"]
+        net["shape"] = [2 * first, *rest]
+    else:
+        raise ConfigError(f"a variance head for {model['_target_']} needs its own network: give net=...")
+    net |= {key: None for key in ("num_classes", "condition_dim") if key in net}
+    return net | {"width": max(16, net["width"] // 2)}
+
+
+def head_path(trained: TrainedModel, kind: str) -> Path:
+    return trained.run.path / f"variance_{kind}"
+
+
+def data_range(trained: TrainedModel) -> tuple[float, float] | None:
+    """The range of a run's data in the model's scaling: that of quantised data; None if it has no bounds."""
+    return trained.codec.value_range if isinstance(trained.codec, Quantized) else None
+
+
+def _head(trained: TrainedModel, options: dict[str, Any], extensions: Sequence[str]) -> VarianceHead:
+    net = build(options["net"], "net", extensions)
+    if not isinstance(net, nn.Module):
+        raise ConfigError(f"net must be a torch.nn.Module, got {type(net).__name__}.")
+    return VarianceHead(
+        _denoiser(trained), net, kind=options["kind"], sigma_data=options["sigma_data"], data_range=data_range(trained)
+    )
+
+
+def _denoiser(trained: TrainedModel) -> NetworkDenoiser:
+    if not isinstance(trained.model, NetworkDenoiser):
+        raise ConfigError(f"{trained.run.path} is the run of a classifier: name the run of a denoiser.")
+    return trained.model
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _data(trained: TrainedModel, extensions: Sequence[str]) -> Dataset:
+    data = build(trained.config["data"], "data", extensions)
+    if not isinstance(data, Dataset) or data.shape != trained.shape:
+        raise ConfigError(f"the data of {trained.run.path} are no longer those that it was trained on.")
+    return data
+
+
+def _labelled(trained: TrainedModel) -> bool:
+    return trained.config["model"].get("num_classes") is not None

@@ -1,0 +1,309 @@
+"""Adaptive Runge-Kutta in which every sample of a batch has its own steps: the engine, which knows no process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from scoresde.sde import expand
+
+State = tuple[Tensor, ...]  # parts with a common leading batch axis: (y,), or (y, log p)
+
+FIRST_STEPS = 20  # the first step tried is this part of the interval
+MAX_ATTEMPTS = 10_000
+SMALLEST_STEP = 1e-10  # of the interval; a step rejected at this size will never be accepted
+SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
+LADDER = 16  # step sizes are changed by powers of 2^(1/16)
+COMPACT_BELOW = 0.75  # share of unfinished rows at which the finished ones are dropped
+
+
+class Solution(NamedTuple):
+    """What an adaptive solver found, and what it cost.
+
+    Attributes:
+        x: The result, (B, *).
+        nfe: Network evaluations that each sample needed, (B,), the denoising one included.
+        accepted, rejected: Steps of each sample, (B,).
+    """
+
+    x: Tensor
+    nfe: Tensor
+    accepted: Tensor
+    rejected: Tensor
+
+
+class Tableau(NamedTuple):
+    """An embedded explicit Runge-Kutta pair.
+
+        k_i = f(z + c_i h, y + h Σ_j a_ij k_j),    y' = y + h Σ_i b_i k_i,    error = h Σ_i e_i k_i = O(h^order)
+
+    The last slope is also the first one of the next step: it is f(z', y') if the pair has first same as last, and
+    otherwise close enough to keep the order (predict, evaluate, correct), so that no pair spends a call on it.
+
+    Attributes:
+        order: Of the error estimate of one step.
+        nodes: c_2, c_3, ...
+        rows: a_2, a_3, ...
+        weights: b.
+        error: e.
+    """
+
+    order: float
+    nodes: tuple[float, ...]
+    rows: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+    error: tuple[float, ...]
+
+    @property
+    def first_same_as_last(self) -> bool:
+        """Whether the last stage is f at the new state."""
+        return self.nodes[-1] == 1 and self.weights == (*self.rows[-1], 0.0)
+
+
+@dataclass(frozen=True)
+class Field:
+    """The right-hand side of dy/dz = f(z, y), with whatever depends on z alone computed for all stages at once.
+
+    Args:
+        clock: z (stages, b) in float64 -> coefficients (m, stages, b), of which the first is shown in error messages.
+        rate: (coefficients (m, b) of one stage, state) -> derivatives of the parts of the state.
+        select: index (b,) of rows -> the field of these rows alone, or None if that is unknown: then rows that have
+            finished stay in the batch, and what they return is ignored.
+    """
+
+    clock: Callable[[Tensor], Tensor]
+    rate: Callable[[Tensor, State], State]
+    select: Callable[[Tensor], Field | None] = lambda index: None
+
+
+class Kick(Protocol):
+    """Noise that is added to the first part of the state in every step, the same for every stage."""
+
+    def __call__(self, z: Tensor, z_to: Tensor) -> Tensor:
+        """The noise from z to z_to, both (b,); shape of the first part."""
+
+    def settle(self, z: Tensor, accept: Tensor, rejected: Tensor) -> Tensor:
+        """Told which rows took the step asked for last, and where they are now; a number () for `prepare`."""
+
+    def prepare(self, number: int) -> None:
+        """Told on the host what `settle` returned."""
+
+    def select(self, keep: Tensor) -> None:
+        """Go on with these of the rows in hand."""
+
+
+class Integral(NamedTuple):
+    """Result of `integrate`: the state at the end, and per sample (B,) its calls, accepted and rejected steps."""
+
+    state: State
+    nfe: Tensor
+    accepted: Tensor
+    rejected: Tensor
+
+
+class Rows(NamedTuple):
+    """What the samples in hand carry from one attempted step to the next, all (b,)."""
+
+    place: Tensor  # in the whole batch
+    z: Tensor
+    step: Tensor
+    error_before: Tensor  # of the last accepted step, for the step-size controller
+    accepted: Tensor
+    rejected: Tensor
+
+
+def integrate(
+    field: Field,
+    state: State,
+    start: float,
+    end: float,
+    tableau: Tableau,
+    *,
+    rtol: float,
+    atol: float,
+    controlled: Sequence[int] = (0,),
+    kick: Kick | None = None,
+    owner: str = "integrate",
+) -> Integral:
+    """Integrate every sample from start to end with its own steps.
+
+        error ratio  r = max over controlled parts of rms(error / (atol + rtol max(|y|, |y'|)))
+        accepted if  r ≤ 1
+        next step    h · 0.9 r^(−0.7/p) r_before^(0.4/p)       (Gustafsson's PI controller; 0.9 r^(−1/p) if rejected)
+
+    No sample looks at another one. The host waits for the device once per attempted step. Differentiable by the state
+    and by what `field` depends on, with the steps held fixed.
+
+    Args:
+        field: The right-hand side; never asked outside the interval.
+        state: Parts (B, *), float32 or float64.
+        start, end: In either order.
+        tableau: The Runge-Kutta pair.
+        rtol, atol: Relative and absolute tolerance.
+        controlled: Parts whose error decides.
+        kick: Additive noise of a stochastic equation, for a pair whose only node is 1.
+        owner: Named in error messages.
+    Raises:
+        FloatingPointError: If the field returns NaN or infinity, or if steps become too small or too many.
+    """
+    batch, device = state[0].shape[0], state[0].device
+    ones, zeros = (
+        torch.ones(batch, dtype=torch.float64, device=device),
+        torch.zeros(batch, dtype=torch.long, device=device),
+    )
+    first = abs(end - start) / FIRST_STEPS
+    rows = Rows(torch.arange(batch, device=device), start * ones, first * ones, ones, zeros, zeros)
+    done, done_rows = state, rows
+    whole, compactable = field, True
+    nodes = torch.tensor(tableau.nodes, dtype=torch.float64).to(device)[:, None]
+    slope = field.rate(field.clock(rows.z[None])[:, 0], state)
+
+    for attempt in range(MAX_ATTEMPTS):
+        z_to = _next_time(rows, end)
+        h = z_to - rows.z
+        start_state = state if kick is None else (state[0] + kick(rows.z, z_to), *state[1:])
+        slopes, state_to, error = _step(field, tableau, torch.addcmul(rows.z, nodes, h), h, start_state, slope)
+        with torch.no_grad():
+            ratio = _error_ratio(error, state, state_to, controlled, rtol, atol)
+            active = rows.z != end
+            accept = active & (ratio <= 1)
+            rows = _controlled(rows, z_to, ratio, active, accept, tableau.order)
+            unfinished, broken = active & (rows.z != end), active & ~torch.isfinite(ratio)
+            stuck = unfinished & ((rows.step < SMALLEST_STEP * abs(end - start)) | (attempt == MAX_ATTEMPTS - 1))
+            counts = [unfinished.sum(), (broken | stuck).sum()]
+            if kick is not None:
+                counts.append(kick.settle(rows.z, accept, active & ~accept))
+            left, failed, *number = torch.stack(counts).tolist()  # the one synchronisation
+        if failed:
+            if bool(broken.any()):
+                raise _broken(owner, field, tableau, rows, h, slopes, broken)
+            raise _stuck(owner, field, rows, state, stuck, f"rtol={rtol:g}, atol={atol:g}")
+        state = _where(accept, state_to, state)
+        if left == 0:
+            break
+        if kick is not None:
+            kick.prepare(*number)
+        slope = _where(accept, slopes[-1], slope)
+        if compactable and left <= COMPACT_BELOW * len(rows.place):
+            keep = unfinished.sort(descending=True, stable=True).indices[:left]
+            smaller = whole.select(rows.place[keep])
+            compactable = smaller is not None
+            if smaller is not None:
+                done, done_rows = _filed(done, done_rows, state, rows)
+                field, rows = smaller, Rows(*(column[keep] for column in rows))
+                state, slope = (tuple(part[keep] for part in parts) for parts in (state, slope))
+                if kick is not None:
+                    kick.select(keep)
+    state, rows = _filed(done, done_rows, state, rows)
+    nfe = 1 + len(tableau.nodes) * (rows.accepted + rows.rejected)
+    return Integral(state, nfe, rows.accepted, rows.rejected)
+
+
+def _next_time(rows: Rows, end: float) -> Tensor:
+    """z after the step in hand; steps that all but reach the end are stretched to land on it."""
+    gap = end - rows.z
+    return torch.where(1.01 * rows.step >= gap.abs(), end, rows.z + torch.copysign(rows.step, gap))
+
+
+def _step(
+    field: Field, tableau: Tableau, z: Tensor, h: Tensor, state: State, slope: State
+) -> tuple[list[State], State, State]:
+    """One Runge-Kutta step of every row: its slopes, the new state, and the error estimate; z (stages, b), h (b,)."""
+    at = field.clock(z)
+    slopes = [slope]
+    for i, row in enumerate(tableau.rows):
+        inner = _advanced(state, h, row, slopes)
+        slopes.append(field.rate(at[:, i], inner))
+    state_to = inner if tableau.first_same_as_last else _advanced(state, h, tableau.weights, slopes)
+    error = tuple(_combined(tableau.error, slopes, part) * expand(h, y) for part, y in enumerate(state))
+    return slopes, state_to, error
+
+
+def _advanced(state: State, h: Tensor, weights: Sequence[float], stages: list[State]) -> State:
+    """y + h Σ_i w_i k_i."""
+    return tuple(torch.addcmul(y, expand(h, y), _combined(weights, stages, part)) for part, y in enumerate(state))
+
+
+def _combined(weights: Sequence[float], stages: list[State], part: int) -> Tensor:
+    (weight, first), *rest = [(w, k[part]) for w, k in zip(weights, stages, strict=False) if w]
+    total = weight * first
+    for weight, slope in rest:
+        total = total.add_(slope, alpha=weight)
+    return total
+
+
+def _error_ratio(
+    error: State, state: State, state_to: State, controlled: Sequence[int], rtol: float, atol: float
+) -> Tensor:
+    ratios = []
+    for part in controlled:
+        size = torch.maximum(state[part].abs(), state_to[part].abs())
+        relative = (error[part] / size.mul_(rtol).add_(atol))[:, None].flatten(1)
+        ratios.append(torch.linalg.vector_norm(relative, dim=1).double() / relative.shape[1] ** 0.5)
+    return ratios[0] if len(ratios) == 1 else torch.stack(ratios).amax(0)
+
+
+def _controlled(rows: Rows, z_to: Tensor, ratio: Tensor, active: Tensor, accept: Tensor, order: float) -> Rows:
+    """Move the accepted rows, and give every row its next step size."""
+    size = ratio.clamp(min=1e-10)
+    grown = SAFETY * size ** (-0.7 / order) * rows.error_before ** (0.4 / order)
+    shrunk = (SAFETY * size ** (-1 / order)).clamp(max=1.0)
+    factor = torch.where(accept, grown, shrunk).clamp(SHRINK, GROW).log2()
+    # on a ladder, so that rounding, which depends on the batch, does not reach the steps
+    factor = torch.exp2((LADDER * factor).round() / LADDER)
+    return rows._replace(
+        z=torch.where(accept, z_to, rows.z),
+        step=torch.where(active, (z_to - rows.z).abs() * factor, rows.step),
+        error_before=torch.where(accept, ratio.clamp(min=1e-4), rows.error_before),
+        accepted=rows.accepted + accept,
+        rejected=rows.rejected + (active & ~accept),
+    )
+
+
+def _where(accept: Tensor, new: State, old: State) -> State:
+    return tuple(torch.where(accept.reshape(-1, *[1] * (b.ndim - 1)), a, b) for a, b in zip(new, old, strict=True))
+
+
+def _filed(done: State, done_rows: Rows, state: State, rows: Rows) -> tuple[State, Rows]:
+    """The whole batch with the rows in hand written to their places."""
+    if rows.place.shape == done_rows.place.shape:
+        return state, rows
+    index = rows.place
+    return (
+        tuple(whole.index_copy(0, index, part) for whole, part in zip(done, state, strict=True)),
+        Rows(*(whole.index_copy(0, index, part) for whole, part in zip(done_rows, rows, strict=True))),
+    )
+
+
+def _broken(
+    owner: str, field: Field, tableau: Tableau, rows: Rows, h: Tensor, slopes: list[State], broken: Tensor
+) -> FloatingPointError:
+    row = int(broken.nonzero()[0])
+    finite = [all(bool(torch.isfinite(part[row]).all()) for part in slope) for slope in slopes]
+    node = 1.0 if all(finite) else (0.0, *tableau.nodes)[finite.index(False)]
+    return FloatingPointError(
+        f"{owner} stopped at t = {_shown(field, rows.z[row] + node * h[row])}: the denoiser returned NaN or infinity "
+        f"for {_named(rows, broken)}. Check the model's weights and its output at that time."
+    )
+
+
+def _stuck(owner: str, field: Field, rows: Rows, state: State, stuck: Tensor, tolerances: str) -> FloatingPointError:
+    row = int(stuck.nonzero()[0])
+    return FloatingPointError(
+        f"{owner} stopped at t = {_shown(field, rows.z[row])} after {int(rows.accepted[row])} steps and "
+        f"{int(rows.rejected[row])} rejected ones: {_named(rows, stuck)} cannot meet {tolerances} in {state[0].dtype}. "
+        f"Loosen rtol and atol, use float64, or check whether the model is continuous."
+    )
+
+
+def _shown(field: Field, z: Tensor) -> str:
+    return f"{float(field.clock(z.reshape(1, 1))[0]):.6g}"
+
+
+def _named(rows: Rows, chosen: Tensor) -> str:
+    samples = rows.place[chosen].tolist()
+    return f"sample {samples[0]}" if len(samples) == 1 else f"{len(samples)} samples, the first of them {samples[0]}"

@@ -1,0 +1,145 @@
+"""A linear multistep solver whose times and weights were fitted to one model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.denoiser import Denoiser
+from scoresde.sde import SDE
+from scoresde.solvers.base import TabulatedSolver, linear
+from scoresde.solvers.exponential import prediction_coefficients
+from scoresde.solvers.gaussian_flow import GaussianFlow
+from scoresde.solvers.levels import Levels
+from scoresde.solvers.noise import NoiseSource
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Noise levels and weights of a fitted solver, and how they were obtained.
+
+    Args:
+        logsnr: Of the N levels at which the network is called, increasing, (N,).
+        keep: a_i, (N,).
+        weights: b_ij of the value j calls before call i, (N, N).
+        start: Flow that leads from t = 1 to the first level without a call.
+        sigma_data: Standard deviation of the data, which scales y and v.
+        record: Pilot runs, their network calls, errors on held-out pilots: numbers for the user.
+    """
+
+    logsnr: Tensor
+    keep: Tensor
+    weights: Tensor
+    start: GaussianFlow
+    sigma_data: float
+    record: dict[str, float]
+
+    def save(self, path: str | Path) -> None:
+        """Write tensors and numbers, through a temporary name."""
+        save_fit(path, {**vars(self), "start": vars(self.start)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read what `save` wrote; runs no code."""
+        content = load_fit(path, cls)
+        return cls(**{**content, "start": GaussianFlow(**content["start"])})
+
+
+def save_fit(path: str | Path, content: dict[str, Any]) -> None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save(content, temporary)
+    temporary.replace(path)
+
+
+def load_fit(path: str | Path, kind: type) -> dict[str, Any]:
+    """The fields of a saved fit, or one sentence that says why not."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no saved {kind.__name__} at {path}: fit one and save it there.")
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read as a {kind.__name__} ({type(error).__name__}): delete it and fit again."
+        ) from None
+    if not isinstance(content, dict) or set(content) != {field.name for field in fields(kind)}:
+        raise ValueError(f"{path} holds something else than a {kind.__name__}: delete it and fit again.")
+    return content
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratedMultistep(TabulatedSolver):
+    """Linear multistep with times and weights fitted to a model's own paths; one call per level, from 4 calls up.
+
+        start      the flow of Gaussian data from t = 1 to the first level
+        step       y_{i+1} = a_i y_i + Σ_{j≤i} b_ij v̂_{i−j},        y = x/√(α² c² + σ²)
+        end        the last step goes to noise 0
+
+    v̂ is the velocity of y in the angle φ = atan(σ/(α c)), c the data's standard deviation. Unfitted weights are those
+    of `ExponentialAdams(prediction="v")`. See `scoresde.calibrate`.
+
+    Args:
+        calibration: What `calibrate` returned, or the path of a saved one.
+
+    References:
+        Shaul et al., "Bespoke Non-Stationary Solvers for Fast Sampling of Diffusion and Flow Models", 2024,
+        arXiv:2403.01329.
+        Frankel et al., "S4S: Solving for a Diffusion Model Solver", 2025, arXiv:2502.17423.
+    """
+
+    calibration: Any = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.calibration, str | Path):
+            object.__setattr__(self, "calibration", Calibration.load(self.calibration))
+        if not isinstance(self.calibration, Calibration):
+            raise ValueError(
+                f"CalibratedMultistep needs a calibration, got {self.calibration!r}: make one with "
+                f"scoresde.calibrate(denoiser, nfe, pilots)."
+            )
+        object.__setattr__(self, "steps", max(len(self.calibration.logsnr) - 1, 1))
+        super().__post_init__()
+
+    def _times(self, sde: SDE, backward: bool) -> Tensor:
+        times = sde.time(self.calibration.logsnr)
+        if not bool(((times > 0) & (times <= 1)).all()) or not bool((times.diff() < 0).all()):
+            raise ValueError(
+                f"CalibratedMultistep was fitted to noise levels outside those of {sde}: calibrate for this process."
+            )
+        return times
+
+    def _lands(self, sde: SDE, times: Tensor, backward: bool) -> bool:
+        return True
+
+    def _start(self) -> GaussianFlow:
+        return self.calibration.start
+
+    def table(self, levels: Levels) -> tuple[Tensor, ...]:
+        made = self.calibration
+        return weighted_rows(levels.scaled(made.sigma_data), made.keep, made.weights)
+
+    def update(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, row: tuple[Any, ...], noise: NoiseSource, state: Any
+    ) -> tuple[Tensor, Any]:
+        return weighted_update(denoiser(x, t), x, row, state)
+
+
+def weighted_rows(levels: Levels, keep: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+    """Columns c_x, c_0, a, b_0, b_1, ... of steps in x, from a and b of steps in y; levels scaled by c."""
+    c_x, c_0 = prediction_coefficients(levels, "v")
+    norm = torch.hypot(levels.alpha, levels.sigma)
+    columns = (norm[1:, None] * weights).unbind(1)
+    return (c_x[:-1], c_0[:-1], keep * norm[1:] / norm[:-1], *columns)
+
+
+def weighted_update(
+    x0_hat: Tensor, x: Tensor, row: tuple[Any, ...], state: tuple[Tensor, ...] | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    c_x, c_0, keep, *weights = row
+    history = (linear((c_x, x), (c_0, x0_hat)), *(state or ()))
+    return linear((keep, x), *zip(weights, history, strict=False)), history
