@@ -29,6 +29,7 @@ from typing import Any
 import peers
 import torch
 from distances import Judge
+from fitted import FittedCandidate
 from mixture import CountedModel, Mixture, built_in, flow_end, load
 from torch import Tensor
 
@@ -39,12 +40,17 @@ from scoresde import (
     SDE,
     VPSDE,
     Denoiser,
+    DPMSolver,
+    DPMSolverMultistep,
     DPMSolverPP2M,
+    DPMSolverPP3M,
     EulerMaruyama,
+    ExponentialAdams,
     Grid,
     Heun,
     ReverseDiffusion,
     Solver,
+    UniPC,
     karras_grid,
     logsnr_grid,
     quadratic_grid,
@@ -65,6 +71,33 @@ DETERMINISTIC = [
     Ours("DDIM", DDIM),
     Ours("Heun", Heun, 2),
     Ours("DPMSolverPP2M", DPMSolverPP2M),
+    Ours("DPMSolverPP3M", DPMSolverPP3M),
+    Ours("DPMSolverMultistep(eps, 3)", partial(DPMSolverMultistep, order=3, prediction="eps")),
+    Ours("DPMSolver(3)", partial(DPMSolver, order=3), 3),
+    Ours("UniPC(2)", partial(UniPC, order=2)),
+    Ours("UniPC(3)", partial(UniPC, order=3)),
+    *(
+        Ours(
+            f"ExponentialAdams({prediction}, {order}{'' if corrector else ', no corrector'})",
+            partial(ExponentialAdams, prediction=prediction, order=order, corrector=corrector),
+        )
+        for prediction, order, corrector in [
+            ("v", 2, True),
+            ("v", 3, True),
+            ("v", 4, True),
+            ("v", 2, False),
+            ("v", 3, False),
+            ("flow", 1, True),
+            ("flow", 2, False),
+            ("flow", 3, True),
+            ("flow", 4, True),
+            ("flow", 4, False),
+            ("eps", 2, False),
+            ("eps", 3, True),
+            ("data", 3, True),
+            ("data", 4, True),
+        ]
+    ),
 ]
 STOCHASTIC = [
     Ours("DDPM", DDPM),
@@ -78,9 +111,6 @@ GRIDS: dict[str, Grid] = {
     "logsnr": logsnr_grid,
     "karras": karras_grid,
 }
-# Grids that look at the model first: (denoiser, x_1 of a few samples, steps, t_end) -> Grid. Those calls are reported
-# as pilot_nfe, samples not counted, and not as nfe: a grid is made once for a model.
-PILOT_GRIDS: dict[str, Callable[[Denoiser, Tensor, int, float], Grid]] = {}
 ENDS = {"vp": {"": None, " to 1e-3": 1e-3}, "edm": {"": None}}
 SDES: dict[str, SDE] = {"vp": VPSDE(beta_min=0.1, beta_max=20.0), "edm": EDMSDE(sigma_min=0.002, sigma_max=80.0)}
 
@@ -116,7 +146,7 @@ class ExactDenoiser(Denoiser):
 
 @dataclass
 class OurCandidate:
-    """A solver on a grid, with the interface of `peers.Candidate`; a run stores the calls that its grid took."""
+    """A solver on a grid, with the interface of `peers.Candidate`."""
 
     ours: Ours
     family: str
@@ -124,7 +154,6 @@ class OurCandidate:
     t_end: float | None
     denoise: bool
     label: str = ""
-    pilot_nfe: int = 0
     library: str = "scoresde"
 
     def __post_init__(self) -> None:
@@ -139,32 +168,25 @@ class OurCandidate:
         steps = (nfe - self.denoise) // self.ours.calls
         while steps > 0:
             model.calls = 0
-            grid = self.place(model.problem, steps)
-            solver = self.ours.make(steps=steps, grid=grid, t_end=self.t_end, denoise=self.denoise)
+            solver = self.ours.make(steps=steps, grid=GRIDS[self.placing], t_end=self.t_end, denoise=self.denoise)
             result = solver(denoiser, x)
             if model.calls <= nfe:
                 return result
             steps -= max(1, (model.calls - nfe) // self.ours.calls)  # a start-up that takes more calls than a step
         raise ValueError(f"{self.solver} has no run with {nfe} network calls.")
 
-    def place(self, problem: Mixture, steps: int) -> Grid:
-        if self.placing in GRIDS:
-            return GRIDS[self.placing]
-        pilot, generator = CountedModel(problem), torch.Generator().manual_seed(3)
-        x = self.std * torch.randn(64, problem.mu.shape[1], generator=generator, dtype=torch.float64)
-        end = self.sde.t_min if self.t_end is None else self.t_end
-        grid = PILOT_GRIDS[self.placing](ExactDenoiser(pilot, self.sde), x, steps, end)
-        self.pilot_nfe = pilot.calls
-        return grid
 
-
-def our_candidates(stochastic: bool = False) -> Iterator[OurCandidate]:
-    """Every solver on every grid, with a last call for x̂0 and without."""
+def our_candidates(stochastic: bool = False) -> Iterator[Any]:
+    """Every solver on every grid, with a last call for x̂0 and without; then those fitted to the model."""
     for ours in STOCHASTIC if stochastic else DETERMINISTIC:
         for family, ends in ENDS.items():
-            for placing in [*GRIDS, *PILOT_GRIDS]:
+            for placing in GRIDS:
                 for label, t_end in ends.items():
                     yield from (OurCandidate(ours, family, placing, t_end, denoise, label) for denoise in (True, False))
+    if not stochastic:
+        for family, sde in SDES.items():
+            yield FittedCandidate(family, sde, ExactDenoiser, "calibrated", most=10)
+            yield FittedCandidate(family, sde, ExactDenoiser, "optimised", most=20)
 
 
 class Bench:

@@ -26,6 +26,7 @@ SUPPLIED = {
     "AdamW": {"params", "amsgrad", "maximize", "foreach", "capturable", "differentiable"},
     "Adam": {"params", "amsgrad", "maximize", "foreach", "capturable", "differentiable", "decoupled_weight_decay"},
     "Trainer": {"denoiser", "loss", "optimizer", "batch", "run", "logger", "preview", "seed", "device"},
+    "er_sde_scale": {"ratio"},
     "CSVLogger": {"run"},
     "csv_and_wandb": {"run"},
 }
@@ -61,7 +62,8 @@ def test_file_lists_every_argument_and_no_other(where: str, node: dict[str, Any]
     positional = {"sde", "t", "u"} if node.get("_partial_") else set()
     if node["_target_"].endswith("_grid"):
         positional = {"sde", "steps", "t_end"}
-    inner = where == "solver/pc.yaml" and "predictor" not in node  # the outer solver's loop is used
+    outer = {"solver/pc.yaml": "predictor", "solver/reversible.yaml": "solver"}.get(where)
+    inner = outer is not None and outer not in node  # the outer solver's loop is used
     inside = {"steps", "grid", "t_end", "denoise"} if inner else set()
     supplied = SUPPLIED.get(node["_target_"].rpartition(".")[2], set()) | positional | inside
     listed = set(node) - {"_target_", "_partial_"}

@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from scoresde.build import ConfigError, build
 from scoresde.classifier import NoisyClassifier
+from scoresde.commands.device import pick_device
 from scoresde.commands.fitting import with_grid
 from scoresde.commands.likelihood import test_likelihood
 from scoresde.commands.pictures import save_picture, save_scatter
-from scoresde.commands.train import pick_device
+from scoresde.commands.variance import with_variance
 from scoresde.data import Quantized
 from scoresde.denoiser import Denoiser, NetworkDenoiser
 from scoresde.guidance import ClassifierGuided, Guided

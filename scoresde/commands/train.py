@@ -9,19 +9,22 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
 from scoresde.build import ANY_INTERFACE, ConfigError, build, build_model, fill
 from scoresde.classifier import ClassifierLoss
+from scoresde.commands.batches import Batches
+from scoresde.commands.device import pick_device
 from scoresde.commands.pictures import save_picture
-from scoresde.data import Dataset, batch_indices, codec_state, random_flip
+from scoresde.commands.variance import VARIANCE_HEAD, train_variance_head
+from scoresde.data import Dataset, codec_state
 from scoresde.denoiser import NetworkDenoiser
 from scoresde.loading import CODEC_FILE
 from scoresde.solvers import DPMSolverPP2M
 from scoresde.training import RunDirectory, Trainer, save_checkpoint
 
 PREVIEW_SAMPLES = 64
-NOT_IDENTITY = ("run", "device", "logger", "extensions")  # keys that do not make it another run
+NOT_IDENTITY = ("run", "device", "logger", "extensions", "of", "head")  # keys that do not make it another run
 
 
 def train(config: dict[str, Any]) -> dict[str, float]:
@@ -30,6 +33,13 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     Returns:
         The metrics logged last.
     """
+    if config["task"] == VARIANCE_HEAD:
+        return train_variance_head(config)
+    for key in ("of", "head"):
+        if config.get(key) is not None:
+            raise ConfigError(
+                f"{key}={config[key]} is an option of variance heads: leave it out, or use experiment=digits_npr."
+            )
     extensions = [*config["extensions"], ANY_INTERFACE]
     for key in ("path", "test_path"):  # sampling may start from another folder
         if config["data"].get(key) is not None:
@@ -77,27 +87,6 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     return metrics
 
 
-class Batches:
-    """Batch k of an infinite, reproducible stream: a function of (seed, k), so resuming needs no state."""
-
-    def __init__(self, data: Dataset, batch_size: int, seed: int, *, labelled: bool) -> None:
-        self.data, self.batch_size, self.seed, self.labelled = data, batch_size, seed, labelled
-
-    def __call__(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        split = self.data.train
-        rows = batch_indices(len(split), self.batch_size, step, self.seed)
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**63)
-        x = split.x[rows]
-        if self.data.flip:
-            x = random_flip(x, generator)
-        cond = {}
-        if self.labelled and split.label is not None:
-            cond["label"] = split.label[rows]
-        if split.condition is not None:
-            cond["condition"] = split.condition[rows]
-        return self.data.codec.encode(x, generator=generator), cond
-
-
 class Preview:
     """Draws a grid of samples during training, from the same latents every time."""
 
@@ -127,17 +116,6 @@ def run_path(config: dict[str, Any]) -> Path:
     digest = hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()[:8]
     names = [str(config[key]["_target_"]).rpartition(".")[2].lower() for key in ("data", "sde", "model")]
     return Path("runs") / "-".join([*names, digest])
-
-
-def pick_device(device: str | None) -> torch.device:
-    """The device asked for, or a GPU if there is one."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-        return torch.device(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={device} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from scoresde.build import ANY_INTERFACE, ConfigError, build
-from scoresde.commands.train import Batches, pick_device
+from scoresde.build import ANY_INTERFACE, ConfigError, build, fill
+from scoresde.commands.batches import Batches
+from scoresde.commands.device import pick_device
 from scoresde.covariance import (
     AnalyticVariance,
     CovarianceDenoiser,

@@ -197,6 +197,8 @@ class StepSolver(Solver):
             )
         noise = gaussian_noise(x) if noise is None else noise
         state, times = None, plan.times
+        if x.device.type != "cpu":
+            noise = _on_host(noise, times)
         if plan.start is not None:
             x = plan.start(plan.denoiser.sde, x, torch.ones_like(times[0]), times[0])
         yield Step(0, times[0], x)
@@ -296,6 +298,12 @@ def checked_grid(times: Tensor) -> Tensor:
             f"{'...' if times.numel() > 6 else ''} with {times.numel()} entries."
         )
     return times
+
+
+def _on_host(noise: NoiseSource, times: tuple[Tensor, ...]) -> NoiseSource:
+    """The source, asked with times on the CPU: one copy beforehand instead of a wait in every step."""
+    copies = {id(time): copy for time, copy in zip(times, torch.stack(times).cpu().unbind(), strict=True)}
+    return lambda t, s: noise(copies.get(id(t), t), copies.get(id(s), s))
 
 
 def _noise_level(sde: SDE, t: Tensor) -> float:

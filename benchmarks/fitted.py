@@ -1,0 +1,67 @@
+"""Our solvers whose times, or times and weights, are fitted to the model: candidates for error_vs_nfe.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from mixture import CountedModel, Mixture
+from torch import Tensor
+
+from scoresde import SDE, ExponentialAdams, GaussianMixtureDenoiser, Solver, calibrate, optimise_grid, pilot_paths
+
+PILOTS, PILOT_STEPS = 4096, 150
+
+
+@dataclass
+class FittedCandidate:
+    """A solver fitted to paths of its own seed, which are none of those that it is judged on.
+
+    `pilot_nfe` counts single-sample calls: those of the pilots and those of the fit, which also go backwards.
+    """
+
+    family: str
+    sde: SDE
+    denoiser_class: Any  # ExactDenoiser of error_vs_nfe.py: calls of the judged run are counted there
+    kind: str
+    most: int  # calls above which a fit is not worth its cost
+    base: ExponentialAdams = field(default_factory=lambda: ExponentialAdams(order=4, prediction="flow"))
+    pilot_nfe: int = 0
+    library: str = "scoresde"
+
+    def __post_init__(self) -> None:
+        one = torch.ones((), dtype=torch.float64)
+        self.alpha, self.sigma = float(self.sde.alpha(one)), float(self.sde.sigma(one))
+        self.std = 1.0 if self.family == "vp" else self.sigma
+        if self.kind == "calibrated":
+            self.solver, self.grid = "CalibratedMultistep", "calibrated"
+        else:
+            self.solver, self.grid = f"ExponentialAdams({self.base.prediction}, {self.base.order})", "optimised"
+        self.made: dict[tuple[str, int], Solver] = {}
+        self.pilots: dict[str, Any] = {}
+
+    def run(self, model: CountedModel, x: Tensor, nfe: int) -> Tensor:
+        if nfe > self.most:
+            raise ValueError(f"fits are made up to {self.most} calls.")
+        key = model.problem.name, nfe
+        if key not in self.made:
+            self.made[key] = self._fit(model.problem, nfe)
+        model.calls = 0
+        return self.made[key](self.denoiser_class(model, self.sde), x)
+
+    def _fit(self, problem: Mixture, nfe: int) -> Solver:
+        exact = GaussianMixtureDenoiser(self.sde, problem.w, problem.mu, problem.var)
+        if problem.name not in self.pilots:
+            self.pilots[problem.name] = pilot_paths(
+                exact, problem.mu.shape[1:], PILOTS, steps=PILOT_STEPS, batch=1024, dtype=torch.float64,
+                generator=torch.Generator().manual_seed(1000),
+            )  # fmt: skip
+        pilots = self.pilots[problem.name]
+        batch = 512 if nfe <= 10 else 256
+        iterations = 500 if nfe <= 10 else 150
+        self.pilot_nfe = len(pilots) * pilots.nfe + iterations * batch * nfe
+        if self.kind == "calibrated":
+            return calibrate(exact, nfe, pilots, iterations=iterations, batch=batch)
+        solver = replace(self.base, steps=nfe - 1)
+        return replace(solver, grid=optimise_grid(exact, solver, pilots, iterations=iterations, batch=batch))

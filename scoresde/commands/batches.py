@@ -1,0 +1,29 @@
+"""Batches of training examples, a function of their number."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scoresde.data import Dataset, batch_indices, random_flip
+
+
+class Batches:
+    """Batch k of an infinite, reproducible stream: a function of (seed, k), so resuming needs no state."""
+
+    def __init__(self, data: Dataset, batch_size: int, seed: int, *, labelled: bool) -> None:
+        self.data, self.batch_size, self.seed, self.labelled = data, batch_size, seed, labelled
+
+    def __call__(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        split = self.data.train
+        rows = batch_indices(len(split), self.batch_size, step, self.seed)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**63)
+        x = split.x[rows]
+        if self.data.flip:
+            x = random_flip(x, generator)
+        cond = {}
+        if self.labelled and split.label is not None:
+            cond["label"] = split.label[rows]
+        if split.condition is not None:
+            cond["condition"] = split.condition[rows]
+        return self.data.codec.encode(x, generator=generator), cond

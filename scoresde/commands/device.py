@@ -1,0 +1,18 @@
+"""The device that a command works on."""
+
+from __future__ import annotations
+
+import torch
+
+from scoresde.build import ConfigError
+
+
+def pick_device(device: str | None) -> torch.device:
+    """The device asked for, or a GPU if there is one."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={device} cannot be used here: {str(error).splitlines()[0]}") from None
