@@ -20,173 +20,15 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import peers
 import torch
 from distances import Judge
-from fitted import FittedCandidate
 from mixture import CountedModel, Mixture, built_in, flow_end, load
+from ours import our_candidates
 from torch import Tensor
-
-from scoresde import (
-    DDIM,
-    DDPM,
-    EDMSDE,
-    SDE,
-    VPSDE,
-    Denoiser,
-    DPMSolver,
-    DPMSolverMultistep,
-    DPMSolverPP2M,
-    DPMSolverPP3M,
-    EulerMaruyama,
-    ExponentialAdams,
-    Grid,
-    Heun,
-    ReverseDiffusion,
-    Solver,
-    UniPC,
-    karras_grid,
-    logsnr_grid,
-    quadratic_grid,
-    uniform_grid,
-)
-
-
-@dataclass(frozen=True)
-class Ours:
-    """A solver of this library: make(steps=..., grid=..., t_end=..., denoise=...), and its calls per step."""
-
-    name: str
-    make: Callable[..., Solver]
-    calls: int = 1
-
-
-DETERMINISTIC = [
-    Ours("DDIM", DDIM),
-    Ours("Heun", Heun, 2),
-    Ours("DPMSolverPP2M", DPMSolverPP2M),
-    Ours("DPMSolverPP3M", DPMSolverPP3M),
-    Ours("DPMSolverMultistep(eps, 3)", partial(DPMSolverMultistep, order=3, prediction="eps")),
-    Ours("DPMSolver(3)", partial(DPMSolver, order=3), 3),
-    Ours("UniPC(2)", partial(UniPC, order=2)),
-    Ours("UniPC(3)", partial(UniPC, order=3)),
-    *(
-        Ours(
-            f"ExponentialAdams({prediction}, {order}{'' if corrector else ', no corrector'})",
-            partial(ExponentialAdams, prediction=prediction, order=order, corrector=corrector),
-        )
-        for prediction, order, corrector in [
-            ("v", 2, True),
-            ("v", 3, True),
-            ("v", 4, True),
-            ("v", 2, False),
-            ("v", 3, False),
-            ("flow", 1, True),
-            ("flow", 2, False),
-            ("flow", 3, True),
-            ("flow", 4, True),
-            ("flow", 4, False),
-            ("eps", 2, False),
-            ("eps", 3, True),
-            ("data", 3, True),
-            ("data", 4, True),
-        ]
-    ),
-]
-STOCHASTIC = [
-    Ours("DDPM", DDPM),
-    Ours("DDIM(eta=0.5)", partial(DDIM, eta=0.5)),
-    Ours("EulerMaruyama", EulerMaruyama),
-    Ours("ReverseDiffusion", ReverseDiffusion),
-]
-GRIDS: dict[str, Grid] = {
-    "uniform": uniform_grid,
-    "quadratic": quadratic_grid,
-    "logsnr": logsnr_grid,
-    "karras": karras_grid,
-}
-ENDS = {"vp": {"": None, " to 1e-3": 1e-3}, "edm": {"": None}}
-SDES: dict[str, SDE] = {"vp": VPSDE(beta_min=0.1, beta_max=20.0), "edm": EDMSDE(sigma_min=0.002, sigma_max=80.0)}
-
-
-class ExactDenoiser(Denoiser):
-    """The exact model as one of our denoisers. A covariance asked for with a mean costs no call of its own."""
-
-    def __init__(self, model: CountedModel, sde: SDE) -> None:
-        super().__init__()
-        self.model, self.sde = model, sde
-
-    def eps(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        alpha, sigma = self._levels(t)
-        if t.ndim == 0:
-            return self.model.eps(x, float(alpha), float(sigma))
-        self.model.calls += 1
-        return self.model.problem.eps_rows(x, alpha, sigma)
-
-    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        alpha, sigma = (value if t.ndim == 0 else value[:, None] for value in self._levels(t))
-        return (x - sigma * self.eps(x, t)) / alpha
-
-    def covariance_diag(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        alpha, sigma = self._levels(t)
-        return self.model.problem.spread(x, float(alpha), float(sigma))
-
-    def mean_and_covariance(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        return self(x, t), self.covariance_diag(x, t)
-
-    def _levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return self.sde.alpha(t.double()), self.sde.sigma(t.double())
-
-
-@dataclass
-class OurCandidate:
-    """A solver on a grid, with the interface of `peers.Candidate`."""
-
-    ours: Ours
-    family: str
-    placing: str
-    t_end: float | None
-    denoise: bool
-    label: str = ""
-    library: str = "scoresde"
-
-    def __post_init__(self) -> None:
-        self.sde, one = SDES[self.family], torch.ones((), dtype=torch.float64)
-        self.alpha, self.sigma = float(self.sde.alpha(one)), float(self.sde.sigma(one))
-        self.std = 1.0 if self.family == "vp" else self.sigma
-        self.solver = self.ours.name
-        self.grid = f"{self.placing}{self.label}{'' if self.denoise else ', no x0'}"
-
-    def run(self, model: CountedModel, x: Tensor, nfe: int) -> Tensor:
-        denoiser = ExactDenoiser(model, self.sde)
-        steps = (nfe - self.denoise) // self.ours.calls
-        while steps > 0:
-            model.calls = 0
-            solver = self.ours.make(steps=steps, grid=GRIDS[self.placing], t_end=self.t_end, denoise=self.denoise)
-            result = solver(denoiser, x)
-            if model.calls <= nfe:
-                return result
-            steps -= max(1, (model.calls - nfe) // self.ours.calls)  # a start-up that takes more calls than a step
-        raise ValueError(f"{self.solver} has no run with {nfe} network calls.")
-
-
-def our_candidates(stochastic: bool = False) -> Iterator[Any]:
-    """Every solver on every grid, with a last call for x̂0 and without; then those fitted to the model."""
-    for ours in STOCHASTIC if stochastic else DETERMINISTIC:
-        for family, ends in ENDS.items():
-            for placing in GRIDS:
-                for label, t_end in ends.items():
-                    yield from (OurCandidate(ours, family, placing, t_end, denoise, label) for denoise in (True, False))
-    if not stochastic:
-        for family, sde in SDES.items():
-            yield FittedCandidate(family, sde, ExactDenoiser, "calibrated", most=10)
-            yield FittedCandidate(family, sde, ExactDenoiser, "optimised", most=20)
 
 
 class Bench:
@@ -288,7 +130,8 @@ def main(argv: list[str] | None = None) -> None:
         began = time.perf_counter()
         bench = Bench(problem, samples)
         judge = Judge(problem) if args.stochastic else None
-        rows = [row for c in candidates for nfe in budgets if (row := bench.run(c, nfe, judge)) is not None]
+        pairs = [(c, nfe) for c in candidates for nfe in budgets if nfe in (getattr(c, "budgets", ()) or (nfe,))]
+        rows = [row for c, nfe in pairs if (row := bench.run(c, nfe, judge)) is not None]
         if judge is not None:
             floor = judge(problem.sample(samples, seed=4))
             print(f"{problem.name}: true samples " + ", ".join(f"{key} {value:.2g}" for key, value in floor.items()))

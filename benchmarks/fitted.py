@@ -12,6 +12,7 @@ from torch import Tensor
 from scoresde import SDE, ExponentialAdams, GaussianMixtureDenoiser, Solver, calibrate, optimise_grid, pilot_paths
 
 PILOTS, PILOT_STEPS = 4096, 150
+ITERATIONS, BATCHES = (500, 150), (512, 256)  # up to ten calls, and above
 
 
 @dataclass
@@ -25,7 +26,7 @@ class FittedCandidate:
     sde: SDE
     denoiser_class: Any  # ExactDenoiser of error_vs_nfe.py: calls of the judged run are counted there
     kind: str
-    most: int  # calls above which a fit is not worth its cost
+    budgets: tuple[int, ...]  # of the calls allowed: above, a fit is not worth its cost
     base: ExponentialAdams = field(default_factory=lambda: ExponentialAdams(order=4, prediction="flow"))
     pilot_nfe: int = 0
     library: str = "scoresde"
@@ -42,8 +43,6 @@ class FittedCandidate:
         self.pilots: dict[str, Any] = {}
 
     def run(self, model: CountedModel, x: Tensor, nfe: int) -> Tensor:
-        if nfe > self.most:
-            raise ValueError(f"fits are made up to {self.most} calls.")
         key = model.problem.name, nfe
         if key not in self.made:
             self.made[key] = self._fit(model.problem, nfe)
@@ -58,8 +57,7 @@ class FittedCandidate:
                 generator=torch.Generator().manual_seed(1000),
             )  # fmt: skip
         pilots = self.pilots[problem.name]
-        batch = 512 if nfe <= 10 else 256
-        iterations = 500 if nfe <= 10 else 150
+        batch, iterations = BATCHES[nfe > 10], ITERATIONS[nfe > 10]
         self.pilot_nfe = len(pilots) * pilots.nfe + iterations * batch * nfe
         if self.kind == "calibrated":
             return calibrate(exact, nfe, pilots, iterations=iterations, batch=batch)

@@ -67,6 +67,8 @@ def load_run(
     run = RunDirectory.open(path.parent.parent if is_file else path)
     checkpoint = path if is_file else run.checkpoint
     config = read_config(run)
+    if config["task"] == "variance_head":
+        raise ConfigError(f"{run.path} is a variance head: name the denoiser's run, {run.path.parent}.")
     state = load_checkpoint(checkpoint)
     codec = load_checkpoint(run.path / CODEC_FILE)
     model = build_model(config, extensions)

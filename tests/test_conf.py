@@ -78,7 +78,7 @@ def test_file_lists_every_argument_and_no_other(where: str, node: dict[str, Any]
 @pytest.mark.parametrize(("where", "node"), TARGETS, ids=[f"{where}:{node['_target_']}" for where, node in TARGETS])
 def test_targets_are_public_names(where: str, node: dict[str, Any]) -> None:
     home, _, name = node["_target_"].rpartition(".")
-    assert home in ("scoresde", "scoresde.data", "scoresde.training", "torch.optim")
+    assert home in ("scoresde", "scoresde.covariance", "scoresde.data", "scoresde.training", "torch.optim")
     if home == "scoresde":
         assert name in scoresde.__all__
 
@@ -96,13 +96,17 @@ def test_option_builds(path: Path) -> None:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment_composes_and_says_how_to_run_it(experiment: str) -> None:
     config = composed("train", f"experiment={experiment}")
-    assert {"sde", "model", "loss", "data", "trainer", "optimizer"} <= set(config)
+    needed = {"sde", "parameterization", "model", "data"}
+    if config["task"] == "variance_head":
+        assert not needed & set(config), "these are the run's own"
+        needed = {"head", "of"}
+    assert {"loss", "trainer", "optimizer", *needed} <= set(config)
     assert f"experiment={experiment}" in (ROOT / "experiment" / f"{experiment}.yaml").read_text()
 
 
 def test_sample_composes_with_every_solver_and_guidance() -> None:
     for path in FILES:
-        if path.parent.name in ("solver", "guidance", "likelihood"):
+        if path.parent.name in ("solver", "grid", "variance", "guidance", "likelihood"):
             with initialize_config_dir(str(ROOT), version_base="1.3"):
                 compose("sample", [f"{path.parent.name}={path.stem}"])
 

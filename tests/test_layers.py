@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "scoresde"
-CORE = {"analytic", "classifier", "flow", "guidance", "likelihood", "losses", "solvers"}
+CORE = {"analytic", "calibration", "classifier", "covariance", "flow", "guidance", "likelihood", "losses", "solvers"}
 LEAVES = {"models", "data"}
 BELOW = {  # what a unit may import of ours, besides itself
     "quadrature": set(),

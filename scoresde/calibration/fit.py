@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from scoresde.calibration.pilots import Pilots
+from scoresde.calibration.places import Places, differentiable_levels, first_guess, level_range
 from scoresde.denoiser import Denoiser
 from scoresde.sde import SDE
 from scoresde.solvers.base import TabulatedSolver
 from scoresde.solvers.calibrated import (
     CalibratedMultistep,
     Calibration,
+    check_levels,
     load_fit,
     save_fit,
     weighted_rows,
@@ -51,23 +53,24 @@ class OptimisedGrid:
                 f"OptimisedGrid was fitted to {len(self.logsnr) - 1} steps, got steps={steps}: "
                 f"fit one for that number with scoresde.optimise_grid."
             )
-        times = sde.time(torch.tensor(self.logsnr, dtype=torch.float64))
+        levels = torch.tensor(self.logsnr, dtype=torch.float64)
+        times = sde.time(levels)
         if self.start is None:
-            times[0] = 1.0
+            times[0], levels[0] = 1.0, sde.logsnr(torch.ones((), dtype=torch.float64))
+        check_levels("OptimisedGrid", sde, levels, times)
         return times
 
     def save(self, path: str | Path) -> None:
         """Write tensors and numbers, through a temporary name."""
-        save_fit(path, {**vars(self), "start": None if self.start is None else vars(self.start)})
+        save_fit(path, self)
 
     @classmethod
     def load(cls, path: str | Path) -> OptimisedGrid:
         """Read what `save` wrote; runs no code."""
-        content = load_fit(path, cls)
-        start = content["start"]
-        return cls(**{**content, "start": None if start is None else GaussianFlow(**start)})
+        return cls(**load_fit(path, cls))
 
 
+@torch.enable_grad()
 def optimise_grid(
     denoiser: Denoiser,
     solver: TabulatedSolver,
@@ -85,7 +88,8 @@ def optimise_grid(
         minimise  log RMS(e) + log mean(e),       e = ‖solver(x_1) − x_0‖ over pilots
 
     by Adam on the logarithms of the log-SNR steps, with gradients through the solver and the network; a tenth of the
-    pilots is held out, and the solver's own grid is kept if it does better on them.
+    pilots is held out, and the first guess is kept if it does better on them: the solver's own grid, or with
+    `gaussian_start` equal steps in (σ/α)^(1/3).
 
     Args:
         denoiser: The model.
@@ -103,26 +107,33 @@ def optimise_grid(
             f"optimise_grid needs a deterministic solver with a table of coefficients, got {type(solver).__name__}: "
             f"for example DDIM, DPMSolverPP2M or ExponentialAdams."
         )
-    sde, std = denoiser.sde, pilots.gaussian.std
-    own = first_guess(std, solver.steps + 1) if gaussian_start else sde.logsnr(solver._times(sde, backward=False))
-    parts = _Parts(sde, own, solver.end(sde), free_start=gaussian_start)
+    sde, ends = denoiser.sde, level_range(denoiser.sde, solver.end(denoiser.sde))
+    if gaussian_start:
+        own = first_guess(pilots.gaussian.std, solver.steps + 1, within=ends)
+    else:
+        own = sde.logsnr(solver._times(sde, backward=False))
+    parts = Places(ends, own, free_start=gaussian_start)
     noise = gaussian_noise(pilots.start)
 
+    def table(logsnr: Tensor) -> tuple[Tensor, ...]:
+        levels = differentiable_levels(sde, logsnr)
+        return solver.table(levels.landed() if solver.denoise and solver.lands else levels)
+
     def run(x: Tensor) -> Tensor:
-        levels = _levels(sde, parts())
+        columns, state = parts.differentiated(table), None
+        times = differentiable_levels(sde, parts()).t.to(x.device)
         if gaussian_start:
-            x = pilots.gaussian(sde, x, torch.ones_like(levels.t[0]), levels.t[0])
-        landed = levels.landed() if solver.denoise else levels
-        columns, state, count = solver.table(landed if solver.lands else levels), None, len(levels)
+            x = pilots.gaussian(sde, x, torch.ones_like(times[0]), times[0])
         for i in range(len(columns[0])):
             row = tuple(column[i] for column in columns)
-            x, state = solver.update(denoiser, x, levels.t[i], levels.t[min(i + 1, count - 1)], row, noise, state)
-        return denoiser(x, levels.t[-1]) if solver.denoise and not solver.lands else x
+            x, state = solver.update(denoiser, x, times[i], times[min(i + 1, len(times) - 1)], row, noise, state)
+        return denoiser(x, times[-1]) if solver.denoise and not solver.lands else x
 
     record = _fit([{"params": [parts.logits], "lr": lr}], run, pilots, iterations, batch, seed, progress)
     return OptimisedGrid(tuple(parts().tolist()), record, pilots.gaussian if gaussian_start else None)
 
 
+@torch.enable_grad()
 def calibrate(
     denoiser: Denoiser,
     nfe: int,
@@ -150,71 +161,38 @@ def calibrate(
     """
     if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 2:
         raise ValueError(f"calibrate needs nfe to be a whole number of at least 2, got {nfe!r}.")
+    if isinstance(order, bool) or order not in (1, 2, 3, 4):
+        raise ValueError(f"calibrate needs order 1, 2, 3 or 4, got {order!r}.")
     sde, std = denoiser.sde, pilots.gaussian.std
-    parts = _Parts(sde, first_guess(std, nfe), sde.t_min, free_start=True)
+    ends = level_range(sde, sde.t_min)
+    parts = Places(ends, first_guess(std, nfe, within=ends), free_start=True)
     change = torch.zeros(nfe, nfe, dtype=torch.float64, requires_grad=True)
     keep_change = torch.zeros(nfe, dtype=torch.float64, requires_grad=True)
 
     def coefficients(levels: Levels) -> tuple[Tensor, Tensor]:
         scaled = levels.scaled(std)
-        keep, base = adams_weights(scaled, "v", tuple(range(min(order, 4))))
+        keep, base = adams_weights(scaled, "v", tuple(range(order)))
         norm = torch.hypot(scaled.alpha, scaled.sigma)
         own = torch.stack([*base, *[torch.zeros_like(keep)] * nfe], 1)[:, :nfe] / norm[1:, None]
         size = own[:, :1].abs()
         return keep * norm[:-1] / norm[1:] + size[:, 0] * keep_change, own + size * change.tril()
 
     def run(x: Tensor) -> Tensor:
-        levels = _levels(sde, parts())
-        landed = levels.landed()
+        levels = differentiable_levels(sde, parts())
+        landed, times = levels.landed(), levels.t.to(x.device)
         rows = weighted_rows(landed.scaled(std), *coefficients(landed))
-        x, state = pilots.gaussian(sde, x, torch.ones_like(levels.t[0]), levels.t[0]), None
+        x, state = pilots.gaussian(sde, x, torch.ones_like(times[0]), times[0]), None
         for i in range(nfe):
-            x, state = weighted_update(denoiser(x, levels.t[i]), x, tuple(column[i] for column in rows), state)
+            x, state = weighted_update(denoiser(x, times[i]), x, tuple(column[i] for column in rows), state)
         return x
 
     groups = [{"params": [parts.logits], "lr": lr}, {"params": [change, keep_change], "lr": 0.2 * lr}]
     record = _fit(groups, run, pilots, iterations, batch, seed, progress)
     with torch.no_grad():
         logsnr = parts()
-        keep, weights = coefficients(_levels(sde, logsnr).landed())
+        keep, weights = coefficients(differentiable_levels(sde, logsnr).landed())
     made = Calibration(logsnr, keep, weights, pilots.gaussian, std, record)
     return CalibratedMultistep(calibration=made)
-
-
-def first_guess(std: float, count: int) -> Tensor:
-    """Log-SNR of levels with equal steps in (σ/α)^(1/3), from 8 times the data's standard deviation to 0.03 times."""
-    roots = torch.linspace((8 * std) ** (1 / 3), (0.03 * std) ** (1 / 3), count, dtype=torch.float64)
-    return -6 * roots.log()
-
-
-class _Parts:
-    """Increasing log-SNR levels inside a process, as shares of its whole range: any logits give a valid grid."""
-
-    def __init__(self, sde: SDE, logsnr: Tensor, t_end: float, *, free_start: bool) -> None:
-        first, last = sde.logsnr(torch.tensor([1.0, t_end], dtype=torch.float64)).tolist()
-        if not math.isfinite(last):
-            last = sde.logsnr(torch.tensor(sde.t_min, dtype=torch.float64)).item()
-        inner = logsnr.clamp(first + 1e-3 if free_start else first, last - 1e-3)
-        gaps = torch.cat([inner[:1] - first, inner.diff(), last - inner[-1:]]).clamp_min(1e-6)
-        self.first, self.span, self.free = first, last - first, free_start
-        self.logits = (gaps if free_start else gaps[1:]).log().requires_grad_()
-
-    def __call__(self) -> Tensor:
-        shares = self.logits.softmax(0)
-        shares = shares if self.free else torch.cat([torch.zeros_like(shares[:1]), shares])
-        return self.first + self.span * shares[:-1].cumsum(0)
-
-
-def _levels(sde: SDE, logsnr: Tensor) -> Levels:
-    """Levels with gradients by the log-SNR, whether or not the process can differentiate its `time`."""
-    with torch.no_grad():
-        t = sde.time(logsnr)
-    with torch.enable_grad():
-        moved = t.clone().requires_grad_()
-        slope = torch.autograd.grad(sde.logsnr(moved).sum(), moved)[0]
-    t = t + (logsnr - logsnr.detach()) / slope
-    alpha = sde.alpha(t)
-    return Levels(sde, t, alpha, alpha * torch.exp(-0.5 * logsnr), 0.5 * logsnr)
 
 
 def _fit(
@@ -227,7 +205,10 @@ def _fit(
     progress: Progress | None,
 ) -> dict[str, float]:
     """Adam with a cosine decay and a short warm-up; the best state on held-out pilots is kept."""
-    held = max(1, len(pilots) // 10)
+    for name, number, least in (("iterations", iterations, 0), ("batch", batch, 1)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise ValueError(f"The fit of a solver needs {name} of at least {least}, a whole number, got {number!r}.")
+    held = max(1, len(pilots) // 10, min(32, len(pilots) // 4))
     train = len(pilots) - held
     rms, parameters = pilots.rms, [p for group in groups for p in group["params"]]
     rates = [group["lr"] for group in groups]
@@ -238,7 +219,7 @@ def _fit(
         return (run(pilots.start[rows]) - pilots.end[rows]).flatten(1).square().mean(1) / rms**2
 
     def loss(squares: Tensor) -> Tensor:
-        return 0.5 * squares.mean().log() + (squares + 1e-14).sqrt().mean().log()
+        return 0.5 * (squares.mean() + 1e-14).log() + (squares + 1e-14).sqrt().mean().log()
 
     @torch.no_grad()
     def test() -> Tensor:
@@ -246,6 +227,8 @@ def _fit(
         return torch.cat([errors(slice(first, min(first + batch, len(pilots)))) for first in parts])
 
     best = before = test()
+    if not bool(torch.isfinite(before).all()):
+        raise FloatingPointError("The first guess of a fit gave NaN or infinity: check the model and its pilots.")
     kept = [p.detach().clone() for p in parameters]
     checks = max(1, iterations // 5)
     for index in range(iterations):
@@ -254,11 +237,11 @@ def _fit(
             group["lr"] = rate * decay
         rows = torch.randperm(train, generator=generator)[:batch].to(pilots.start.device)
         value = loss(errors(rows))
-        if not bool(torch.isfinite(value)):
+        gradients = torch.autograd.grad(value, parameters)
+        if not all(bool(torch.isfinite(number).all()) for number in (value, *gradients)):
             raise FloatingPointError(
                 f"The fit of a solver met NaN or infinity at iteration {index}: check the model, or lower lr."
             )
-        gradients = torch.autograd.grad(value, parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(parameters, 5.0)

@@ -65,8 +65,8 @@ def pilot_paths(
         batch: Pilots per network call.
         progress: Called with the number of pilots done since the last call.
     """
-    if count < 2:
-        raise ValueError(f"pilot_paths needs at least 2 pilots, got {count}.")
+    if isinstance(count, bool) or not isinstance(count, int) or count < 2:
+        raise ValueError(f"pilot_paths needs at least 2 pilots, a whole number, got {count!r}.")
     fine = ExponentialAdams(steps=steps, order=3, prediction="v", corrector=True, grid=logsnr_grid)
     sde = denoiser.sde
     x = sde.prior_sample((count, *shape), generator=generator, device=device, dtype=dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from tqdm import tqdm
 
 from scoresde.build import ConfigError, build
 from scoresde.calibration import OptimisedGrid, Pilots, calibrate, optimise_grid, pilot_paths
+from scoresde.commands.variance import moments_of
 from scoresde.denoiser import Denoiser
 from scoresde.loading import TrainedModel
-from scoresde.solvers import CalibratedMultistep, Solver, StepSolver
+from scoresde.solvers import CalibratedMultistep, Grid, Solver, StepSolver
 from scoresde.solvers.calibrated import Calibration
+from scoresde.solvers.trajectories import optimal_grid
 
 FITS: dict[str, Any] = {"optimised": OptimisedGrid, "calibrated": Calibration}
 
@@ -34,8 +37,10 @@ def with_grid(
         raise ConfigError(f"grid=... needs a solver with steps, got {type(solver).__name__}: for example solver=ddim.")
     if kind is None:
         return replace(solver, grid=build(config, "grid", extensions))
+    if kind == "optimal":
+        return replace(solver, grid=_optimal(solver, config, trained, extensions))
     if kind not in FITS:
-        raise ConfigError(f"grid.kind needs to be own, {' or '.join(FITS)}, got {kind!r}.")
+        raise ConfigError(f"grid.kind needs to be own, optimal, {' or '.join(FITS)}, got {kind!r}.")
     path = _path(solver, config, trained)
     fit: Any = None
     if path.is_file() and not config["refit"]:
@@ -49,6 +54,16 @@ def with_grid(
             f"{fit.record['median_before']:.3g}), rms {fit.record['rms']:.3g} ({fit.record['rms_before']:.3g}); {path}"
         )
     return CalibratedMultistep(calibration=fit) if kind == "calibrated" else replace(solver, grid=fit)
+
+
+def _optimal(solver: StepSolver, config: dict[str, Any], trained: TrainedModel, extensions: list[str]) -> Grid:
+    table = moments_of(trained, samples=config["samples"], levels=config["levels"], extensions=extensions)
+    grid = partial(optimal_grid, moments=table, variance=config["variance"])
+    try:
+        grid(trained.model.sde, solver.steps, solver.end(trained.model.sde))
+    except ValueError as error:
+        raise ConfigError(f"grid=optimal with solver.steps={solver.steps} and grid.levels: {error}") from None
+    return grid
 
 
 def _fit(solver: StepSolver, config: dict[str, Any], trained: TrainedModel, device: torch.device) -> Any:

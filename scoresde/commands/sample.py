@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from scoresde.commands.device import pick_device
 from scoresde.commands.fitting import with_grid
 from scoresde.commands.likelihood import test_likelihood
 from scoresde.commands.pictures import save_picture, save_scatter
-from scoresde.commands.variance import with_variance
+from scoresde.commands.variance import KINDS, with_variance
+from scoresde.covariance import CovarianceDenoiser
 from scoresde.data import Quantized
 from scoresde.denoiser import Denoiser, NetworkDenoiser
 from scoresde.guidance import ClassifierGuided, Guided
@@ -50,6 +52,7 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
     solver = build(config["solver"], "solver", config["extensions"])
     if not isinstance(solver, Solver):
         raise ConfigError(f"solver must be a scoresde.Solver, got {type(solver).__name__}.")
+    spread = covariance(config["variance"], solver, trained, config["extensions"])
     solver = with_grid(solver, config["grid"], trained, device, config["extensions"])
     out = Path(config["out"]) if config["out"] is not None else trained.run.samples
     labels = choose_labels(config["label"], n, trained, config["guidance"]["kind"])
@@ -61,7 +64,9 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
         for first in range(0, n, batch_size):
             indices = range(first, min(first + batch_size, n))
             chunk = None if labels is None else labels[first : first + len(indices)].to(device)
-            x = draw(guide(trained.model, chunk), solver, trained.shape, config["seed"], indices, device)
+            denoiser = guide(trained.model, chunk)
+            denoiser = denoiser if spread is None else spread.around(denoiser)
+            x = draw(denoiser, solver, trained.shape, config["seed"], indices, device)
             if not bool(torch.isfinite(x).all()):
                 raise FloatingPointError(
                     f"the solver returned NaN or infinity for sample {first}: try more steps, or check the model."
@@ -70,7 +75,8 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
             nfe = counter.finish(len(indices))
     metrics: dict[str, Any] = {
         "run": str(trained.run.path), "step": trained.step, "solver": type(solver).__name__, "num_samples": n,
-        "seed": config["seed"], "nfe": nfe, "seconds": round(time.perf_counter() - start, 2),
+        "seed": config["seed"], "variance": config["variance"]["kind"], "nfe": nfe,
+        "seconds": round(time.perf_counter() - start, 2),
     }  # fmt: skip
     save_samples(out, torch.cat(chunks), labels, trained)
     print(f"{n} samples, {nfe} network calls each, in {metrics['seconds']:.1f} s")
@@ -83,6 +89,37 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=2).encode())
     print(f"wrote {out / 'samples.png'}, samples.npz and metrics.json")
     return metrics
+
+
+def covariance(
+    config: dict[str, Any], solver: Solver, trained: TrainedModel, extensions: list[str]
+) -> CovarianceDenoiser | None:
+    """The run's denoiser with the covariance that a solver with the optimal variance asks for; None for other solvers.
+
+    Raises:
+        ConfigError: If the solver needs a covariance and there is none, or the other way round.
+    """
+    options = dict(config)
+    kind, asks = options.pop("kind"), asks_for_covariance(solver)
+    if kind == "none":
+        if asks:
+            raise ConfigError(f"solver.variance=optimal needs a covariance: add variance={' or '.join(KINDS)}.")
+        return None
+    if not asks:
+        has = f"variance={solver.variance}" if hasattr(solver, "variance") else "no variance to choose"
+        raise ConfigError(
+            f"variance={kind} needs solver=ddpm or solver=ddim with solver.variance=optimal, got a "
+            f"{type(solver).__name__} with {has}."
+        )
+    return with_variance(trained, kind, extensions=extensions, **options)
+
+
+def asks_for_covariance(solver: Any) -> bool:
+    """Whether a solver, or one inside it, has variance="optimal"."""
+    parts = [getattr(solver, field.name) for field in fields(solver)] if is_dataclass(solver) else []
+    return getattr(solver, "variance", None) == "optimal" or any(
+        asks_for_covariance(part) for part in parts if isinstance(part, Solver)
+    )
 
 
 def draw(
@@ -213,5 +250,6 @@ def save_samples(out: Path, x: Tensor, labels: Tensor | None, trained: TrainedMo
 
 def describe(solver: Solver) -> str:
     """Name and main numbers of a solver, for people."""
-    shown = {key: getattr(solver, key) for key in ("method", "steps", "rtol") if getattr(solver, key, None) is not None}
+    numbers = ("method", "steps", "rtol", "variance")
+    shown = {key: getattr(solver, key) for key in numbers if getattr(solver, key, None) is not None}
     return f"{type(solver).__name__}({', '.join(f'{key}={value}' for key, value in shown.items())})"

@@ -16,13 +16,14 @@ from scoresde.classifier import ClassifierLoss
 from scoresde.commands.batches import Batches
 from scoresde.commands.device import pick_device
 from scoresde.commands.pictures import save_picture
-from scoresde.commands.variance import VARIANCE_HEAD, train_variance_head
+from scoresde.commands.variance import VARIANCE_HEAD, head_config, train_variance_head
 from scoresde.data import Dataset, codec_state
 from scoresde.denoiser import NetworkDenoiser
 from scoresde.loading import CODEC_FILE
 from scoresde.solvers import DPMSolverPP2M
 from scoresde.training import RunDirectory, Trainer, save_checkpoint
 
+TASKS = ("denoiser", "classifier", VARIANCE_HEAD)
 PREVIEW_SAMPLES = 64
 NOT_IDENTITY = ("run", "device", "logger", "extensions", "of", "head")  # keys that do not make it another run
 
@@ -33,8 +34,10 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     Returns:
         The metrics logged last.
     """
+    if config["task"] not in TASKS:
+        raise ConfigError(f"task needs to be one of {', '.join(TASKS)}, got {config['task']!r}.")
     if config["task"] == VARIANCE_HEAD:
-        return train_variance_head(config)
+        return train_variance_head(head_config(config))
     for key in ("of", "head"):
         if config.get(key) is not None:
             raise ConfigError(

@@ -22,13 +22,17 @@ from scoresde.covariance import (
     VarianceHead,
     second_moment,
 )
+from scoresde.covariance.moments import noise_levels
 from scoresde.data import Dataset, Quantized
 from scoresde.denoiser import NetworkDenoiser
-from scoresde.loading import TrainedModel, load_run
+from scoresde.loading import TrainedModel, load_run, newest_run
+from scoresde.losses import DenoisingLoss
 from scoresde.training import RunDirectory, Trainer, load_checkpoint, load_weights, save_checkpoint
 
 VARIANCE_FILE = "variance.pt"
-KINDS = ("analytic", "corrected", "hessian", "npr", "sn")
+VARIANCE_HEAD = "variance_head"  # task of a head's run
+HEADS = ("npr", "sn")
+KINDS = ("analytic", "corrected", "hessian", *HEADS)
 
 
 def with_variance(
@@ -60,7 +64,7 @@ def with_variance(
         return AnalyticVariance(denoiser, table, limits, corrected=kind == "corrected").to(_device(denoiser))
     if kind == "hessian":
         return HessianDiagonal(denoiser, probes, limits, isotropic=isotropic, seed=seed)
-    if kind in ("npr", "sn"):
+    if kind in HEADS:
         return load_variance_head(trained, kind, extensions=extensions)
     raise ConfigError(f"variance needs to be one of {', '.join(KINDS)}, got {kind!r}.")
 
@@ -78,6 +82,11 @@ def moments_of(
 
     A file made from other weights, with another seed or levels, or from fewer samples is made again.
     """
+    for name, number, least in (("samples", samples, 3), ("levels", levels, 2)):
+        if (number is not None or name == "samples") and (not isinstance(number, int) or number < least):
+            raise ConfigError(
+                f"a table of the variance needs {name} to be a whole number from {least}, got {number!r}."
+            )
     path = trained.run.path / VARIANCE_FILE
     wanted = {"step": trained.step, "seed": seed, "levels": levels or 0}
     if path.is_file():
@@ -86,17 +95,42 @@ def moments_of(
             return SecondMoment.from_state(state)
     denoiser, device = _denoiser(trained), _device(_denoiser(trained))
     print(f"estimating the variance of {trained.run.path} from {samples} examples, once: kept in {path}")
-    batches = Batches(_data(trained, extensions), batch_size, seed, labelled=_labelled(trained))
+    data = _data(trained, extensions)
+    batch_size = min(batch_size, len(data.train))
+    batches, count = Batches(data, batch_size, seed, labelled=_labelled(trained)), -(-samples // batch_size)
 
     def examples() -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        for step in range(-(-samples // batch_size)):
+        for step in range(count):
             x0, cond = batches(step)
             yield x0.to(device), {key: value.to(device) for key, value in cond.items()}
 
     generator = torch.Generator(device).manual_seed(seed)
-    table = second_moment(denoiser, examples(), levels=levels, samples=samples, generator=generator)
+    calls = count * len(noise_levels(denoiser.sde, levels))
+    with tqdm(total=calls, desc="variance", unit="call", disable=None, leave=False) as bar:
+        hook = denoiser.net.register_forward_hook(lambda *call: bar.update())
+        try:
+            table = second_moment(denoiser, examples(), levels=levels, samples=samples, generator=generator)
+        finally:
+            hook.remove()
     save_checkpoint(path, {**table.state(), **wanted})
     return table
+
+
+def head_config(config: dict[str, Any]) -> dict[str, Any]:
+    """What `train_variance_head` needs, from a configuration of `train.py`: `of` is the run, `model` the head's net.
+
+    Raises:
+        ConfigError: If the configuration says something that the run has decided.
+    """
+    given = [key for key in ("run", "conditional", "sde", "parameterization", "data") if config.get(key)]
+    if given:
+        raise ConfigError(
+            f"a variance head takes {' and '.join(given)} from its run: leave out {given[0]}=..., name the run with "
+            f"of=..., and start from experiment=digits_npr."
+        )
+    own = {key: config[key] for key in ("loss", "optimizer", "trainer", "logger", "batch_size", "seed", "device")}
+    of = newest_run("denoiser").path if config["of"] is None else config["of"]
+    return {**own, "run": of, "kind": config["head"], "net": config.get("model"), "extensions": config["extensions"]}
 
 
 def train_variance_head(config: dict[str, Any]) -> dict[str, float]:
@@ -109,12 +143,19 @@ def train_variance_head(config: dict[str, Any]) -> dict[str, float]:
             loss, optimizer, trainer, logger, batch_size, seed, device, extensions.
     """
     extensions = [*config["extensions"], ANY_INTERFACE]
+    if config["kind"] not in HEADS:
+        raise ConfigError(f"a variance head needs head={' or head='.join(HEADS)}, got head={config['kind']}.")
+    loss = build(config["loss"], "loss", extensions)
+    if isinstance(loss, DenoisingLoss):
+        raise ConfigError("a variance head needs loss=second_moment, got a DenoisingLoss, which trains denoisers.")
     device = pick_device(config["device"])
     trained = load_run(config["run"], device=device, extensions=config["extensions"])
+    _denoiser(trained)
     data = _data(trained, config["extensions"])
+    net = paired_net(config["net"], data) if config["net"] else default_net(trained.config["model"])
     options = {
         "kind": config["kind"],
-        "net": config["net"] or default_net(trained.config["model"]),
+        "net": net,
         "sigma_data": float(trained.config["parameterization"].get("sigma_data") or 1.0),
         "step": trained.step,
     }
@@ -123,12 +164,14 @@ def train_variance_head(config: dict[str, Any]) -> dict[str, float]:
     own = {key: config[key] for key in ("loss", "optimizer", "trainer", "batch_size", "seed")}
     whole = {**trained.config, **own, "task": "variance_head", "head": options}
     run = RunDirectory.create(head_path(trained, config["kind"]), yaml.safe_dump(whole, sort_keys=False))
+    parameters = sum(parameter.numel() for parameter in head.net.parameters())
+    print(f"{run.path}: {parameters:,} parameters, {len(data.train):,} training examples, {device}")
     trainer = build(
         config["trainer"],
         "trainer",
         extensions,
         denoiser=head,
-        loss=build(config["loss"], "loss", extensions),
+        loss=loss,
         optimizer=build(config["optimizer"], "optimizer", extensions)(head.net.parameters()),
         batch=Batches(data, config["batch_size"], config["seed"], labelled=_labelled(trained)),
         run=run,
@@ -137,7 +180,10 @@ def train_variance_head(config: dict[str, Any]) -> dict[str, float]:
         device=device,
     )
     assert isinstance(trainer, Trainer)
-    return trainer.fit()
+    metrics = trainer.fit()
+    sampling = f"solver=ddpm solver.variance=optimal variance={config['kind']}"
+    print(f"done: python sample.py run={trained.run.path} {sampling}")
+    return metrics
 
 
 def load_variance_head(trained: TrainedModel, kind: str, *, extensions: Sequence[str] = ()) -> VarianceHead:
@@ -148,7 +194,10 @@ def load_variance_head(trained: TrainedModel, kind: str, *, extensions: Sequence
     """
     path = head_path(trained, kind)
     if not (path / "config.yaml").is_file():
-        raise ConfigError(f"{trained.run.path} has no {kind} head: train one for it first, which makes {path}.")
+        raise ConfigError(
+            f"{trained.run.path} has no {kind} head: train one for it first, with python train.py "
+            f"experiment=digits_{kind} of={trained.run.path}, which makes {path}."
+        )
     run = RunDirectory.open(path)
     options = yaml.safe_load(run.config_text)["head"]
     if options["step"] != trained.step:
@@ -174,9 +223,21 @@ def default_net(model: dict[str, Any]) -> dict[str, Any]:
         first, *rest = net["shape"]
         net["shape"] = [2 * first, *rest]
     else:
-        raise ConfigError(f"a variance head for {model['_target_']} needs its own network: give net=...")
+        raise ConfigError(
+            f"a variance head for {model['_target_']} needs its own network, for twice the channels: give model=..."
+        )
     net |= {key: None for key in ("num_classes", "condition_dim") if key in net}
     return net | {"width": max(16, net["width"] // 2)}
+
+
+def paired_net(net: dict[str, Any], data: Dataset) -> dict[str, Any]:
+    """The configuration of a head's network as the user gave it, with what the data decide in place of nulls."""
+    first, *rest = data.shape
+    for key, value in (("channels", 2 * first), ("shape", [2 * first, *rest])):
+        if key in net and net[key] is None:
+            net = {**net, key: value}
+    whole = {"model": net, "parameterization": {}, "loss": {}, "conditional": False, "task": VARIANCE_HEAD}
+    return {**fill(whole, data)["model"], **({"condition_dim": None} if "condition_dim" in net else {})}
 
 
 def head_path(trained: TrainedModel, kind: str) -> Path:

@@ -10,7 +10,15 @@ from scoresde.solvers.calibrated import CalibratedMultistep, Calibration
 from scoresde.solvers.dpm_solver import DPMSolver, DPMSolverFast, DPMSolverPP2S, DPMSolverPP3S
 from scoresde.solvers.exponential_sde import ERSDE, SEEDS, er_sde_scale, power_scale
 from scoresde.solvers.gaussian_flow import GaussianFlow
-from scoresde.solvers.grids import Grid, karras_grid, logsnr_grid, quadratic_grid, subsequence_grid, uniform_grid
+from scoresde.solvers.grids import (
+    Grid,
+    karras_grid,
+    logsnr_grid,
+    quadratic_grid,
+    subsequence_grid,
+    uniform_grid,
+    vp_grid,
+)
 from scoresde.solvers.heun import Heun
 from scoresde.solvers.langevin import AnnealedLangevin, Langevin, PredictorCorrector
 from scoresde.solvers.levels import Levels
@@ -81,4 +89,5 @@ __all__ = [
     "quadratic_grid",
     "subsequence_grid",
     "uniform_grid",
+    "vp_grid",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.solvers.base import TabulatedSolver, linear
 from scoresde.solvers.exponential import CLOCKS, PREDICTIONS, adams_weights, prediction_coefficients
-from scoresde.solvers.grids import Grid, karras_grid
+from scoresde.solvers.grids import Grid, vp_grid
 from scoresde.solvers.levels import Levels
 from scoresde.solvers.noise import NoiseSource
 
@@ -44,9 +44,9 @@ class ExponentialAdams(TabulatedSolver):
     deterministic: ClassVar[bool] = True
 
     steps: int = 20
-    grid: Grid = karras_grid
+    grid: Grid = vp_grid
     order: int = 3
-    prediction: str = "v"
+    prediction: str = "flow"
     corrector: bool = True
     clock: str = "own"
     sigma_data: float = 1.0

@@ -14,6 +14,7 @@ from scoresde.sde import SDE
 from scoresde.solvers.base import TabulatedSolver, linear
 from scoresde.solvers.exponential import prediction_coefficients
 from scoresde.solvers.gaussian_flow import GaussianFlow
+from scoresde.solvers.grids import uniform_grid
 from scoresde.solvers.levels import Levels
 from scoresde.solvers.noise import NoiseSource
 
@@ -40,20 +41,20 @@ class Calibration:
 
     def save(self, path: str | Path) -> None:
         """Write tensors and numbers, through a temporary name."""
-        save_fit(path, {**vars(self), "start": vars(self.start)})
+        save_fit(path, self)
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
         """Read what `save` wrote; runs no code."""
-        content = load_fit(path, cls)
-        return cls(**{**content, "start": GaussianFlow(**content["start"])})
+        return cls(**load_fit(path, cls))
 
 
-def save_fit(path: str | Path, content: dict[str, Any]) -> None:
+def save_fit(path: str | Path, fit: Any) -> None:
+    """Write the fields of a fit, of its `start` too, through a temporary name."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    torch.save(content, temporary)
+    temporary = path.with_name(path.name + ".tmp")
+    torch.save({**vars(fit), "start": None if fit.start is None else vars(fit.start)}, temporary)
     temporary.replace(path)
 
 
@@ -67,9 +68,23 @@ def load_fit(path: str | Path, kind: type) -> dict[str, Any]:
         raise ValueError(
             f"{path} cannot be read as a {kind.__name__} ({type(error).__name__}): delete it and fit again."
         ) from None
-    if not isinstance(content, dict) or set(content) != {field.name for field in fields(kind)}:
+    start = content.get("start") if _has_fields_of(kind, content) else {}
+    if start is not None and not _has_fields_of(GaussianFlow, start):
         raise ValueError(f"{path} holds something else than a {kind.__name__}: delete it and fit again.")
-    return content
+    return {**content, "start": None if start is None else GaussianFlow(**start)}
+
+
+def _has_fields_of(kind: type, content: Any) -> bool:
+    return isinstance(content, dict) and set(content) == {field.name for field in fields(kind)}
+
+
+def check_levels(owner: str, sde: SDE, logsnr: Tensor, times: Tensor) -> None:
+    """Whether a process passes through the levels that a fit wants, at these times."""
+    inside = bool(((times > 0) & (times <= 1)).all()) and bool((times.diff() < 0).all())
+    if not inside or not torch.allclose(sde.logsnr(times), logsnr, rtol=0, atol=1e-4):
+        raise ValueError(
+            f"{owner} was fitted to noise levels outside those of this {type(sde).__name__}: fit one to this process."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +107,7 @@ class CalibratedMultistep(TabulatedSolver):
         Frankel et al., "S4S: Solving for a Diffusion Model Solver", 2025, arXiv:2502.17423.
     """
 
+    steps: int = 0  # as many as were fitted
     calibration: Any = None
 
     def __post_init__(self) -> None:
@@ -102,15 +118,18 @@ class CalibratedMultistep(TabulatedSolver):
                 f"CalibratedMultistep needs a calibration, got {self.calibration!r}: make one with "
                 f"scoresde.calibrate(denoiser, nfe, pilots)."
             )
-        object.__setattr__(self, "steps", max(len(self.calibration.logsnr) - 1, 1))
+        made = len(self.calibration.logsnr) - 1
+        if self.steps not in (0, made) or self.grid is not uniform_grid or self.t_end is not None or not self.denoise:
+            raise ValueError(
+                f"CalibratedMultistep has the {made} steps, the times and the end that it was fitted with: "
+                f"leave steps, grid, t_end and denoise alone, or calibrate for what you want."
+            )
+        object.__setattr__(self, "steps", made)
         super().__post_init__()
 
     def _times(self, sde: SDE, backward: bool) -> Tensor:
         times = sde.time(self.calibration.logsnr)
-        if not bool(((times > 0) & (times <= 1)).all()) or not bool((times.diff() < 0).all()):
-            raise ValueError(
-                f"CalibratedMultistep was fitted to noise levels outside those of {sde}: calibrate for this process."
-            )
+        check_levels("CalibratedMultistep", sde, self.calibration.logsnr, times)
         return times
 
     def _lands(self, sde: SDE, times: Tensor, backward: bool) -> bool:

@@ -14,9 +14,9 @@ from scoresde.sde import SDE
 class GaussianFlow:
     """Exact probability flow of N(mean, Σ_k variance_k u_k u_kᵀ + rest (I − Σ_k u_k u_kᵀ)) data.
 
-        x_s/α_s − m = Σ_k √((v_k + ρ_s²)/(v_k + ρ_t²)) u_k u_kᵀ (x_t/α_t − m) + the same with `rest`,     ρ = σ/α
+        x_s − α_s m = Σ_k w_s(v_k)/w_t(v_k) u_k u_kᵀ (x_t − α_t m) + the same with `rest`,        w(v)² = α² v + σ²
 
-    While ρ is much larger than the data, every data set looks like a Gaussian with its mean and covariance, so a run
+    While σ/α is much larger than the data, every data set looks like a Gaussian with its mean and covariance, so a run
     may follow this flow down to a few times the data's standard deviation and spend its network calls below.
 
     Args:
@@ -58,12 +58,17 @@ class GaussianFlow:
 
     def __call__(self, sde: SDE, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Take x (B, *) from t to s, both () in float64."""
-        alpha_t, alpha_s = sde.alpha(t), sde.alpha(s)
-        before, after = (sde.sigma(t) / alpha_t).square(), (sde.sigma(s) / alpha_s).square()
-        mean, axes, variances = (v.to(x.device, x.dtype) for v in (self.mean, self.axes, self.variances))
-        before, after = before.to(x.device, x.dtype), after.to(x.device, x.dtype)
-        z = (x / alpha_t - mean).flatten(1)
-        common = ((self.rest + after) / (self.rest + before)).sqrt()
-        extra = ((variances + after) / (variances + before)).sqrt() - common
+        if x.shape[1:] != self.mean.shape:
+            raise ValueError(
+                f"GaussianFlow was made for events of shape {tuple(self.mean.shape)}, got x of shape {tuple(x.shape)}: "
+                f"make one from samples of this shape."
+            )
+        alpha_t, alpha_s, sigma_t, sigma_s = sde.alpha(t), sde.alpha(s), sde.sigma(t), sde.sigma(s)
+        variances = torch.cat([self.variances, self.variances.new_tensor([self.rest])]).to(alpha_t)
+        widths = (alpha_s.square() * variances + sigma_s.square()) / (alpha_t.square() * variances + sigma_t.square())
+        scales = widths.sqrt()
+        common = scales[-1]
+        mean, axes, extra = self.mean.to(x), self.axes.to(x), (scales[:-1] - common).to(x)
+        z = (x - alpha_t * mean).flatten(1)
         moved = common * z + (z @ axes.T * extra) @ axes
-        return alpha_s * (mean + moved.reshape(x.shape))
+        return alpha_s * mean + moved.reshape(x.shape)

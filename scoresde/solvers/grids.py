@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from scoresde.sde import SDE
+from scoresde.sde import SDE, VPSDE
 
 Grid = Callable[[SDE, int, float], Tensor]
 
@@ -22,6 +22,22 @@ def quadratic_grid(sde: SDE, steps: int, t_end: float) -> Tensor:
     times = torch.linspace(1, t_end**0.5, steps + 1, dtype=torch.float64).square()
     times[-1] = t_end
     return times
+
+
+def vp_grid(sde: SDE, steps: int, t_end: float, *, power: float = 2.0) -> Tensor:
+    """The noise levels of equal steps in t^(1/power) of `VPSDE()`, carried over to any process.
+
+    Levels are sparse at both ends and dense around σ/α = 1, where data take shape. On `VPSDE()` itself, power 2 is
+    `quadratic_grid` and power 1 `uniform_grid`.
+    """
+
+    def place(first: float, last: float) -> Tensor:
+        vp = VPSDE()
+        ends = vp.time(torch.tensor([first, last], dtype=torch.float64)) ** (1 / power)
+        ramp = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        return vp.logsnr((ends[0] + ramp * (ends[1] - ends[0])) ** power)
+
+    return _from_logsnr(sde, t_end, place)
 
 
 def logsnr_grid(sde: SDE, steps: int, t_end: float) -> Tensor:

@@ -53,7 +53,7 @@ class StagedSolver(TabulatedSolver):
         def stride(index: int, x: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
             return self.update(tabulated, x, on_device[index], ends[index], rows[index], noise, state)
 
-        return Plan(tabulated, on_device, stride, landing)
+        return Plan(tabulated, on_device, stride, landing, start=None if backward else self._start())
 
 
 def unused(weight: Any) -> bool:

@@ -182,7 +182,10 @@ def test_every_sample_may_have_its_own_times() -> None:
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: DDPM(variance="learned"), "DDPM needs variance 'small' or 'large', got 'learned'"),
+        (
+            lambda: DDPM(variance="best"),
+            "DDPM needs variance 'small', 'large', 'optimal' or 'learned', got 'best'",
+        ),
         (lambda: DDIM(eta=1.5), "DDIM needs 0 <= eta <= 1, got eta=1.5"),
         (lambda: EulerMaruyama(eta=-0.1), "EulerMaruyama needs 0 <= eta <= 1"),
         (lambda: ReverseDiffusion(eta=2.0), "ReverseDiffusion needs 0 <= eta <= 1"),
