@@ -52,12 +52,18 @@ def problem(sde: SDE) -> GaussianMixtureDenoiser:
 
 
 @cache
-def paths(sde: SDE, seed: int = 1, count: int = 80) -> Pilots:
+def paths(sde: SDE, seed: int = 1, count: int = 120) -> Pilots:
     return pilot_paths(problem(sde), (DIM,), count, steps=50, generator=seeded(seed), dtype=torch.float64)
 
 
 def error(solver: Solver, denoiser: Denoiser, pilots: Pilots) -> float:
     return float((solver(denoiser, pilots.start) - pilots.end).square().mean().sqrt() / pilots.rms)
+
+
+def typical(solver: Solver, denoiser: Denoiser, pilots: Pilots) -> float:
+    """Median over paths: few-step rms is the matter of rare paths between two modes, here of one or two."""
+    squares = (solver(denoiser, pilots.start) - pilots.end).flatten(1).square().mean(1)
+    return float(squares.sqrt().median() / pilots.rms)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +108,7 @@ def test_pilots_are_paths_of_the_model() -> None:
     exact = exact_flow(problem(sde), pilots.start)
     typical = (pilots.end - exact).square().mean(1).sqrt().median()
     assert typical < 5e-4 * pilots.rms
-    assert len(pilots) == 80
+    assert len(pilots) == 120
     assert pilots.rms == pytest.approx(float(pilots.end.square().mean()) ** 0.5)
     assert pilots.nfe == 52
     known = problem(sde)
@@ -255,13 +261,13 @@ def test_fitted_times_help_on_fresh_paths(solver: TabulatedSolver, factor: float
     assert (made.start is pilots.gaussian) == own_start
     assert made.record["rms"] < made.record["rms_before"]
     assert made.record["median"] < made.record["median_before"]
-    before = error(replace(solver, grid=unfitted), denoiser, fresh)
-    after = error(replace(solver, grid=made), denoiser, fresh)
+    before = typical(replace(solver, grid=unfitted), denoiser, fresh)
+    after = typical(replace(solver, grid=made), denoiser, fresh)
     assert before / after > factor, (before, after)
     if not own_start:
-        assert before == pytest.approx(error(solver, denoiser, fresh), rel=1e-3)
+        assert before == pytest.approx(typical(solver, denoiser, fresh), rel=1e-3)
     # the record is what the solver itself does on the last tenth, the fit's run is the solver's own
-    held = Pilots(pilots.start[-8:], pilots.end[-8:], pilots.gaussian, pilots.nfe)
+    held = Pilots(pilots.start[-30:], pilots.end[-30:], pilots.gaussian, pilots.nfe)
     scale = held.rms / pilots.rms
     assert made.record["rms"] == pytest.approx(scale * error(replace(solver, grid=made), denoiser, held), rel=1e-6)
     assert made.record["pilot_nfe"] == len(pilots) * pilots.nfe
@@ -296,7 +302,7 @@ def test_what_is_fitted_is_the_solver_as_it_runs(kind: Any, denoise: bool) -> No
     solver = kind(steps=4, denoise=denoise)
     made = optimise_grid(denoiser, solver, pilots, iterations=10, batch=16)
     assert made.record["rms"] < made.record["rms_before"]
-    held = Pilots(pilots.start[-8:], pilots.end[-8:], pilots.gaussian, pilots.nfe)
+    held = Pilots(pilots.start[-30:], pilots.end[-30:], pilots.gaussian, pilots.nfe)
     scale = held.rms / pilots.rms
     assert made.record["rms"] == pytest.approx(scale * error(replace(solver, grid=made), denoiser, held), rel=1e-6)
 
@@ -309,8 +315,8 @@ def test_a_calibration_helps_on_fresh_paths(nfe: int, factor: float) -> None:
     made = calibrate(denoiser, nfe, pilots, iterations=ITERATIONS, batch=32)
     record = made.calibration.record
     assert record["rms"] < 0.7 * record["rms_before"]
-    assert error(unfitted, denoiser, fresh) > factor * error(made, denoiser, fresh)
-    held = Pilots(pilots.start[-8:], pilots.end[-8:], pilots.gaussian, pilots.nfe)
+    assert typical(unfitted, denoiser, fresh) > factor * typical(made, denoiser, fresh)
+    held = Pilots(pilots.start[-30:], pilots.end[-30:], pilots.gaussian, pilots.nfe)
     assert record["rms"] == pytest.approx(held.rms / pilots.rms * error(made, denoiser, held), rel=1e-6)
     weights = made.calibration.weights
     assert torch.equal(weights, weights.tril()), "calls to come have no weight"
@@ -320,12 +326,12 @@ def test_a_calibration_helps_on_fresh_paths(nfe: int, factor: float) -> None:
 @pytest.mark.parametrize("sde", [ByBisection(), VESDE(sigma_min=0.05, sigma_max=5.0), EDMSDE()], ids=name)
 def test_other_processes_are_fitted_to_too(sde: SDE) -> None:
     """One without a derivative of its time, and one whose range the first guess does not fit in."""
-    denoiser, pilots = problem(sde), paths(sde, count=40)
+    denoiser, pilots = problem(sde), paths(sde, count=100)
     for gaussian_start in (True, False):
-        made = optimise_grid(denoiser, DPMSolverPP2M(steps=4), pilots, gaussian_start=gaussian_start, iterations=20)
+        made = optimise_grid(denoiser, DPMSolverPP2M(steps=4), pilots, gaussian_start=gaussian_start, iterations=60)
         assert made.record["rms"] < made.record["rms_before"]
         assert error(DPMSolverPP2M(steps=4, grid=made), denoiser, pilots) < 1
-    made = calibrate(denoiser, 4, pilots, iterations=20)
+    made = calibrate(denoiser, 4, pilots, iterations=60)
     assert made.calibration.record["rms"] < made.calibration.record["rms_before"]
     assert error(made, denoiser, pilots) < 1
 
@@ -375,11 +381,11 @@ def test_a_fit_that_goes_wrong_keeps_the_first_guess(kind: str) -> None:
 
 
 def test_a_fit_is_judged_on_pilots_that_it_did_not_see() -> None:
-    """With a tenth held out that contradicts the rest, nothing that the rest teaches is kept."""
+    """With a part held out that contradicts the rest, nothing that the rest teaches is kept."""
     denoiser, pilots = problem(VPSDE()), paths(VPSDE())
     start = calibrate(denoiser, 3, pilots, iterations=0)
     end = pilots.end.clone()
-    end[-8:] = start(denoiser, pilots.start[-8:])  # there the first guess is perfect
+    end[-30:] = start(denoiser, pilots.start[-30:])  # there the first guess is perfect
     made = calibrate(denoiser, 3, Pilots(pilots.start, end, pilots.gaussian, pilots.nfe), iterations=5)
     assert torch.equal(made.calibration.weights, start.calibration.weights)
     assert torch.equal(made.calibration.logsnr, start.calibration.logsnr)

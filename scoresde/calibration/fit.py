@@ -87,7 +87,7 @@ def optimise_grid(
 
         minimise  log RMS(e) + log mean(e),       e = ‖solver(x_1) − x_0‖ over pilots
 
-    by Adam on the logarithms of the log-SNR steps, with gradients through the solver and the network; a tenth of the
+    by Adam on the logarithms of the log-SNR steps, with gradients through the solver and the network; a part of the
     pilots is held out, and the first guess is kept if it does better on them: the solver's own grid, or with
     `gaussian_start` equal steps in (σ/α)^(1/3).
 
