@@ -84,12 +84,12 @@ def main() -> None:
 
 
 def draw(
-    pictures: dict[tuple[str, int], torch.Tensor], codec: Any, out: Path, scale: int = 3, columns: int = 6
+    pictures: dict[tuple[str, int], torch.Tensor], codec: Any, out: Path, scale: int = 4, columns: int = 6
 ) -> None:
     """A row of panels per solver, a column per number of calls; the fine run in the last row."""
     names = list(dict.fromkeys(name for name, _ in pictures))
     first = codec.to_uint8(next(iter(pictures.values())))
-    side, gap = first.shape[-1] * scale, 12
+    side, gap = first.shape[-1] * scale + 3, 14
     width, height = columns * side + gap, (len(first) // columns) * side + 2 * gap
     sheet = Image.new("RGB", (len(NFE) * width + gap, len(names) * height + gap), "white")
     pen = ImageDraw.Draw(sheet)
@@ -101,7 +101,7 @@ def draw(
             pen.text((left, top - gap), f"{name}, {nfe} calls" if nfe else "300 steps", fill="black")
             for k, pixels in enumerate(codec.to_uint8(pictures[name, nfe])):
                 image = Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy()).resize(
-                    (side, side), Image.Resampling.NEAREST
+                    (side - 3, side - 3), Image.Resampling.NEAREST
                 )
                 sheet.paste(image, (left + k % columns * side, top + k // columns * side))
     sheet.save(out)

@@ -161,7 +161,7 @@ def test_script_writes_rows_for_a_problem_file(
     problem, out = tmp_path / "tiny.npz", tmp_path / "rows.json"
     np.savez(problem, w=[1.0, 3.0], mu=[[0.0, 1.0], [1.0, -1.0]], var=[[0.01, 0.04], [0.02, 0.01]])
     options = ["--problem", str(problem), "--libraries", "scoresde", "--samples", "50", "--json", str(out)]
-    bench.main([*options, "--nfe", "4,8"])
+    bench.main([*options, "--nfe", "4,8", "--solvers", "DDIM,DPMSolverPP2M,UniPC"])
     report = json.loads(out.read_text())
     assert report["problem"] == "tiny"
     assert {"family", "library", "solver", "grid", "nfe", "median", "rms"} <= report["results"][0].keys()

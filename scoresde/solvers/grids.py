@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -61,7 +62,9 @@ def subsequence_grid(sde: SDE, steps: int, t_end: float, *, length: int = 1000, 
 
         "uniform"    0-based labels 0, L//S, 2(L//S), ...           (Song et al. 2021, arXiv:2010.02502, App. D.2)
         "quadratic"  ⌊linspace(0, √(0.8 L), S)²⌋
-        "even"       round(i (L−1)/(S−1)): from the first to the last state  (arXiv:2102.09672)
+        "even"       round(i (L−1)/(S−1)): from the first to the last state  (Improved DDPM, arXiv:2102.09672)
+        "even_1"     round(1 + i (L−1)/(S−1)) − 1: the same counted from 1, off by one at ties
+                     (Analytic-DPM, arXiv:2201.06503); both round half to even
 
     Label k is t = (k + 1)/L, so the grid starts at the largest label, below t = 1 for the first two spacings.
     There are `steps` labels, hence `steps` network calls with `denoise=False` and t_end = 0.
@@ -73,9 +76,11 @@ def subsequence_grid(sde: SDE, steps: int, t_end: float, *, length: int = 1000, 
     elif spacing == "quadratic":
         labels = torch.linspace(0, (0.8 * length) ** 0.5, steps, dtype=torch.float64).square().long().unique()
     elif spacing == "even":
-        labels = torch.linspace(0, length - 1, steps, dtype=torch.float64).round().long()
+        labels = torch.tensor([round(Fraction(i * (length - 1), max(steps - 1, 1))) for i in range(steps)])
+    elif spacing == "even_1":
+        labels = torch.tensor([round(1 + Fraction(i * (length - 1), max(steps - 1, 1))) - 1 for i in range(steps)])
     else:
-        raise ValueError(f"subsequence_grid needs spacing uniform, quadratic or even, got {spacing!r}.")
+        raise ValueError(f"subsequence_grid needs spacing uniform, quadratic, even or even_1, got {spacing!r}.")
     times = (labels.double().flip(0) + 1) / length
     return torch.cat([times[times > t_end], times.new_tensor([t_end])])
 

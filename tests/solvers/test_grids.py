@@ -10,11 +10,14 @@ from scoresde import (
     EDMSDE,
     SDE,
     VPSDE,
+    DiscreteVPSDE,
     karras_grid,
+    linear_betas,
     logsnr_grid,
     quadratic_grid,
     subsequence_grid,
     uniform_grid,
+    vp_grid,
 )
 
 
@@ -70,5 +73,30 @@ def test_log_snr_needs_noise_at_both_ends(grid: object) -> None:
 def test_wrong_sub_sequences_are_named() -> None:
     with pytest.raises(ValueError, match=r"1 <= steps <= length=1000, got steps=1001"):
         subsequence_grid(VPSDE(), 1001, 0.0)
-    with pytest.raises(ValueError, match=r"spacing uniform, quadratic or even, got 'cubic'"):
+    with pytest.raises(ValueError, match=r"spacing uniform, quadratic, even or even_1, got 'cubic'"):
         subsequence_grid(VPSDE(), 10, 0.0, spacing="cubic")
+
+
+def test_the_two_published_even_spacings_differ_at_ties_alone() -> None:
+    """25 of 1000: labels 832.5, 499.5 and 166.5 are ties, rounded to even from 0 and from 1."""
+
+    def labels(spacing: str, steps: int) -> list[int]:
+        times = subsequence_grid(DiscreteVPSDE(linear_betas()), steps, 0.0, spacing=spacing)[:-1]
+        return [round(float(t) * 1000) - 1 for t in times]
+
+    first, second = labels("even", 25), labels("even_1", 25)
+    differing = [(a, b) for a, b in zip(first, second, strict=True) if a != b]
+    assert differing == [(832, 833), (500, 499), (166, 167)]
+    assert labels("even", 10) == labels("even_1", 10) == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
+
+
+@pytest.mark.parametrize("sde", SDES, ids=name)
+def test_the_vp_grid_visits_the_same_noise_levels_on_every_process(sde: SDE) -> None:
+    t_end = 0.05
+    times = vp_grid(sde, 8, t_end)
+    vp = VPSDE()
+    on_vp = vp.time(sde.logsnr(times))
+    torch.testing.assert_close(on_vp.sqrt().diff(), on_vp.sqrt().diff().mean().expand(8), rtol=1e-5, atol=1e-7)
+    assert float(times[0]) == 1 and float(times[-1]) == t_end
+    if isinstance(sde, VPSDE):
+        torch.testing.assert_close(times, quadratic_grid(sde, 8, t_end))

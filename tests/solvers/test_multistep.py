@@ -91,7 +91,9 @@ def test_exact_weights_are_those_of_exponential_adams(sde: SDE, prediction: str,
     denoiser, x = mixture(sde), sde.prior_std * torch.randn(8, 2, dtype=torch.float64)
     common: dict[str, Any] = {"order": order, "prediction": prediction, "steps": 5, "grid": placed(UNEVEN)}
     y = DPMSolverMultistep(exact=True, denoise=False, **common)(denoiser, x)
-    torch.testing.assert_close(y, ExponentialAdams(denoise=False, **common)(denoiser, x), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        y, ExponentialAdams(corrector=False, denoise=False, **common)(denoiser, x), rtol=1e-8, atol=1e-8
+    )
 
 
 def test_the_exact_second_order_step_is_the_heun_type_of_others() -> None:
