@@ -27,7 +27,7 @@ class FittedCandidate:
     denoiser_class: Any  # ExactDenoiser of error_vs_nfe.py: calls of the judged run are counted there
     kind: str
     budgets: tuple[int, ...]  # of the calls allowed: above, a fit is not worth its cost
-    base: ExponentialAdams = field(default_factory=lambda: ExponentialAdams(order=4, prediction="flow"))
+    base: ExponentialAdams = field(default_factory=lambda: ExponentialAdams(order=4, prediction="flow", corrector=True))
     pilot_nfe: int = 0
     library: str = "scoresde"
 

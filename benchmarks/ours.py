@@ -33,6 +33,7 @@ from scoresde import (
     SDEDPMSolverPP,
     Solver,
     UniPC,
+    few_step_grid,
     karras_grid,
     logsnr_grid,
     quadratic_grid,
@@ -57,6 +58,7 @@ DETERMINISTIC = [
     Ours("DPMSolverPP3M", DPMSolverPP3M),
     Ours("DPMSolverMultistep(eps, 3)", partial(DPMSolverMultistep, order=3, prediction="eps")),
     Ours("DPMSolver(3)", partial(DPMSolver, order=3), 3),
+    Ours("ExponentialAdams()", ExponentialAdams),
     Ours("UniPC(2)", partial(UniPC, order=2)),
     Ours("UniPC(3)", partial(UniPC, order=3)),
     *(
@@ -107,6 +109,7 @@ GRIDS: dict[str, Grid] = {
     "logsnr": logsnr_grid,
     "karras": karras_grid,
     "vp": vp_grid,
+    "few_step": few_step_grid,
 }
 ENDS = {"vp": (None, 0.0105), "edm": (None,)}  # σ/α where a deterministic run ends; None is the process's own
 # Of stochastic runs, by the calls allowed: the fewer they are, the earlier a run does best to end.

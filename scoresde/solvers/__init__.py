@@ -12,6 +12,7 @@ from scoresde.solvers.exponential_sde import ERSDE, SEEDS, er_sde_scale, power_s
 from scoresde.solvers.gaussian_flow import GaussianFlow
 from scoresde.solvers.grids import (
     Grid,
+    few_step_grid,
     karras_grid,
     logsnr_grid,
     quadratic_grid,
@@ -80,6 +81,7 @@ __all__ = [
     "brownian_motion",
     "brownian_noise",
     "er_sde_scale",
+    "few_step_grid",
     "gaussian_noise",
     "karras_grid",
     "logsnr_grid",

@@ -11,7 +11,7 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.solvers.base import TabulatedSolver, linear
 from scoresde.solvers.exponential import CLOCKS, PREDICTIONS, adams_weights, prediction_coefficients
-from scoresde.solvers.grids import Grid, vp_grid
+from scoresde.solvers.grids import Grid, few_step_grid
 from scoresde.solvers.levels import Levels
 from scoresde.solvers.noise import NoiseSource
 
@@ -29,9 +29,9 @@ class ExponentialAdams(TabulatedSolver):
     there; v and flow have the better clock for it, in which small noise is a short way.
 
     Args:
-        order: p, from 1 to 4.
+        order: p, from 1 to 4; None is 3, and 2 below 13 steps.
         prediction: What is integrated: eps, data, v or flow.
-        corrector: Whether to correct.
+        corrector: Whether to correct; None does from 7 steps on.
         clock: Variable of the polynomial: own (λ for eps and data), logsnr, ratio (σ/α), time.
         sigma_data: Standard deviation of the data, which v and flow are scaled by.
 
@@ -44,17 +44,17 @@ class ExponentialAdams(TabulatedSolver):
     deterministic: ClassVar[bool] = True
 
     steps: int = 20
-    grid: Grid = vp_grid
-    order: int = 3
+    grid: Grid = few_step_grid
+    order: int | None = None
     prediction: str = "flow"
-    corrector: bool = True
+    corrector: bool | None = None
     clock: str = "own"
     sigma_data: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self).__name__
-        if self.order not in (1, 2, 3, 4):
+        if self.order not in (None, 1, 2, 3, 4):
             raise ValueError(f"{name} needs order 1, 2, 3 or 4, got {self.order!r}.")
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"{name} needs prediction {', '.join(PREDICTIONS)}, got {self.prediction!r}.")
@@ -66,18 +66,28 @@ class ExponentialAdams(TabulatedSolver):
             raise ValueError(f"{name} needs sigma_data > 0, got {self.sigma_data!r}.")
 
     @property
+    def degree(self) -> int:
+        """The order in force."""
+        return self.order or (3 if self.steps >= 13 else 2)
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the corrector is in force."""
+        return self.steps >= 7 if self.corrector is None else self.corrector
+
+    @property
     def memory(self) -> int:
-        return self.order
+        return self.degree
 
     def table(self, levels: Levels) -> tuple[Tensor, ...]:
         if self.prediction in ("v", "flow"):
             levels = levels.scaled(self.sigma_data)
         c_x, c_0 = prediction_coefficients(levels, self.prediction)
-        keep, weights = adams_weights(levels, self.prediction, tuple(range(self.order)), self.clock)
+        keep, weights = adams_weights(levels, self.prediction, tuple(range(self.degree)), self.clock)
         columns = (c_x[:-1], c_0[:-1], keep, *weights)
-        if not self.corrector:
+        if not self.corrects:
             return columns
-        again, corrections = adams_weights(levels, self.prediction, tuple(range(-1, self.order)), self.clock)
+        again, corrections = adams_weights(levels, self.prediction, tuple(range(-1, self.degree)), self.clock)
         return (*columns, *(_one_later(column) for column in (again, *corrections)))
 
     def update(
@@ -89,12 +99,12 @@ class ExponentialAdams(TabulatedSolver):
             q = linear((c_x, x), (c_0, q))
         earlier, before = ((), None) if state is None else state
         history = (q, *earlier)
-        if self.corrector and before is not None:
-            again, *corrections = weights[self.order :]
+        if self.corrects and before is not None:
+            again, *corrections = weights[self.degree :]
             x = linear((again, before), *zip(corrections, history, strict=False))
-        history = history[: self.order]
-        x_s = linear((keep, x), *zip(weights[: self.order], history, strict=False))
-        return x_s, (history, x if self.corrector else None)
+        history = history[: self.degree]
+        x_s = linear((keep, x), *zip(weights[: self.degree], history, strict=False))
+        return x_s, (history, x if self.corrects else None)
 
 
 def _one_later(column: Tensor) -> Tensor:

@@ -180,8 +180,11 @@ class StepSolver(Solver):
         return Plan(denoiser, on_device, stride, landing, start=None if backward else self._start())
 
     def _times(self, sde: SDE, backward: bool) -> Tensor:
-        times = checked_grid(self.grid(sde, self.steps, self.end(sde))).cpu()
-        return times.flip(0) if backward else times
+        times = checked_grid(self.grid(sde, self.steps, self.end(sde))).cpu().clone()
+        if backward:
+            times[-1] = self.end(sde)  # a grid may end earlier; data are given at t_end
+            return times.flip(0)
+        return times
 
     def _start(self) -> Callable[[SDE, Tensor, Tensor, Tensor], Tensor] | None:
         return getattr(self.grid, "start", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -39,6 +40,16 @@ def vp_grid(sde: SDE, steps: int, t_end: float, *, power: float = 2.0) -> Tensor
         return vp.logsnr((ends[0] + ramp * (ends[1] - ends[0])) ** power)
 
     return _from_logsnr(sde, t_end, place)
+
+
+def few_step_grid(sde: SDE, steps: int, t_end: float) -> Tensor:
+    """`vp_grid` down to σ/α = 0.64 steps^(−3/2), or to t_end if that is noisier.
+
+    With few steps the small noise levels are better left to the step to noise 0 of a solver that extrapolates there.
+    The constant was chosen on two Gaussian mixtures at 5, 10 and 20 network calls.
+    """
+    earliest = sde.time(torch.tensor(-2 * math.log(0.64 * steps**-1.5), dtype=torch.float64))
+    return vp_grid(sde, steps, min(max(t_end, float(earliest)), 0.5))
 
 
 def logsnr_grid(sde: SDE, steps: int, t_end: float) -> Tensor:

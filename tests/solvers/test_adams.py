@@ -21,6 +21,7 @@ from scoresde import (
     Levels,
     ProbabilityFlowODE,
     karras_grid,
+    vp_grid,
 )
 from scoresde.solvers.exponential import adams_weights
 from scoresde.testing import convergence_order
@@ -242,3 +243,27 @@ def test_scaling_the_data_with_sigma_data_scales_the_result() -> None:
 def test_wrong_arguments_are_named(arguments: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ExponentialAdams(**arguments)  # type: ignore[arg-type]
+
+
+def test_few_steps_get_what_suits_few_steps() -> None:
+    in_force = {steps: ExponentialAdams(steps=steps) for steps in (4, 6, 7, 12, 13, 50)}
+    assert [solver.degree for solver in in_force.values()] == [2, 2, 2, 2, 3, 3]
+    assert [solver.corrects for solver in in_force.values()] == [False, False, True, True, True, True]
+    asked = ExponentialAdams(steps=4, order=4, corrector=True)
+    assert asked.degree == 4 and asked.corrects
+    denoiser, x = mixture(VPSDE()), torch.randn(200, 2, generator=torch.Generator().manual_seed(3)).double()
+    exact = ProbabilityFlowODE(method="dopri8", rtol=1e-10, atol=1e-10, t_end=1e-6)(denoiser, x)
+
+    def error(solver: ExponentialAdams) -> float:
+        return float((solver(denoiser, x) - exact).norm(dim=1).median())
+
+    assert error(ExponentialAdams(steps=4)) < 0.85 * error(
+        ExponentialAdams(steps=4, order=3, corrector=True, grid=vp_grid)
+    )
+
+
+def test_a_grid_that_ends_early_is_led_back_to_the_data_when_encoding() -> None:
+    sde = VPSDE()
+    denoiser, x = GaussianDenoiser(sde, MEAN, STD), MEAN + STD * torch.randn(50, 2, dtype=torch.float64)
+    latent = ExponentialAdams(steps=30, t_end=1e-3).encode(denoiser, x)
+    torch.testing.assert_close(latent, exact_flow(sde, x, 1e-3, 1.0), rtol=0, atol=2e-3)

@@ -208,8 +208,10 @@ def test_encode_undoes_a_run_with_a_start() -> None:
     other = GaussianDenoiser(sde, 0.7 * mean, cov=2 * cov)  # the flow of the start is not that of the model
     x = sde.prior_sample((6, 5), dtype=torch.float64)
     errors = []
+    grid = Below(flow, low=1e-2)
+    t_end = float(grid(sde, 20, 0.0)[-1])  # data are given there
     for steps in (20, 40):
-        solver = ExponentialAdams(steps=steps, grid=Below(flow, low=1e-2), denoise=False)
+        solver = ExponentialAdams(steps=steps, grid=grid, t_end=t_end, denoise=False)
         errors.append(float((solver.encode(other, solver(other, x)) - x).abs().max()))
     assert errors[1] < 2e-3
     assert errors[0] > 4 * errors[1]
