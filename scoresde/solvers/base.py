@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -160,7 +160,13 @@ class StepSolver(Solver):
                 f"{type(self).__name__}.encode needs noise at the data end: σ is 0 at t_end={self.end(denoiser.sde)}. "
                 f"Use t_end > 0, for example the SDE's t_min={denoiser.sde.t_min:g}."
             )
-        plan = self.plan(denoiser, device=x.device, backward=True)
+
+        def down_to_data(sde: SDE, steps: int, t_end: float) -> Tensor:
+            times = self.grid(sde, steps, t_end).clone()
+            times[-1] = t_end  # a grid may end earlier; data are given at t_end
+            return times
+
+        plan = replace(self, grid=down_to_data).plan(denoiser, device=x.device, backward=True)
         for last in self._run(plan, x, None):
             x = last.x
         start = self._start()
@@ -180,11 +186,8 @@ class StepSolver(Solver):
         return Plan(denoiser, on_device, stride, landing, start=None if backward else self._start())
 
     def _times(self, sde: SDE, backward: bool) -> Tensor:
-        times = checked_grid(self.grid(sde, self.steps, self.end(sde))).cpu().clone()
-        if backward:
-            times[-1] = self.end(sde)  # a grid may end earlier; data are given at t_end
-            return times.flip(0)
-        return times
+        times = checked_grid(self.grid(sde, self.steps, self.end(sde))).cpu()
+        return times.flip(0) if backward else times
 
     def _start(self) -> Callable[[SDE, Tensor, Tensor, Tensor], Tensor] | None:
         return getattr(self.grid, "start", None)
