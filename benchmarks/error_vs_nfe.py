@@ -140,7 +140,11 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{problem.name}: {len(rows)} rows in {time.perf_counter() - began:.0f} s")
         reports.append({"problem": problem.name, "samples": samples, "results": rows, "best": found})
     if args.json:
-        args.json.write_text(json.dumps(reports[0] if args.problem and len(reports) == 1 else reports, indent=1) + "\n")
+        every = [{"problem": report["problem"], **row} for report in reports for row in report["results"]]
+        content = (
+            reports[0] if len(reports) == 1 else {"results": every, "best": [e for r in reports for e in r["best"]]}
+        )
+        args.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
