@@ -15,7 +15,6 @@ from scoresde.calibration.pilots import Pilots
 from scoresde.calibration.places import Places, differentiable_levels, first_guess, level_range
 from scoresde.denoiser import Denoiser
 from scoresde.sde import SDE
-from scoresde.solvers.base import TabulatedSolver
 from scoresde.solvers.calibrated import (
     CalibratedMultistep,
     Calibration,
@@ -29,6 +28,7 @@ from scoresde.solvers.exponential import adams_weights
 from scoresde.solvers.gaussian_flow import GaussianFlow
 from scoresde.solvers.levels import Levels
 from scoresde.solvers.noise import gaussian_noise
+from scoresde.solvers.tabulated import TabulatedSolver
 
 Progress = Callable[[int], Any]
 

@@ -4,7 +4,7 @@ from scoresde.solvers.adams import ExponentialAdams
 from scoresde.solvers.adaptive import Solution
 from scoresde.solvers.adaptive_sde import AdaptiveSDE
 from scoresde.solvers.ancestral import DDIM, DDPM, EulerMaruyama, ReverseDiffusion
-from scoresde.solvers.base import Plan, Solver, Step, StepSolver, TabulatedSolver
+from scoresde.solvers.base import Plan, Solver, Step, StepSolver
 from scoresde.solvers.brownian import BrownianPath, brownian_noise
 from scoresde.solvers.calibrated import CalibratedMultistep, Calibration
 from scoresde.solvers.dpm_solver import DPMSolver, DPMSolverFast, DPMSolverPP2S, DPMSolverPP3S
@@ -31,6 +31,7 @@ from scoresde.solvers.reverse_sde import ReverseSDE
 from scoresde.solvers.reversible import OBELM, Reversible, ReversibleState
 from scoresde.solvers.sa_solver import SASolver
 from scoresde.solvers.sde_dpm_solver import DPMSolverPPSDE, SDEDPMSolverPP
+from scoresde.solvers.tabulated import TabulatedSolver
 from scoresde.solvers.trajectories import optimal_grid
 from scoresde.solvers.unipc import UniPC
 

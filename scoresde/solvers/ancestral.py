@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.solvers.base import Plan, TabulatedSolver, linear
+from scoresde.solvers.base import Plan
 from scoresde.solvers.levels import Levels
 from scoresde.solvers.noise import NoiseSource
+from scoresde.solvers.tabulated import TabulatedSolver, linear
 from scoresde.solvers.variance import (
     check_variance,
     checked_clipping,

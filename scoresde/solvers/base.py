@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.sde import SDE, expand
+from scoresde.sde import SDE
 from scoresde.solvers.gradients import differentiable
 from scoresde.solvers.grids import Grid, uniform_grid
-from scoresde.solvers.levels import Levels
 from scoresde.solvers.noise import NoiseSource, gaussian_noise
 
 
@@ -229,70 +228,6 @@ class StepSolver(Solver):
                     f"{int(bad.sum())} of {len(bad)} samples, the first of them {int(bad.nonzero()[0])}. {advice}"
                 )
         return FloatingPointError(f"{type(self).__name__} returned NaN or infinity in one run but not in the next.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TabulatedSolver(StepSolver):
-    """A step solver whose coefficients depend on the noise levels alone, so that a run computes them all at once.
-
-    A subclass writes `table` and `update`. `step` follows from them, for times per sample and for use by hand.
-    """
-
-    lands: ClassVar[bool] = True  # whether its own step goes to noise 0; else x̂0 ends the run
-
-    @property
-    def memory(self) -> int:
-        """How many earlier levels a row of the table depends on."""
-        return 0
-
-    @abstractmethod
-    def table(self, levels: Levels) -> tuple[Tensor, ...]:
-        """Columns of coefficients, entry i for the step from level i to level i + 1; shapes (len(levels) − 1, ...)."""
-
-    @abstractmethod
-    def update(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, row: tuple[Any, ...], noise: NoiseSource, state: Any
-    ) -> tuple[Tensor, Any]:
-        """Advance x from t to s with one row of the table: numbers, or tensors that broadcast against x."""
-
-    def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any
-    ) -> tuple[Tensor, Any]:
-        earlier, inner = ((), None) if state is None else state
-        levels = Levels.of(denoiser.sde, torch.stack([*earlier, t, s]).double())
-        row = tuple(expand(column[-1], x) for column in self.table(levels))
-        x, inner = self.update(denoiser, x, t, s, row, noise, inner)
-        return x, ((*earlier, t)[-self.memory :] if self.memory else (), inner)
-
-    @torch.no_grad()
-    def plan(self, denoiser: Denoiser, *, device: Any = None, backward: bool = False) -> Plan:
-        times = self._times(denoiser.sde, backward)
-        landing = self._lands(denoiser.sde, times, backward)
-        levels = Levels.of(denoiser.sde, times)
-        columns = self.table(levels.landed() if landing and self.lands else levels)
-        rows = list(zip(*(column.tolist() for column in columns), strict=True))
-        on_device = times.to(device).unbind() if device is not None else times.unbind()
-        tabulated = denoiser.tabulate(on_device)
-        ends = (*on_device[1:], on_device[-1])
-
-        def stride(index: int, x: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
-            if index == len(rows):
-                return tabulated(x, on_device[-1]), state
-            return self.update(tabulated, x, on_device[index], ends[index], rows[index], noise, state)
-
-        return Plan(tabulated, on_device, stride, landing, start=None if backward else self._start())
-
-
-def linear(*terms: tuple[Any, Tensor]) -> Tensor:
-    """Σ c x over pairs (c, x), c a number or a tensor that broadcasts against x."""
-    (c, x), *rest = terms
-    out = c * x
-    for c, x in rest:
-        if not isinstance(c, float):
-            out = out + c * x
-        elif c:
-            out = out.add_(x, alpha=c)
-    return out
 
 
 def checked_grid(times: Tensor) -> Tensor:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.sde import SDE
-from scoresde.solvers.base import TabulatedSolver, linear
 from scoresde.solvers.exponential import prediction_coefficients
 from scoresde.solvers.gaussian_flow import GaussianFlow
 from scoresde.solvers.grids import uniform_grid
 from scoresde.solvers.levels import Levels
 from scoresde.solvers.noise import NoiseSource
+from scoresde.solvers.tabulated import TabulatedSolver, linear
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,18 +11,18 @@ from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.sde import SDE
-from scoresde.solvers.base import checked_grid, linear
+from scoresde.solvers.base import checked_grid
 from scoresde.solvers.grids import Grid, logsnr_grid
 from scoresde.solvers.levels import Levels
 from scoresde.solvers.noise import NoiseSource
-from scoresde.solvers.staged import StagedSolver, unused
+from scoresde.solvers.tabulated import TabulatedSolver, linear, unused
 from scoresde.solvers.transfer import Transfer, check_choice, ends, predict
 
 FRACTIONS: dict[int, tuple[float, ...]] = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SingleStep(StagedSolver):
+class SingleStep(TabulatedSolver):
     """What the single-step DPM-Solvers share: stages at fixed fractions of a step in λ."""
 
     deterministic: ClassVar[bool] = True

@@ -15,18 +15,17 @@ from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.solvers.ancestral import check_eta, with_noise
-from scoresde.solvers.base import TabulatedSolver, linear
 from scoresde.solvers.grids import Grid, logsnr_grid
 from scoresde.solvers.levels import Levels
 from scoresde.solvers.noise import NoiseSource
-from scoresde.solvers.staged import StagedSolver, unused
+from scoresde.solvers.tabulated import TabulatedSolver, linear, unused
 from scoresde.solvers.transfer import check_choice, phi, predict
 
 NoiseScale = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SEEDS(StagedSolver):
+class SEEDS(TabulatedSolver):
     """Stochastic explicit exponential derivative-free solvers: Runge-Kutta stages along one noise path.
 
         dy = −(1 + η²) (y − x̂0) dλ + η √2 e^(−λ) dw,              y = x/α, λ = ½ logsnr

@@ -11,16 +11,15 @@ from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.solvers.ancestral import with_noise
-from scoresde.solvers.base import linear
 from scoresde.solvers.grids import Grid, karras_grid
 from scoresde.solvers.levels import Levels
 from scoresde.solvers.noise import NoiseSource
-from scoresde.solvers.staged import StagedSolver, unused
+from scoresde.solvers.tabulated import TabulatedSolver, linear, unused
 from scoresde.solvers.transfer import ends
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heun(StagedSolver):
+class Heun(TabulatedSolver):
     """The sampler of EDM: noise up, then Heun's method in σ/α; second order, two network calls per step.
 
         x̂/α̂    = x_t/α_t + s_noise √((σ̂/α̂)² − (σ_t/α_t)²) z,     σ̂/α̂ = (1 + γ) σ_t/α_t       (Karras et al., Alg. 2)

@@ -13,10 +13,11 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.sde import SDE, expand
 from scoresde.solvers.ancestral import DDIM
-from scoresde.solvers.base import Plan, Step, StepSolver, TabulatedSolver, linear
+from scoresde.solvers.base import Plan, Step, StepSolver
 from scoresde.solvers.grids import Grid, karras_grid
 from scoresde.solvers.levels import Levels
 from scoresde.solvers.noise import NoiseSource
+from scoresde.solvers.tabulated import TabulatedSolver, linear
 
 
 class ReversibleState(NamedTuple):

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.solvers.ancestral import check_eta, with_noise
-from scoresde.solvers.base import TabulatedSolver, linear
 from scoresde.solvers.exponential_sde import kernel_moments, levels_within, linear_part, noise_share
 from scoresde.solvers.grids import Grid, logsnr_grid
 from scoresde.solvers.levels import Levels
 from scoresde.solvers.noise import NoiseSource
-from scoresde.solvers.staged import StagedSolver, unused
+from scoresde.solvers.tabulated import TabulatedSolver, linear, unused
 from scoresde.solvers.transfer import check_choice
 
 
@@ -102,7 +101,7 @@ class SDEDPMSolverPP(TabulatedSolver):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPMSolverPPSDE(StagedSolver):
+class DPMSolverPPSDE(TabulatedSolver):
     """The single-step SDE-DPM-Solver++ of k-diffusion, `dpmpp_sde`: two network calls per step.
 
         x_m = A_m x_t + α_m (1 − e^(−r(1+η²)h)) x̂0 + ζ_m                       at λ_m = λ_t + r h

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.solvers.base import TabulatedSolver, linear
 from scoresde.solvers.grids import Grid, karras_grid
 from scoresde.solvers.levels import Levels
 from scoresde.solvers.noise import NoiseSource
+from scoresde.solvers.tabulated import TabulatedSolver, linear
 from scoresde.solvers.transfer import Transfer, check_choice, earlier, ends, orders_of_a_run, predict
 
 

@@ -73,12 +73,13 @@ def latents(sde: SDE, dtype: torch.dtype = torch.float64, dim: int = 2) -> Tenso
 
 
 @pytest.mark.parametrize("sde", SDES, ids=name)
-@pytest.mark.parametrize("solver", SOLVERS[:3], ids=kind)
-@pytest.mark.parametrize("steps", [1, 2, 5, 40])
+@pytest.mark.parametrize(
+    ("solver", "steps"),  # one or two Heun steps across all noise levels are no map to build on
+    [(solver, steps) for solver in SOLVERS[:3] for steps in (1, 2, 5, 40) if steps > 2 or "Heun" not in repr(solver)],
+    ids=lambda value: kind(value) if isinstance(value, ReversibleSolver) else str(value),
+)
 @pytest.mark.parametrize("make", [mixture, jumps])
 def test_round_trips(sde: SDE, solver: ReversibleSolver, steps: int, make: Any) -> None:
-    if isinstance(solver, Reversible) and isinstance(solver.solver, Heun) and steps < 5:
-        pytest.skip("one Heun step across all noise levels is no map to build on")
     round_trip(make(sde), replace(solver, steps=steps), torch.float64, 1e-10, 1e-9)
 
 
