@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from scoresde import (
     CosineSDE,
     Denoiser,
     DiscreteVPSDE,
+    GaussianDenoiser,
     GaussianMixtureDenoiser,
     NoiseSource,
     Solver,
+    StepSolver,
     SubVPSDE,
     expand,
     linear_betas,
+    logsnr_grid,
 )
 
 SDES = [VPSDE(), SubVPSDE(), VESDE(), EDMSDE(), CosineSDE(), DiscreteVPSDE(linear_betas())]
@@ -66,6 +70,21 @@ def chain_moments(solver: Solver, denoiser: Denoiser, mean: Tensor, std: Tensor)
     out = solver(denoiser, start, noise=lambda t, s: next(draws)[:, None])[:, 0]
     responses = out[1:] - out[0]
     return out[0] + responses[0] * mean, torch.sqrt((responses[0] * std).square() + responses[1:].square().sum())
+
+
+def std_of_chains(sde: SDE, solver: StepSolver, end: float = 0.05) -> tuple[Callable[[int], Tensor], Tensor]:
+    """The exact std of x at `end` as a function of the number of steps, and the true one; the mean must be exact."""
+    denoiser, prior = GaussianDenoiser(sde, MEAN, STD), moments(sde, 1.0)
+    mean, std = moments(sde, end)
+
+    def solve(steps: int) -> Tensor:
+        chain = chain_moments(
+            replace(solver, steps=steps, grid=logsnr_grid, t_end=end, denoise=False), denoiser, *prior
+        )
+        torch.testing.assert_close(chain[0], mean, rtol=1e-9, atol=1e-9)  # α_t E[x0] is a fixed point of every step
+        return chain[1]
+
+    return solve, std
 
 
 def replay(noises: Tensor) -> NoiseSource:

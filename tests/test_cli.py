@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from command_line import command, inside
 from PIL import Image
 
 import scoresde
@@ -33,15 +33,6 @@ TINY = [
 PC = ["solver=pc", "solver.steps=3"]
 
 
-def command(main: Any, *arguments: str) -> None:
-    """Run an entry point in this process."""
-    argv, sys.argv = sys.argv, [main.__name__.replace("_main", ".py"), *arguments]
-    try:
-        main()
-    finally:
-        sys.argv = argv
-
-
 def sentence(capsys: pytest.CaptureFixture[str], main: Any, *arguments: str) -> str:
     """The one line with which a command gives up."""
     with pytest.raises(SystemExit) as stopped:
@@ -56,23 +47,11 @@ def sentence(capsys: pytest.CaptureFixture[str], main: Any, *arguments: str) -> 
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with three small runs: digits without and with labels, and a classifier."""
     folder = tmp_path_factory.mktemp("work")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with inside(folder):
         command(train_main, *TINY, "run=runs/plain", "trainer.sample_every=4")
         command(train_main, *TINY, "run=runs/labelled", "conditional=true")
         command(train_main, *TINY, "run=runs/classifier", "experiment=digits_classifier", "trainer.steps=4")
-    finally:
-        os.chdir(before)
     return folder
-
-
-@pytest.fixture
-def work(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of those runs as the current folder."""
-    shutil.copytree(runs / "runs", tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_a_run_has_its_files(work: Path) -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import command, inside
 
 from scoresde.calibration import OptimisedGrid
 from scoresde.cli import sample_main, train_main
@@ -21,15 +18,6 @@ from scoresde.solvers.calibrated import Calibration
 TINY = ["logger=csv", "model.width=8", "trainer.steps=3", "trainer.precision=float32", "batch_size=16"]
 FIT = ["grid.pilots=8", "grid.pilot_steps=6", "grid.iterations=2", "grid.batch=4"]
 RUN = ["run=runs/toy", "num_samples=6", "likelihood.num_examples=0"]
-
-
-def command(main: Callable[[], Any], *arguments: str) -> None:
-    """Run an entry point in this process."""
-    argv, sys.argv = sys.argv, [main.__name__.replace("_main", ".py"), *arguments]
-    try:
-        main()
-    finally:
-        sys.argv = argv
 
 
 def sample(*arguments: str) -> dict[str, Any]:
@@ -43,22 +31,10 @@ def sample(*arguments: str) -> dict[str, Any]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two small runs: points in the plane, and digits with labels."""
     folder = tmp_path_factory.mktemp("work")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with inside(folder):
         command(train_main, "experiment=toy", "data.size=64", *TINY, "run=runs/toy")
         command(train_main, *TINY, "model.num_res_blocks=1", "conditional=true", "run=runs/labelled")
-    finally:
-        os.chdir(before)
     return folder
-
-
-@pytest.fixture
-def work(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of those runs as the current folder."""
-    shutil.copytree(runs / "runs", tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def fits() -> dict[str, int]:

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from command_line import command, inside
 from torch import Tensor
 
 from scoresde.cli import sample_main, train_main
@@ -33,14 +33,6 @@ OPTIMAL = ["solver=ddpm", "solver.variance=optimal", *SAMPLES]
 ANALYTIC = ["variance=analytic", "variance.samples=20", "variance.levels=6"]
 
 
-def command(main: Any, *arguments: str) -> None:
-    argv, sys.argv = sys.argv, [main.__name__.replace("_main", ".py"), *arguments]
-    try:
-        main()
-    finally:
-        sys.argv = argv
-
-
 def sentence(main: Any, *arguments: str) -> str:
     with pytest.raises(SystemExit) as stopped:
         command(main, *arguments)
@@ -52,24 +44,12 @@ def sentence(main: Any, *arguments: str) -> str:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two small runs of digits: one without labels that has both heads, and one with labels."""
     folder = tmp_path_factory.mktemp("work")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with inside(folder):
         command(train_main, *TINY, "run=runs/labelled", "conditional=true")
         command(train_main, *TINY, "run=runs/plain")
         for kind in ("npr", "sn"):
             command(train_main, *HEAD, f"experiment=digits_{kind}", "of=runs/plain")
-    finally:
-        os.chdir(before)
     return folder
-
-
-@pytest.fixture
-def work(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of those runs as the current folder."""
-    shutil.copytree(runs / "runs", tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def drawn(run: str, solver: Solver, denoiser: Any) -> np.ndarray[Any, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from closed_forms import MEAN, SDES, STD, chain_moments, mixture, moments, name, replay
+from closed_forms import MEAN, SDES, STD, chain_moments, mixture, moments, name, replay, std_of_chains
 from torch import Tensor
 
 from scoresde import DDPM, SDE, VPSDE, CosineSDE, Denoiser, DPMSolverPP2M, GaussianDenoiser, StepSolver, logsnr_grid
@@ -153,16 +153,7 @@ def test_variance_of_the_whole_chain_converges_at_the_weak_order(
     sde: SDE, solver: StepSolver, order: int, bound: float
 ) -> None:
     """Without Monte Carlo; a lost factor in the noise leaves a constant error, a dropped history order one."""
-    end = 0.05
-    denoiser, prior = GaussianDenoiser(sde, MEAN, STD), moments(sde, 1.0)
-    mean, std = moments(sde, end)
-
-    def solve(steps: int) -> Tensor:
-        chain = chain_moments(
-            replace(solver, steps=steps, grid=logsnr_grid, t_end=end, denoise=False), denoiser, *prior
-        )
-        torch.testing.assert_close(chain[0], mean, rtol=1e-9, atol=1e-9)  # α_t E[x0] is a fixed point of every step
-        return chain[1]
+    solve, std = std_of_chains(sde, solver)
 
     assert convergence_order(solve, std, steps=(100, 200)) > order - 0.2
     assert abs(float(solve(100) / std) - 1) < bound
