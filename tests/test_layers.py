@@ -30,7 +30,7 @@ ONLY_IN = {
     "hydra": ("cli",),
     "omegaconf": ("cli",),
     "wandb": ("training/wandb.py",),
-    "torchdiffeq": ("solvers/ode.py", "likelihood.py"),
+    "torchdiffeq": ("solvers/ode.py", "likelihood/"),
     "torchsde": ("solvers/reverse_sde.py", "solvers/noise.py"),
 }
 FILES = sorted(ROOT.rglob("*.py"))

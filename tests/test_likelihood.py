@@ -79,7 +79,7 @@ def test_exact_trace_takes_chunks_of_any_size(monkeypatch: pytest.MonkeyPatch) -
 
     x = torch.randn(3, 1, 4, 4, dtype=torch.float64)
     whole = log_prob(Mixing(), x, divergence="exact", method="rk4", steps=10)
-    monkeypatch.setattr("scoresde.likelihood.TRACE_CHUNK_ENTRIES", 3 * x.numel())  # 16 = 5 · 3 + 1
+    monkeypatch.setattr("scoresde.likelihood.probability_flow.TRACE_CHUNK_ENTRIES", 3 * x.numel())  # 16 = 5 · 3 + 1
     chunked = log_prob(Mixing(), x, divergence="exact", method="rk4", steps=10)
     torch.testing.assert_close(chunked.log_prob, whole.log_prob, rtol=1e-12, atol=1e-12)
 

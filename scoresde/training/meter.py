@@ -18,7 +18,7 @@ class Meter:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(2, device=device)  # of loss and gradient norm since the last reset
+        self.sums = torch.zeros(3, device=device)  # of loss, its variance and gradient norm since the last reset
         self._trouble = torch.full((3,), -1, device=device)
         self.restart()
 
@@ -34,7 +34,7 @@ class Meter:
         found = torch.stack([torch.full_like(worst, step), worst, finite.long()])
         first = (self._trouble[0] < 0) & ~(finite & norm.isfinite())
         self._trouble = torch.where(first, found, self._trouble)
-        self.sums += torch.stack([losses.mean().float(), norm.float()])
+        self.sums += torch.stack([losses.mean().float(), losses.float().var(correction=0), norm.float()])
         self._examples += len(losses)
 
     def trouble(self) -> tuple[int, int, bool] | None:
@@ -44,13 +44,14 @@ class Meter:
 
     def means(self, count: int, lr: float) -> dict[str, float]:
         """A row of metrics, averaged over the last `count` updates; starts over."""
-        loss, norm = (self.sums / count).tolist()
+        loss, variance, norm = (self.sums / count).tolist()
         now = time.perf_counter()
         rate = self._examples / max(now - self._since, 1e-9)
         self.sums.zero_()
         self._examples, self._since = 0, now
         return {
             "loss": loss,
+            "loss_std": max(variance, 0.0) ** 0.5,
             "grad_norm": norm,
             "lr": lr,
             "examples_per_second": rate,

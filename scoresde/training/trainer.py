@@ -47,7 +47,7 @@ class Trainer:
     Args:
         denoiser: The module to train, called by the loss.
         loss: loss(denoiser, x0, generator=..., **cond) -> (B,). If it has the `draw` of `DenoisingLoss`,
-            errors name the noise level.
+            errors name the noise level. If it has a `state_dict`, what it learns on the way is saved and resumed.
         optimizer: Over the denoiser's parameters; its learning rates are those after the warm-up.
         batch: Function of the micro-batch index 0, 1, 2, ... that returns x0 (B, *) and a dict of conditions.
         run: Where to write; None writes nothing.
@@ -152,8 +152,9 @@ class Trainer:
         """Train to the last step, from the run's checkpoint if it has one.
 
         Returns:
-            The metrics logged last: step; loss and grad_norm, means since the row before; lr;
-            examples_per_second; seconds since `fit` was called.
+            The metrics logged last: step; loss and grad_norm, means since the row before; loss_std, the standard
+            deviation of the loss between the examples of a batch; lr; examples_per_second; seconds since `fit` was
+            called.
         Raises:
             TrainingError: If a loss, gradient or weight is not finite, with the step and the noise level.
             CheckpointError: If the run's checkpoint is damaged or of another model, or a new one cannot be
@@ -237,6 +238,7 @@ class Trainer:
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sums": self._meter.sums,
+            "loss": self._update.loss_state(),
         }
 
     def _resume(self) -> None:
@@ -251,6 +253,7 @@ class Trainer:
             self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
             self._meter.sums = state["sums"].to(self.device)
+            self._update.load_loss_state(state.get("loss", {}))
             self.step = int(state["step"])
         except (KeyError, ValueError) as error:
             raise CheckpointError(f"{path} is of another model or optimizer: {error}.") from error

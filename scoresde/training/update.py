@@ -84,6 +84,14 @@ class Update:
             what = "the gradient" if loss_is_finite else "the loss"
             raise TrainingError(f"{what} is not finite at step {step + 1}{self._noise_level(step, example)}")
 
+    def loss_state(self) -> dict[str, Any]:
+        """What the loss has learned so far; empty for a loss without a `state_dict`."""
+        return self.loss.state_dict() if hasattr(self.loss, "state_dict") else {}
+
+    def load_loss_state(self, state: dict[str, Any]) -> None:
+        if hasattr(self.loss, "load_state_dict"):
+            self.loss.load_state_dict(state)
+
     def _noise_level(self, step: int, example: int) -> str:
         """The time of the worst example, drawn once more from the step's generator."""
         sde = getattr(self.denoiser, "sde", None)

@@ -278,7 +278,7 @@ def test_metrics_are_means_and_the_file_has_fixed_columns(make_trainer: Make, tm
     final = make_trainer(steps=8, log_every=3, run=run).fit()
     with run.metrics.open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["step", "loss", "grad_norm", "lr", "examples_per_second", "seconds"]
+    assert list(rows[0]) == ["step", "loss", "loss_std", "grad_norm", "lr", "examples_per_second", "seconds"]
     assert [row["step"] for row in rows] == ["3", "6", "8"]
     for row, steps in zip(rows, (each.rows[:3], each.rows[3:6], each.rows[6:]), strict=True):
         for name in ("loss", "grad_norm"):

@@ -1,9 +1,8 @@
-"""Log-likelihoods by the probability-flow ODE, and bits per dimension."""
+"""Log-likelihoods by the probability-flow ODE."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -109,29 +108,6 @@ def log_prob(
     )  # log |d(x_1, x_t)/d(y_1, y_t)|
     values = denoiser.sde.prior_log_prob(latent)[:, None] + stretch + delta
     return LogProb(values.mean(1), _standard_error(values, exact=vectors is None), latent, nfe)
-
-
-def bits_per_dim(
-    log_prob: Tensor, shape: Sequence[int], *, levels: int = 256, value_range: tuple[float, float] = (-1.0, 1.0)
-) -> Tensor:
-    """Bits per entry of quantised data, from the log density of its uniformly dequantised version.
-
-        bits/dim = −log p / (D log 2) − log2(w),     w = (high − low) / levels, the width of one level's cell
-
-    For 256 levels on (−1, 1) the second term is +7, on (0, 1) it is +8.
-
-    Args:
-        log_prob: Nats, (B,), of x in which level k fills [low + k w, low + (k+1) w).
-        shape: Event shape, without the batch.
-        levels: Number of levels an entry can have: 256 for 8-bit images.
-        value_range: (low, high) of the model's scaling.
-    """
-    low, high = value_range
-    if levels < 2 or not low < high:
-        raise ValueError(
-            f"bits_per_dim needs levels >= 2 and low < high, got levels={levels}, value_range={value_range}."
-        )
-    return -log_prob / (math.prod(shape) * math.log(2)) - math.log2((high - low) / levels)
 
 
 def _traces(eps: Tensor, x: Tensor, vectors: Tensor | None) -> Tensor:

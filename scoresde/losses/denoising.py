@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,55 +9,9 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
+from scoresde.losses.times import TimeLaw, uniform_times
+from scoresde.losses.weightings import Weighting, simple_weighting
 from scoresde.sde import SDE
-
-Weighting = Callable[[SDE, Tensor], Tensor]  # (sde, t (B,)) -> weight (B,) of the squared ε-error
-TimeLaw = Callable[[SDE, Tensor], Tensor]  # (sde, u (B,) uniform in [0, 1)) -> t (B,)
-
-
-def simple_weighting(sde: SDE, t: Tensor) -> Tensor:
-    """1: DDPM's L_simple, ‖ε − ε̂‖² (arXiv:2006.11239, eq. 14); σ²-weighted score matching."""
-    return torch.ones_like(t)
-
-
-def likelihood_weighting(sde: SDE, t: Tensor) -> Tensor:
-    """g² / σ²: g²-weighted score matching, a bound on −log p under uniform times (arXiv:2101.09258)."""
-    return (sde.g(t) / sde.sigma(t)).square()
-
-
-def snr_weighting(sde: SDE, t: Tensor, *, power: float = 1.0, low: float = 0.0, high: float = float("inf")) -> Tensor:
-    """clamp(SNR, low, high)^power on the x0-error, SNR = α²/σ²; the same divided by SNR on the ε-error.
-
-    power 0 is the plain x0-loss; power 1 the ε-loss; low=1 the truncated SNR of arXiv:2202.00512;
-    high=5 the min-SNR weighting of arXiv:2303.09556.
-    """
-    snr = sde.logsnr(t).exp()
-    return snr.clamp(low, high) ** power / snr
-
-
-def edm_weighting(sde: SDE, t: Tensor, *, sigma_data: float = 0.5) -> Tensor:
-    """(s² + sigma_data²) / (s sigma_data)² on the x0-error, s = σ/α (arXiv:2206.00364, Table 1).
-
-    With the EDM parameterization every noise level then starts at unit loss.
-    """
-    noise_to_signal = torch.exp(-sde.logsnr(t))
-    return (noise_to_signal + sigma_data**2) / sigma_data**2
-
-
-def uniform_times(sde: SDE, u: Tensor) -> Tensor:
-    """t uniform on [t_min, 1]."""
-    return sde.t_min + (1 - sde.t_min) * u
-
-
-def discrete_times(sde: SDE, u: Tensor, *, steps: int = 1000) -> Tensor:
-    """t uniform on {1/steps, 2/steps, ..., 1}: the states of a discrete DDPM chain."""
-    return (torch.floor(u * steps) + 1).clamp(1, steps) / steps
-
-
-def lognormal_times(sde: SDE, u: Tensor, *, mean: float = -1.2, std: float = 1.2) -> Tensor:
-    """log(σ/α) ~ N(mean, std²), the noise law of arXiv:2206.00364, cut to [t_min, 1]."""
-    quantile = torch.special.ndtri(u.double().clamp(1e-7, 1 - 1e-7))
-    return sde.time(-2 * (mean + std * quantile)).clamp(sde.t_min, 1).to(u.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,50 @@
+"""Where the levels of quantised data lie in the model's scaling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cells:
+    """Equal cells of quantised data, one per level.
+
+        cell k = [lo + k w, lo + (k+1) w),   w = (hi − lo)/levels,   centre = lo + (k + ½) w
+
+    The default is 8-bit images on (−1, 1), as in VDM (arXiv:2107.00630). DDPM's places 2k/255 − 1 are the centres of
+    value_range (−256/255, 256/255).
+
+    Args:
+        levels: Number of levels, at least 2.
+        value_range: (lo, hi), the outer edges of the first and last cell.
+    """
+
+    levels: int = 256
+    value_range: tuple[float, float] = (-1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        low, high = (float(edge) for edge in self.value_range)
+        object.__setattr__(self, "value_range", (low, high))
+        if not isinstance(self.levels, int) or self.levels < 2 or not low < high:
+            raise ValueError(
+                f"{type(self).__name__} needs a whole number of levels >= 2 and low < high, got levels={self.levels}, "
+                f"value_range={self.value_range}."
+            )
+
+    @property
+    def width(self) -> float:
+        """w, the width of a cell."""
+        low, high = self.value_range
+        return (high - low) / self.levels
+
+    def centre(self, k: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The middle of the cells of levels k, any shape."""
+        low, high = self.value_range
+        return (low + (k.double() + 0.5) * ((high - low) / self.levels)).to(dtype)
+
+    def level(self, x: Tensor) -> Tensor:
+        """The level whose cell holds x, int64; values outside the range belong to the outermost cells."""
+        return ((x.double() - self.value_range[0]) / self.width).floor().long().clamp(0, self.levels - 1)

@@ -1,0 +1,28 @@
+"""Laws of training times, as quantile functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from scoresde.sde import SDE
+
+TimeLaw = Callable[[SDE, Tensor], Tensor]  # (sde, u (B,) uniform in [0, 1)) -> t (B,)
+
+
+def uniform_times(sde: SDE, u: Tensor) -> Tensor:
+    """t uniform on [t_min, 1]."""
+    return sde.t_min + (1 - sde.t_min) * u
+
+
+def discrete_times(sde: SDE, u: Tensor, *, steps: int = 1000) -> Tensor:
+    """t uniform on {1/steps, 2/steps, ..., 1}: the states of a discrete DDPM chain."""
+    return (torch.floor(u * steps) + 1).clamp(1, steps) / steps
+
+
+def lognormal_times(sde: SDE, u: Tensor, *, mean: float = -1.2, std: float = 1.2) -> Tensor:
+    """log(σ/α) ~ N(mean, std²), the noise law of arXiv:2206.00364, cut to [t_min, 1]."""
+    quantile = torch.special.ndtri(u.double().clamp(1e-7, 1 - 1e-7))
+    return sde.time(-2 * (mean + std * quantile)).clamp(sde.t_min, 1).to(u.dtype)
