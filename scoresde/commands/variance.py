@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from scoresde.build import ANY_INTERFACE, ConfigError, build, fill
 from scoresde.commands.batches import Batches
+from scoresde.commands.companion import (
+    companion_config,
+    data_of,
+    labelled,
+    open_companion,
+    options_of,
+    train_companion,
+)
 from scoresde.commands.device import pick_device
 from scoresde.covariance import (
     AnalyticVariance,
@@ -25,9 +32,9 @@ from scoresde.covariance import (
 from scoresde.covariance.moments import noise_levels
 from scoresde.data import Dataset, Quantized
 from scoresde.denoiser import NetworkDenoiser
-from scoresde.loading import TrainedModel, load_run, newest_run
+from scoresde.loading import TrainedModel, load_run
 from scoresde.losses import DenoisingLoss
-from scoresde.training import RunDirectory, Trainer, load_checkpoint, load_weights, save_checkpoint
+from scoresde.training import load_checkpoint, load_weights, save_checkpoint
 
 VARIANCE_FILE = "variance.pt"
 VARIANCE_HEAD = "variance_head"  # task of a head's run
@@ -95,9 +102,9 @@ def moments_of(
             return SecondMoment.from_state(state)
     denoiser, device = _denoiser(trained), _device(_denoiser(trained))
     print(f"estimating the variance of {trained.run.path} from {samples} examples, once: kept in {path}")
-    data = _data(trained, extensions)
+    data = data_of(trained, extensions)
     batch_size = min(batch_size, len(data.train))
-    batches, count = Batches(data, batch_size, seed, labelled=_labelled(trained)), -(-samples // batch_size)
+    batches, count = Batches(data, batch_size, seed, labelled=labelled(trained)), -(-samples // batch_size)
 
     def examples() -> Iterator[tuple[Tensor, dict[str, Any]]]:
         for step in range(count):
@@ -117,20 +124,13 @@ def moments_of(
 
 
 def head_config(config: dict[str, Any]) -> dict[str, Any]:
-    """What `train_variance_head` needs, from a configuration of `train.py`: `of` is the run, `model` the head's net.
+    """What `train_variance_head` needs, from a configuration of `train.py`.
 
     Raises:
         ConfigError: If the configuration says something that the run has decided.
     """
-    given = [key for key in ("run", "conditional", "sde", "parameterization", "data") if config.get(key)]
-    if given:
-        raise ConfigError(
-            f"a variance head takes {' and '.join(given)} from its run: leave out {given[0]}=..., name the run with "
-            f"of=..., and start from experiment=digits_npr."
-        )
-    own = {key: config[key] for key in ("loss", "optimizer", "trainer", "logger", "batch_size", "seed", "device")}
-    of = newest_run("denoiser").path if config["of"] is None else config["of"]
-    return {**own, "run": of, "kind": config["head"], "net": config.get("model"), "extensions": config["extensions"]}
+    whole = companion_config(config, "variance head", "digits_npr")
+    return {**whole, "kind": config["head"], "net": config.get("model")}
 
 
 def train_variance_head(config: dict[str, Any]) -> dict[str, float]:
@@ -151,7 +151,7 @@ def train_variance_head(config: dict[str, Any]) -> dict[str, float]:
     device = pick_device(config["device"])
     trained = load_run(config["run"], device=device, extensions=config["extensions"])
     _denoiser(trained)
-    data = _data(trained, config["extensions"])
+    data = data_of(trained, config["extensions"])
     net = paired_net(config["net"], data) if config["net"] else default_net(trained.config["model"])
     options = {
         "kind": config["kind"],
@@ -161,26 +161,10 @@ def train_variance_head(config: dict[str, Any]) -> dict[str, float]:
     }
     torch.manual_seed(config["seed"])
     head = _head(trained, options, extensions).to(device)
-    own = {key: config[key] for key in ("loss", "optimizer", "trainer", "batch_size", "seed")}
-    whole = {**trained.config, **own, "task": "variance_head", "head": options}
-    run = RunDirectory.create(head_path(trained, config["kind"]), yaml.safe_dump(whole, sort_keys=False))
-    parameters = sum(parameter.numel() for parameter in head.net.parameters())
-    print(f"{run.path}: {parameters:,} parameters, {len(data.train):,} training examples, {device}")
-    trainer = build(
-        config["trainer"],
-        "trainer",
-        extensions,
-        denoiser=head,
-        loss=loss,
-        optimizer=build(config["optimizer"], "optimizer", extensions)(head.net.parameters()),
-        batch=Batches(data, config["batch_size"], config["seed"], labelled=_labelled(trained)),
-        run=run,
-        logger=build(config["logger"], "logger", extensions)(run),
-        seed=config["seed"],
-        device=device,
-    )
-    assert isinstance(trainer, Trainer)
-    metrics = trainer.fit()
+    metrics = train_companion(
+        trained, head, list(head.net.parameters()), loss, config,
+        task=VARIANCE_HEAD, key="head", path=head_path(trained, config["kind"]), options=options,
+    )  # fmt: skip
     sampling = f"solver=ddpm solver.variance=optimal variance={config['kind']}"
     print(f"done: python sample.py run={trained.run.path} {sampling}")
     return metrics
@@ -192,20 +176,9 @@ def load_variance_head(trained: TrainedModel, kind: str, *, extensions: Sequence
     Raises:
         ConfigError: If there is none, or if the denoiser has been trained further since.
     """
-    path = head_path(trained, kind)
-    if not (path / "config.yaml").is_file():
-        raise ConfigError(
-            f"{trained.run.path} has no {kind} head: train one for it first, with python train.py "
-            f"experiment=digits_{kind} of={trained.run.path}, which makes {path}."
-        )
-    run = RunDirectory.open(path)
-    options = yaml.safe_load(run.config_text)["head"]
-    if options["step"] != trained.step:
-        raise ConfigError(
-            f"the head in {path} was trained for step {options['step']} of {trained.run.path}, which is at step "
-            f"{trained.step}: remove {path} and train it again."
-        )
-    head = _head(trained, options, extensions)
+    path, command = head_path(trained, kind), f"experiment=digits_{kind}"
+    run = open_companion(trained, path, "head", noun=f"{kind} head", command=command)
+    head = _head(trained, options_of(run, "head"), extensions)
     load_weights(head, load_checkpoint(run.checkpoint), ema=True)
     return head.to(_device(head)).eval().requires_grad_(False)
 
@@ -266,14 +239,3 @@ def _denoiser(trained: TrainedModel) -> NetworkDenoiser:
 
 def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
-
-
-def _data(trained: TrainedModel, extensions: Sequence[str]) -> Dataset:
-    data = build(trained.config["data"], "data", extensions)
-    if not isinstance(data, Dataset) or data.shape != trained.shape:
-        raise ConfigError(f"the data of {trained.run.path} are no longer those that it was trained on.")
-    return data
-
-
-def _labelled(trained: TrainedModel) -> bool:
-    return trained.config["model"].get("num_classes") is not None
