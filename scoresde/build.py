@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from scoresde.classifier import NoisyClassifier
+from scoresde.covariance import LearnedRange
 from scoresde.data import Dataset, Quantized
 from scoresde.denoiser import NetworkDenoiser
 from scoresde.parameterization import Parameterization
@@ -130,8 +131,15 @@ def fill(config: dict[str, Any], data: Dataset) -> dict[str, Any]:
             f"events of shape {shape}: use model=mlp."
         )
     suited: dict[str, Any] = {"shape": list(shape), "num_classes": data.num_classes if labelled else None}
+    quantised = {}
+    if isinstance(data.codec, Quantized):
+        quantised = {"levels": data.codec.levels, "value_range": list(data.codec.value_range)}
+    suited |= quantised
     if data.train.condition is not None:
         suited["condition_dim"] = data.train.condition[0].numel()
+    if config.get("variance_output", "fixed") != "fixed":
+        _require_learned_range(config)
+        suited["out_channels"] = 2 * shape[0]
     if "image_size" in model:
         suited |= _suited_unet(shape, channel_mults=model.get("channel_mults"))
     for key, value in suited.items():
@@ -139,20 +147,41 @@ def fill(config: dict[str, Any], data: Dataset) -> dict[str, Any]:
             model[key] = value
     if config["parameterization"].get("sigma_data", 0) is None:
         config["parameterization"]["sigma_data"] = _standard_deviation(data)
-    weighting = config["loss"].get("weighting")
-    if isinstance(weighting, Mapping) and weighting.get("sigma_data", 0) is None:
-        sigma_data = config["parameterization"]["sigma_data"]
-        config["loss"] = {**config["loss"], "weighting": {**weighting, "sigma_data": sigma_data}}
+    known = {"sigma_data": config["parameterization"].get("sigma_data"), **quantised}
+    config["loss"] = _without_nulls(config["loss"], known)
     return config
 
 
-def build_model(config: Mapping[str, Any], extensions: Sequence[str] = ()) -> NetworkDenoiser | NoisyClassifier:
+def _without_nulls(node: Any, known: Mapping[str, Any]) -> Any:
+    """A node in which known values, at any depth, stand in place of nulls."""
+    if not isinstance(node, Mapping):
+        return node
+    filled = {key: _without_nulls(value, known) for key, value in node.items()}
+    return filled | {key: value for key, value in known.items() if key in node and node[key] is None}
+
+
+def _require_learned_range(config: Mapping[str, Any]) -> None:
+    kind = config["variance_output"]
+    if kind != "learned_range":
+        raise ConfigError(f"variance_output needs to be fixed or learned_range, got {kind!r}.")
+    if config["task"] != "denoiser" or "out_channels" not in config["model"]:
+        raise ConfigError(
+            f"variance_output=learned_range needs task=denoiser and a network with out_channels, for twice the "
+            f"channels of the data: use model=ncsnpp or model=mlp, got {config['model']['_target_']}."
+        )
+
+
+def build_model(
+    config: Mapping[str, Any], extensions: Sequence[str] = ()
+) -> NetworkDenoiser | LearnedRange | NoisyClassifier:
     """The denoiser or classifier that a filled-in training configuration describes, with fresh weights."""
     sde = _require(build(config["sde"], "sde", extensions), SDE, "sde")
     rule = _require(
         build(config["parameterization"], "parameterization", extensions), Parameterization, "parameterization"
     )
     net = _require(build(config["model"], "model", extensions), nn.Module, "model")
+    if config.get("variance_output", "fixed") == "learned_range":
+        return LearnedRange(net, sde, rule, steps=config["loss"].get("steps"))
     kind = NoisyClassifier if config["task"] == "classifier" else NetworkDenoiser
     return kind(net, sde, rule)
 

@@ -109,6 +109,10 @@ class _Given(Denoiser):
         return self._bound("covariance_diag")
 
     @property
+    def covariance(self) -> Callable[..., Tensor]:
+        return self._bound("covariance")
+
+    @property
     def mean_and_range(self) -> Callable[..., tuple[Tensor, Tensor]]:
         return self._bound("mean_and_range")
 

@@ -70,6 +70,11 @@ class FlowCoordinates:
         sigma, scale = self.sde.sigma(t), self.scale(t)
         return expand(torch.cosh(z) * sigma, traces) * (expand(sigma / scale.square(), traces) * entries - traces)
 
+    def divergence_of(self, at: Tensor, traces: Tensor, entries: int) -> Tensor:
+        """The same with the `coefficients` at (4,) or (4, B), and traces of any further shape (B, ...)."""
+        _, scale, pull, gain = at.unbind()
+        return expand(pull, traces) * entries - expand(gain * scale, traces) * traces
+
     def spread(self, z: Tensor, t: Tensor) -> Tensor:
         """Diffusion of y per √dz; shape of z."""
         return self.sde.sigma(t) / self.scale(t) * (2 * torch.cosh(z)).sqrt()

@@ -12,6 +12,7 @@ import yaml
 
 from scoresde.build import ConfigError, build_model
 from scoresde.classifier import NoisyClassifier
+from scoresde.covariance import LearnedRange
 from scoresde.data import Quantized, Standardized, codec_from_state
 from scoresde.denoiser import Denoiser, NetworkDenoiser
 from scoresde.training import RunDirectory, load_checkpoint, load_weights
@@ -26,7 +27,7 @@ class TrainedModel:
     Args:
         run: Its run directory.
         config: The configuration that it was trained with.
-        model: A `NetworkDenoiser` or `NoisyClassifier` with averaged weights, in evaluation mode.
+        model: A `NetworkDenoiser`, `LearnedRange` or `NoisyClassifier` with averaged weights, in evaluation mode.
         codec: Map between the data's own values and the model's.
         shape: Event shape.
         step: Number of training steps behind the weights.
@@ -34,7 +35,7 @@ class TrainedModel:
 
     run: RunDirectory
     config: dict[str, Any]
-    model: NetworkDenoiser | NoisyClassifier
+    model: NetworkDenoiser | LearnedRange | NoisyClassifier
     codec: Quantized | Standardized
     shape: tuple[int, ...]
     step: int
@@ -67,8 +68,9 @@ def load_run(
     run = RunDirectory.open(path.parent.parent if is_file else path)
     checkpoint = path if is_file else run.checkpoint
     config = read_config(run)
-    if config["task"] == "variance_head":
-        raise ConfigError(f"{run.path} is a variance head: name the denoiser's run, {run.path.parent}.")
+    if config["task"] in ("variance_head", "dequantization"):
+        noun = config["task"].replace("_", " ")
+        raise ConfigError(f"{run.path} is a {noun}: name the denoiser's run, {run.path.parent}.")
     state = load_checkpoint(checkpoint)
     codec = load_checkpoint(run.path / CODEC_FILE)
     model = build_model(config, extensions)

@@ -18,9 +18,9 @@ from torch import Tensor
 from scoresde.cli import sample_main, train_main
 from scoresde.commands.sample import asks_for_covariance
 from scoresde.commands.variance import VARIANCE_FILE, moments_of, with_variance
-from scoresde.covariance import SecondMomentLoss
 from scoresde.guidance import Guided
 from scoresde.loading import load_run
+from scoresde.losses import SecondMomentLoss
 from scoresde.solvers import DDIM, DDPM, Langevin, PredictorCorrector, Solver, per_sample_noise
 from scoresde.solvers.trajectories import optimal_grid
 
@@ -258,9 +258,9 @@ def test_a_classifier_has_no_variance(work: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["of=runs/plain"], "of=runs/plain is an option of variance heads"),
-        (["head=npr"], "head=npr is an option of variance heads"),
-        (["task=variance"], "task needs to be one of denoiser, classifier, variance_head, got 'variance'"),
+        (["of=runs/plain"], "of=runs/plain is an option of a run.s companions"),
+        (["head=npr"], "head=npr is an option of a run.s companions"),
+        (["task=variance"], "one of denoiser, classifier, variance_head, dequantization, got 'variance'"),
         (["task=variance_head", "head=npr"], "takes sde and parameterization and data from its run: leave out sde="),
         (["experiment=digits_npr", "sde=ve"], "takes sde from its run: leave out sde=..., name the run with of="),
         (["experiment=digits_npr", "sde.beta_min=1"], "Key 'sde' is not in struct"),

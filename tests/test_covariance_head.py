@@ -22,7 +22,8 @@ from scoresde import (
     NetworkDenoiser,
     VPrediction,
 )
-from scoresde.covariance import SecondMomentLoss, VarianceHead
+from scoresde.covariance import VarianceHead
+from scoresde.losses import SecondMomentLoss
 from scoresde.sde import expand
 from scoresde.training import Trainer
 

@@ -38,7 +38,7 @@ def trained(tmp_path: Path) -> TrainedModel:
 
 
 def head_config(trained: TrainedModel, **changes: Any) -> dict[str, Any]:
-    loss = {"_target_": "scoresde.covariance.SecondMomentLoss"}
+    loss = {"_target_": "scoresde.SecondMomentLoss"}
     return {**COMMON, "run": str(trained.run.path), "kind": "npr", "net": None, "loss": loss, **changes}
 
 

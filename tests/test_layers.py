@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "scoresde"
-CORE = {"analytic", "calibration", "classifier", "covariance", "flow", "guidance", "likelihood", "losses", "solvers"}
+CORE = {
+    "analytic", "calibration", "classifier", "covariance", "diagnostics", "flow", "guidance", "likelihood", "losses",
+    "solvers",
+}  # fmt: skip
 LEAVES = {"models", "data"}
 BELOW = {  # what a unit may import of ours, besides itself
     "quadrature": set(),

@@ -9,10 +9,19 @@ from scoresde.data import Dataset, batch_indices, random_flip
 
 
 class Batches:
-    """Batch k of an infinite, reproducible stream: a function of (seed, k), so resuming needs no state."""
+    """Batch k of an infinite, reproducible stream: a function of (seed, k), so resuming needs no state.
 
-    def __init__(self, data: Dataset, batch_size: int, seed: int, *, labelled: bool) -> None:
+    Args:
+        data: Where from.
+        batch_size: Examples per batch.
+        seed: Of the order, flips and dequantisation.
+        labelled: Whether to hand on labels.
+        dequantize: Whether levels are spread over their cells; otherwise they lie at the centres.
+    """
+
+    def __init__(self, data: Dataset, batch_size: int, seed: int, *, labelled: bool, dequantize: bool = True) -> None:
         self.data, self.batch_size, self.seed, self.labelled = data, batch_size, seed, labelled
+        self.dequantize = dequantize
 
     def __call__(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         split = self.data.train
@@ -26,4 +35,4 @@ class Batches:
             cond["label"] = split.label[rows]
         if split.condition is not None:
             cond["condition"] = split.condition[rows]
-        return self.data.codec.encode(x, generator=generator), cond
+        return self.data.codec.encode(x, generator=generator, dequantize=self.dequantize), cond

@@ -41,7 +41,7 @@ def companion_config(config: dict[str, Any], noun: str, experiment: str) -> dict
 def train_companion(
     trained: TrainedModel,
     module: nn.Module,
-    parameters: list[Tensor],
+    parameters: Sequence[Tensor],
     loss: Any,
     config: dict[str, Any],
     *,

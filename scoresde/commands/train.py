@@ -14,16 +14,17 @@ from torch import nn
 from scoresde.build import ANY_INTERFACE, ConfigError, build, build_model, fill
 from scoresde.classifier import ClassifierLoss
 from scoresde.commands.batches import Batches
+from scoresde.commands.dequantization import DEQUANTIZATION, train_dequantization
 from scoresde.commands.device import pick_device
 from scoresde.commands.pictures import save_picture
 from scoresde.commands.variance import VARIANCE_HEAD, head_config, train_variance_head
 from scoresde.data import Dataset, codec_state
-from scoresde.denoiser import NetworkDenoiser
+from scoresde.denoiser import Denoiser
 from scoresde.loading import CODEC_FILE
 from scoresde.solvers import DPMSolverPP2M
 from scoresde.training import RunDirectory, Trainer, save_checkpoint
 
-TASKS = ("denoiser", "classifier", VARIANCE_HEAD)
+TASKS = ("denoiser", "classifier", VARIANCE_HEAD, DEQUANTIZATION)
 PREVIEW_SAMPLES = 64
 NOT_IDENTITY = ("run", "device", "logger", "extensions", "of", "head")  # keys that do not make it another run
 
@@ -38,10 +39,13 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         raise ConfigError(f"task needs to be one of {', '.join(TASKS)}, got {config['task']!r}.")
     if config["task"] == VARIANCE_HEAD:
         return train_variance_head(head_config(config))
+    if config["task"] == DEQUANTIZATION:
+        return train_dequantization(config)
     for key in ("of", "head"):
         if config.get(key) is not None:
             raise ConfigError(
-                f"{key}={config[key]} is an option of variance heads: leave it out, or use experiment=digits_npr."
+                f"{key}={config[key]} is an option of a run's companions: leave it out, or use "
+                f"experiment=digits_npr or experiment=digits_dequantization."
             )
     extensions = [*config["extensions"], ANY_INTERFACE]
     for key in ("path", "test_path"):  # sampling may start from another folder
@@ -60,7 +64,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     device = pick_device(config["device"])
     model = build_model(config, extensions).to(device)
     loss = build(config["loss"], "loss", extensions)
-    optimizer = build(config["optimizer"], "optimizer", extensions)(model.parameters())
+    optimizer = build(config["optimizer"], "optimizer", extensions)(_parameter_groups(model))
 
     run = RunDirectory.create(run_path(config), yaml.safe_dump(_identity(config), sort_keys=False))
     codec = {"codec": codec_state(data.codec), "shape": list(data.shape)}
@@ -77,10 +81,16 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         denoiser=model,
         loss=ClassifierLoss(noise=loss) if config["task"] == "classifier" else loss,
         optimizer=optimizer,
-        batch=Batches(data, config["batch_size"], config["seed"], labelled=_uses_labels(config)),
+        batch=Batches(
+            data,
+            config["batch_size"],
+            config["seed"],
+            labelled=_uses_labels(config),
+            dequantize=getattr(loss, "dequantize", True),
+        ),
         run=run,
         logger=build(config["logger"], "logger", extensions)(run),
-        preview=Preview(run, data, config) if isinstance(model, NetworkDenoiser) and data.is_image else None,
+        preview=Preview(run, data, config) if isinstance(model, Denoiser) and data.is_image else None,
         seed=config["seed"],
         device=device,
     )
@@ -98,7 +108,7 @@ class Preview:
         self.labels = data.num_classes if config["conditional"] else None
 
     def __call__(self, denoiser: nn.Module, step: int) -> Path:
-        assert isinstance(denoiser, NetworkDenoiser)
+        assert isinstance(denoiser, Denoiser)
         device = next(denoiser.parameters()).device
         latent = denoiser.sde.prior_sample(
             (PREVIEW_SAMPLES, *self.data.shape), generator=torch.Generator().manual_seed(0)
@@ -110,6 +120,14 @@ class Preview:
         path = self.run.samples / f"step_{step:08d}.png"
         save_picture(path, self.data.codec.to_uint8(x.cpu()))  # type: ignore[union-attr]  # images are quantised
         return path
+
+
+def _parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """The network's parameters, and without weight decay those of a learned noise schedule."""
+    schedule = list(sde.parameters()) if isinstance(sde := getattr(model, "sde", None), nn.Module) else []
+    learned = {id(parameter) for parameter in schedule}
+    groups = [{"params": [parameter for parameter in model.parameters() if id(parameter) not in learned]}]
+    return [*groups, {"params": schedule, "weight_decay": 0.0}] if schedule else groups
 
 
 def run_path(config: dict[str, Any]) -> Path:

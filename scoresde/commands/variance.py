@@ -25,6 +25,7 @@ from scoresde.covariance import (
     AnalyticVariance,
     CovarianceDenoiser,
     HessianDiagonal,
+    LearnedRange,
     SecondMoment,
     VarianceHead,
     second_moment,
@@ -231,8 +232,8 @@ def _head(trained: TrainedModel, options: dict[str, Any], extensions: Sequence[s
     )
 
 
-def _denoiser(trained: TrainedModel) -> NetworkDenoiser:
-    if not isinstance(trained.model, NetworkDenoiser):
+def _denoiser(trained: TrainedModel) -> NetworkDenoiser | LearnedRange:
+    if not isinstance(trained.model, NetworkDenoiser | LearnedRange):
         raise ConfigError(f"{trained.run.path} is the run of a classifier: name the run of a denoiser.")
     return trained.model
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from scoresde.denoiser import Denoiser
+from scoresde.denoiser import Denoiser, NetworkDenoiser
 from scoresde.parameterization import Parameterization
 from scoresde.sde import SDE, expand
 
@@ -23,7 +24,7 @@ class LearnedRange(Denoiser):
         Cov[x0 | x_t] = (Σ − β̃)/(α_s (1 − SNR_t/SNR_s))²,   s = t − 1/steps
 
     Args:
-        net: Called as net(x, c_noise, **cond); (B, C, *) -> (B, 2C, *).
+        net: Called as net(x, c_noise, **cond); (B, C, *) -> (B, 2C, *). `NCSNpp` and `MLP` with out_channels=2C.
         sde: The process that the network was trained on.
         parameterization: What F is.
         steps: Length of the chain that the variance was learned for; None: that of the `DiscreteVPSDE`.
@@ -42,23 +43,21 @@ class LearnedRange(Denoiser):
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         return self.mean_and_range(x, t, **cond)[0]
 
+    def eps(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return self.eps_and_range(x, t, **cond)[0]
+
     def mean_and_range(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         """x̂0 and v, both (B, *): v = 0 stands for a step's β̃, 1 for its β."""
-        wide = t.double()
-        alpha, sigma = self.sde.alpha(wide), self.sde.sigma(wide)
-        c_skip, c_out = self.parameterization.skip_out(alpha, sigma)
-        c_in = self.parameterization.c_in(alpha, sigma)
-        parameter = next(self.net.parameters(), None)
-        dtype = x.dtype if parameter is None else parameter.dtype
-        label = self.parameterization.c_noise(alpha, sigma).to(x.device, dtype).expand(x.shape[0])
-        output = self.net((expand(c_in, x) * x).to(dtype), label, **cond)
-        if output.shape != (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
-            raise ValueError(
-                f"LearnedRange needs a network that returns twice the channels of its input {tuple(x.shape)}, "
-                f"got {tuple(output.shape)}: the first half for the mean, the second for the variance."
-            )
-        mean, range_ = output.to(x.dtype).chunk(2, dim=1)
-        return expand(c_skip, x) * x + expand(c_out, x) * mean, (range_ + 1) / 2
+        halves = _Halves(self.net)
+        return NetworkDenoiser(halves, self.sde, self.parameterization)(x, t, **cond), halves.range_as(x)
+
+    def eps_and_range(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        """ε̂ and v, both (B, *), with one call of the network."""
+        halves = _Halves(self.net)
+        return NetworkDenoiser(halves, self.sde, self.parameterization).eps(x, t, **cond), halves.range_as(x)
+
+    def tabulate(self, times: Sequence[Tensor]) -> Denoiser:
+        return _Tabulated(self, times)
 
     def select(self, index: Tensor, batch: int) -> Denoiser:
         return self
@@ -68,12 +67,13 @@ class LearnedRange(Denoiser):
         return self.mean_and_covariance(x, t, **cond)[1]
 
     def mean_and_covariance(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        if self.steps < 1:
-            raise ValueError(
-                f"LearnedRange on {self.sde} knows no length of its chain: pass steps=1000, the number of steps that "
-                f"the variance was learned for."
-            )
+        self._check_steps()
         x0_hat, v = self.mean_and_range(x, t, **cond)
+        return x0_hat, self.covariance_of(v, x, t)
+
+    def covariance_of(self, v: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Diagonal of Cov[x0 | x_t = x] for a given v, (B, *)."""
+        self._check_steps()
         wide = t.double()
         s = (wide - 1 / self.steps).clamp_min(0)
         s = torch.where(s * self.steps < 1e-6, wide / 2, s)  # the step to the data has β̃ = 0: half of it tells as much
@@ -81,4 +81,62 @@ class LearnedRange(Denoiser):
         small = self.sde.sigma(s).square() * removed
         log_ratio = 2 * (self.sde.sigma(wide).log() - self.sde.sigma(s).log())  # log β/β̃
         gain = small / (self.sde.alpha(s) * removed).square()
-        return x0_hat, (expand(gain, x) * torch.expm1(expand(log_ratio, x) * v)).clamp_min(0)
+        return (expand(gain, x) * torch.expm1(expand(log_ratio, x) * v)).clamp_min(0)
+
+    def _check_steps(self) -> None:
+        if self.steps < 1:
+            raise ValueError(
+                f"LearnedRange on {self.sde} knows no length of its chain: pass steps=1000, the number of steps that "
+                f"the variance was learned for."
+            )
+
+
+class _Halves(nn.Module):
+    """A network with twice the channels as one with the data's own, for `NetworkDenoiser`; the rest is kept aside."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.rest = net, torch.empty(0)
+
+    def forward(self, x: Tensor, c_noise: Tensor, **cond: Any) -> Tensor:
+        output = self.net(x, c_noise.to(x.device), **cond)
+        if output.shape != (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
+            raise ValueError(
+                f"LearnedRange needs a network that returns twice the channels of its input {tuple(x.shape)}, "
+                f"got {tuple(output.shape)}: the first half for the mean, the second for the variance."
+            )
+        mean, self.rest = output.chunk(2, dim=1)
+        return mean
+
+    def range_as(self, x: Tensor) -> Tensor:
+        """v of the last call, in x's dtype; given out once, so that no graph is held."""
+        rest, self.rest = self.rest, torch.empty(0)
+        return (rest.to(x.dtype) + 1) / 2
+
+
+class _Tabulated(Denoiser):
+    """With the coefficients at times that are known by identity, see `NetworkDenoiser.tabulate`."""
+
+    def __init__(self, whole: LearnedRange, times: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.whole, self.sde, self.halves = whole, whole.sde, _Halves(whole.net)
+        self.mean = NetworkDenoiser(self.halves, whole.sde, whole.parameterization).tabulate(times)
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return self.mean_and_range(x, t, **cond)[0]
+
+    def eps(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return self.eps_and_range(x, t, **cond)[0]
+
+    def mean_and_range(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        return self.mean(x, t, **cond), self.halves.range_as(x)
+
+    def eps_and_range(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        return self.mean.eps(x, t, **cond), self.halves.range_as(x)
+
+    def covariance_diag(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return self.mean_and_covariance(x, t, **cond)[1]
+
+    def mean_and_covariance(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        x0_hat, v = self.mean_and_range(x, t, **cond)
+        return x0_hat, self.whole.covariance_of(v, x, t)

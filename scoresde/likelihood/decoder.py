@@ -66,7 +66,7 @@ class CategoricalDecoder(Cells):
 
     def __call__(self, x0: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         centres = self.centre(torch.arange(self.levels, device=x0.device), mean.dtype)
-        z = (centres - mean[..., None]) / std.to(mean.dtype)[..., None]
+        z = (centres - mean[..., None]) / std.to(mean)[..., None]
         log_probs = (-0.5 * z.square()).log_softmax(-1)
         each = log_probs.gather(-1, self.level(x0)[..., None])[..., 0]
         return each.flatten(1).sum(1)

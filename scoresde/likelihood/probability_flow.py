@@ -3,32 +3,51 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.flow import FlowCoordinates, check_ode_arguments, odeint_options
+from scoresde.flow import ADAPTIVE_METHODS, FlowCoordinates, check_ode_arguments, odeint_options
+from scoresde.likelihood.decoder import Decoder, gaussian_decoder
+from scoresde.likelihood.trace import Trace, check_trace, mean_and_error, trace_of
+from scoresde.sde import expand
+from scoresde.solvers.adaptive import Field, Goal, State, integrate
+from scoresde.solvers.counter import deliver, keyed_normals, mix, sample_keys
+from scoresde.solvers.ode import tableau
 
-TRACE_CHUNK_ENTRIES = 2**22  # entries of the stacked one-hot vectors that an exact trace differentiates at once
+SAFETY, EXPONENT = 50.0, 1.5  # of the solver error; fitted to Gaussians and mixtures, tolerances 1e-3 to 1e-8
+NOISE_RESOLUTION = 0.5  # least σ_t_start / α_t_start that changes x, in units of its rounding
+_NOISE = 0x6E6F697365  # sets the noise of x_ε apart from the probes
 
 
 class LogProb(NamedTuple):
     """Result of `log_prob`.
 
     Attributes:
-        log_prob: log p(x) in nats, (B,).
-        std_error: Standard error of log_prob from the random probes, (B,): 0 for an exact trace, NaN for one probe,
-            whose error cannot be estimated.
+        log_prob: log p(x) in nats, (B,), the term `below` included.
+        std_error: Standard error of log_prob from the random probes, (B,), such that ± 2 of them hold the exact trace's
+            value in 95 % of cases for few probes too: 0 for an exact trace, NaN for one probe, whose error cannot be
+            estimated.
         latent: x at t = 1, (B, *).
-        nfe: Network evaluations per sample.
+        nfe: Network evaluations of each sample, (B,); the products with the Jacobian share them.
+        solver_error: Estimate of the error of log_prob from finite steps in nats, (B,), rather too large than too
+            small; NaN for fixed steps, which estimate none.
+        below: The part of log_prob from between 0 and t_start, (B,): zeros for below="density".
+        failures: For on_error="nan", one sentence for each row that could not be done; its values are NaN.
     """
 
     log_prob: Tensor
     std_error: Tensor
     latent: Tensor
-    nfe: int
+    nfe: Tensor
+    solver_error: Tensor
+    below: Tensor
+    failures: dict[int, str]
 
 
 def log_prob(
@@ -43,119 +62,225 @@ def log_prob(
     atol: float = 1e-5,
     steps: int | None = None,
     t_start: float | None = None,
+    below: str = "density",
+    decoder: Decoder = gaussian_decoder,
+    create_graph: bool = False,
+    on_error: str = "raise",
+    seeds: int | Sequence[int] | Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> LogProb:
     """Log density of data under the probability-flow ODE.
 
         log p(x) = log π(x_1) + ∫ div(dx/dt) dt from t_start to 1               (Song et al. 2021, eq. 39)
-        div ≈ vᵀ (∂(dx/dt)/∂x) v, with one v per probe held fixed along the path  (Hutchinson's estimator)
+        div      = f d + g²/(2σ) tr(∂ε̂/∂x),   the trace exact or from probes held fixed along the path
 
-    Integrated in the coordinates of `scoresde.flow` with tolerances for every sample by itself; drift and divergence
-    share one network call. p is the density of data at t_start, i.e. of x0 blurred by σ(t_start).
+    Integrated in the coordinates of `scoresde.flow`, in float64 around a network that gets x's dtype. Drift and trace
+    share one forward pass. Every sample has its own steps, chosen for its own log p: a step may change y by the
+    tolerance (root mean square over entries) and log p by atol √d, where the error δy of a step counts with the score
+    at hand,
+
+        δ log p = δ∫div + ∇_y log p · δy,       ∇_y log p = −ν ε̂/σ.
+
+    A sample's value therefore does not depend on its batch, given its seed.
 
     Args:
         denoiser: The model.
         x: Data in the model's own scaling, (B, *), float32 or float64.
-        divergence: "hutchinson", or "exact": the full trace, one backward pass per entry of an event.
-        probes: Number of probe vectors; two or more give a standard error.
-        probe: "rademacher" or "gaussian" entries.
+        divergence: "hutchinson", "hutch++", or "exact": the full trace, one product per entry of an event.
+        probes: Number of products with the Jacobian per evaluation; of Hutch++ a third each are for the sketch, for its
+            image, and for the rest. Two or more values give a standard error.
+        probe: "rademacher", "gaussian" or "orthogonal" (at most d are used: d make up the exact trace).
         method, rtol, atol, steps: As for `ProbabilityFlowODE`.
         t_start: Data side of the integral; None is the SDE's t_min.
-        generator: For the probes, on x's device.
+        below: What to do about 0 < t < t_start. "density" takes x for x_t_start: the density of data blurred by
+            σ(t_start). "decoder" gives a lower bound of log p(x0), from one draw x_ε ~ q(x_t_start | x0):
+            log p(x_ε) + log p(x0 | x_ε) − log q(x_ε | x0), at one more network call.
+        decoder: log p(x0 | x_ε) from (x0, x̂0(x_ε), σ/α), for below="decoder"; `DiscretizedGaussian` makes the result
+            a probability of levels.
+        create_graph: Whether log_prob can be differentiated by x and by the denoiser's parameters; the steps count as
+            constants. Otherwise no graph is kept.
+        on_error: "raise", or "nan": rows that cannot be done get NaN, a sentence in `failures`, and stop no other.
+        seeds: For the probes and for x_ε: one whole number per sample, or one from which all are derived.
+        generator: On x's device, draws the seeds if none are given.
     Returns:
         A `LogProb`.
     Raises:
         ValueError: For NaN in x, or arguments that do not fit together.
+        FloatingPointError: If the denoiser returns NaN or infinity, or if the tolerance cannot be met.
 
     References:
         Song et al., "Score-Based Generative Modeling through SDEs", 2021, arXiv:2011.13456.
         Grathwohl et al., "FFJORD", 2019, arXiv:1810.01367.
+        Meyer et al., "Hutch++: Optimal Stochastic Trace Estimation", 2021, arXiv:2010.09649.
     """
+    check_trace("log_prob", divergence, probes, probe)
+    check_ode_arguments("log_prob", method, rtol, atol, steps)
+    _check_options(below, on_error)
+    failures = _check_data(x, on_error)
+    t_start = denoiser.sde.t_min if t_start is None else t_start
+    flow = FlowCoordinates(denoiser.sde, t_start, "log_prob")
+    if failures:
+        x = x.index_fill(0, torch.tensor(list(failures), device=x.device), 0.0)
+    _check_resolution(flow, x)
+    keys = sample_keys(_drawn_seeds(x, generator) if seeds is None else seeds, len(x), "log_prob")
+    trace, entries = trace_of(divergence, x, probes, probe, keys), x.shape[1:].numel()
+
+    with nullcontext() if create_graph else torch.no_grad():
+        start, gap = x, x.new_zeros(len(x), dtype=torch.float64)
+        if below == "decoder":
+            start, gap = _decoded(flow, denoiser, x, decoder, keys)
+        state = start.double() / flow.scale(t_start), gap.new_zeros(len(x), trace.values)
+        field = likelihood_field(flow, denoiser, trace, len(x), x.dtype, create_graph=create_graph)
+        error = torch.zeros_like(gap)
+        if method in ADAPTIVE_METHODS:
+            pair, lost = tableau(method), failures if on_error == "nan" else None
+            goal = Goal(partial(_effect, order=pair.order), atol * math.sqrt(entries), error)
+            (y, delta), nfe, *_ = integrate(
+                field, state, flow.data_end, flow.noise_end, pair,
+                rtol=rtol, atol=atol, goal=goal, failures=lost, owner="log_prob",
+            )  # fmt: skip
+        else:
+            (y, delta), nfe = _fixed_steps(flow, field, state, method, steps)
+            error = error.fill_(math.nan)
+            failures |= _lost(y, delta, failures, on_error)
+        latent = flow.scale(1.0) * y
+        stretch = entries * (flow.scale(1.0) / flow.scale(t_start)).log()  # log |d(x_1, x_t)/d(y_1, y_t)|
+        mean, std_error = mean_and_error(delta, trace, entries)
+        value = denoiser.sde.prior_log_prob(latent) + stretch + mean + gap
+    columns = [part.to(x.dtype) for part in (value, std_error, latent, error, gap)]
+    if failures:
+        rows = torch.tensor(list(failures), device=x.device)
+        columns = [column.index_fill(0, rows, math.nan) for column in columns]
+    value, std_error, latent, error, gap = columns
+    return LogProb(value, std_error, latent, nfe + (below == "decoder"), error, gap, failures)
+
+
+def likelihood_field(
+    flow: FlowCoordinates, denoiser: Denoiser, trace: Trace, batch: int, dtype: torch.dtype, *, create_graph: bool
+) -> Field:
+    """The probability flow of y (B, *) and its divergence for every value of the trace (B, K), for `integrate`."""
+
+    def eps_at(at: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        x = (expand(at[1], y) * y).to(dtype)
+        x = x if create_graph else x.detach()
+        x = x if x.requires_grad else x.requires_grad_()
+        return denoiser.eps(x, at[0]), x
+
+    def rate(at: Tensor, state: State) -> State:
+        y, _ = state
+        with torch.enable_grad():
+            eps, x = eps_at(at, y)
+            traces = trace(eps, x, create_graph=create_graph).double()
+        eps = eps if create_graph else eps.detach()
+        return flow.slope(at, y, eps.double()), flow.divergence_of(at, traces, x.shape[1:].numel())
+
+    def inner(at: Tensor, state: State) -> State:
+        y, delta = state
+        eps = denoiser.eps((expand(at[1], y) * y).to(dtype), at[0])
+        return flow.slope(at, y, eps.double()), torch.zeros_like(delta)
+
+    def select(index: Tensor) -> Field | None:
+        smaller = denoiser.select(index, batch)
+        if smaller is None:
+            return None
+        return likelihood_field(flow, smaller, trace.select(index), len(index), dtype, create_graph=create_graph)
+
+    return Field(flow.coefficients, rate, select, inner)
+
+
+def _effect(at: Tensor, h: Tensor, state: State, slope: State, error: State, *, order: float) -> tuple[Tensor, Tensor]:
+    """Sizes of the change of log p by the error of a step.
+
+    To decide, terms add up as independent ones do; to record, as if all had one sign. The error estimate is that of the
+    lower order of the pair; the result has the higher one, which is better by a power of the step,
+
+        50 error (error / moved)^(1.5/(p−1))             1/(p−1) in theory; signs cancel more, the more steps there are.
+    """
+    y, rate, error_y = (part[0].flatten(1) for part in (state, slope, error))
+    score = rate / expand(at[2], rate) - y  # −ν ε̂/σ, with ε̂ solved from dy/dz
+    terms = score * error_y
+    decides = (terms.square().sum(1) + error[1].square().mean(1)).sqrt()
+    largest = terms.abs().sum(1) + error[1].abs().mean(1)
+    moved = h.abs() * ((score * rate).abs().sum(1) + slope[1].abs().mean(1))
+    power = (largest / moved).nan_to_num(1.0).clamp(max=1.0) ** (EXPONENT / max(order - 1, 1))
+    return decides, SAFETY * largest * power
+
+
+def _fixed_steps(
+    flow: FlowCoordinates, field: Field, state: State, method: str, steps: int | None
+) -> tuple[State, Tensor]:
     from torchdiffeq import odeint
 
-    _check_arguments(x, divergence, probes, probe)
-    check_ode_arguments("log_prob", method, rtol, atol, steps)
-    flow = FlowCoordinates(denoiser.sde, denoiser.sde.t_min if t_start is None else t_start, "log_prob")
-    vectors = None if divergence == "exact" else _probes(x, probes, probe, generator)
-    nfe = 0
+    calls = 0
 
-    def rate(z: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        nonlocal nfe
-        nfe += 1
-        t = flow.time(z)
-        with torch.enable_grad():
-            x = (flow.scale(t) * state[0]).detach().requires_grad_()
-            eps = denoiser.eps(x, t)
-            traces = _traces(eps, x, vectors)
-        return flow.rate(x.detach(), z, t, eps.detach()), flow.divergence(z, t, traces, x[0].numel())
+    def rate(z: Tensor, state: State) -> State:
+        nonlocal calls
+        calls += 1
+        return field.rate(field.clock(z), state)
 
-    delta = x.new_zeros(x.shape[0], 1 if vectors is None else probes)
-    times = torch.tensor([flow.data_end, flow.noise_end], dtype=torch.float64, device=x.device)
-    options = odeint_options(method, flow.data_end, flow.noise_end, steps, device=x.device)
-    try:
-        with torch.no_grad():
-            path = odeint(
-                rate, (x / flow.scale(flow.t_end), delta), times, rtol=rtol, atol=atol, method=method, options=options
-            )
-    except AssertionError as error:
-        raise FloatingPointError(
-            f"log_prob stopped ({error}): the denoiser returned NaN or infinity, or rtol={rtol:g} is below what "
-            f"{x.dtype} can resolve. Check the model, loosen rtol and atol, or use float64."
-        ) from None
-    latent, delta = flow.scale(1.0) * path[0][-1], path[1][-1]
-    stretch = x[0].numel() * (flow.scale(1.0) / flow.scale(flow.t_end)).log().to(
-        x.dtype
-    )  # log |d(x_1, x_t)/d(y_1, y_t)|
-    values = denoiser.sde.prior_log_prob(latent)[:, None] + stretch + delta
-    return LogProb(values.mean(1), _standard_error(values, exact=vectors is None), latent, nfe)
+    device = state[0].device
+    times = torch.tensor([flow.data_end, flow.noise_end], dtype=torch.float64, device=device)
+    options = odeint_options(method, flow.data_end, flow.noise_end, steps, device=device)
+    y, delta = odeint(rate, state, times, method=method, options=options)
+    return (y[-1], delta[-1]), torch.full((len(y[-1]),), calls, device=device)
 
 
-def _traces(eps: Tensor, x: Tensor, vectors: Tensor | None) -> Tensor:
-    """vᵀ (∂ε̂/∂x) v per probe (B, K), or the exact trace (B, 1)."""
-    if vectors is not None:
-        last = len(vectors) - 1
-        columns = [
-            (torch.autograd.grad(eps, x, v, retain_graph=k < last)[0] * v).flatten(1).sum(1)
-            for k, v in enumerate(vectors)
-        ]
-        return torch.stack(columns, 1)
-    entries, trace = x[0].numel(), x.new_zeros(x.shape[0])
-    chunk = max(1, TRACE_CHUNK_ENTRIES // x.numel())
-    for start in range(0, entries, chunk):
-        rows = torch.arange(start, min(start + chunk, entries), device=x.device)
-        hot = torch.nn.functional.one_hot(rows, entries).to(x.dtype)
-        hot = hot.reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
-        more = start + chunk < entries
-        rows_of_jacobian = torch.autograd.grad(eps, x, hot, retain_graph=more, is_grads_batched=True)[0]
-        trace = trace + (rows_of_jacobian * hot).flatten(2).sum((0, 2))
-    return trace[:, None]
+def _decoded(
+    flow: FlowCoordinates, denoiser: Denoiser, x: Tensor, decoder: Decoder, keys: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """x_ε ~ q(x_ε | x0) and log p(x0 | x_ε) − log q(x_ε | x0), (B,), at t_start."""
+    t = torch.tensor(flow.t_end, dtype=torch.float64, device=x.device)
+    alpha, sigma = denoiser.sde.alpha(t), denoiser.sde.sigma(t)
+    normals = keyed_normals([mix(key ^ _NOISE) for key in keys], x.shape[1:].numel(), torch.Generator())
+    noise = deliver(normals, x.shape, x.dtype, x.device)
+    noisy = alpha * x + sigma * noise
+    mean = denoiser(noisy, t)
+    density = gaussian_decoder(noisy.double(), alpha * x.double(), sigma)  # of x_ε as it was rounded
+    return noisy, decoder(x.double(), mean.double(), sigma / alpha).double() - density
 
 
-def _standard_error(values: Tensor, *, exact: bool) -> Tensor:
-    if exact:
-        return torch.zeros_like(values[:, 0])
-    probes = values.shape[1]
-    return values.std(1) / math.sqrt(probes) if probes > 1 else torch.full_like(values[:, 0], math.nan)
+def _drawn_seeds(x: Tensor, generator: torch.Generator | None) -> list[int]:
+    return [int(seed) for seed in torch.randint(2**62, (len(x),), generator=generator, device=x.device).tolist()]
 
 
-def _probes(x: Tensor, probes: int, probe: str, generator: torch.Generator | None) -> Tensor:
-    shape = (probes, *x.shape)
-    if probe == "gaussian":
-        return torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
-    return torch.randint(0, 2, shape, generator=generator, device=x.device).to(x.dtype) * 2 - 1
+def _lost(y: Tensor, delta: Tensor, known: dict[int, str], on_error: str) -> dict[int, str]:
+    """A sentence for each row that fixed steps left without a finite value."""
+    finite = y.detach().flatten(1).isfinite().all(1) & delta.detach().isfinite().all(1)
+    rows = [row for row in (~finite).nonzero().flatten().tolist() if row not in known]
+    sentence = "log_prob found NaN or infinity for sample {}: check the model's output, or take more steps."
+    if rows and on_error == "raise":
+        raise FloatingPointError(sentence.format(rows[0]))
+    return {row: sentence.format(row) for row in rows}
 
 
-def _check_arguments(x: Tensor, divergence: str, probes: int, probe: str) -> None:
-    if divergence not in ("hutchinson", "exact"):
-        raise ValueError(f"log_prob needs divergence 'hutchinson' or 'exact', got {divergence!r}.")
-    if probe not in ("rademacher", "gaussian"):
-        raise ValueError(f"log_prob needs probe 'rademacher' or 'gaussian', got {probe!r}.")
-    if probes < 1:
-        raise ValueError(f"log_prob needs probes >= 1, got {probes}.")
-    if x.dtype not in (torch.float32, torch.float64) or x.ndim < 2 or x.numel() == 0:
+def _check_options(below: str, on_error: str) -> None:
+    if below not in ("density", "decoder"):
+        raise ValueError(f"log_prob needs below 'density' or 'decoder', got {below!r}.")
+    if on_error not in ("raise", "nan"):
+        raise ValueError(f"log_prob needs on_error 'raise' or 'nan', got {on_error!r}.")
+
+
+def _check_data(x: Tensor, on_error: str) -> dict[int, str]:
+    if x.ndim < 2 or x.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"log_prob needs data of shape (B, *) in float32 or float64, got shape {tuple(x.shape)} in {x.dtype}."
         )
-    bad = (~torch.isfinite(x)).flatten(1).any(1)
-    if bool(bad.any()):
-        raise ValueError(f"log_prob needs finite data, got NaN or infinity in row {int(bad.nonzero()[0])}.")
+    bad = (~x.detach().flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+    sentence = "log_prob needs finite data, got NaN or infinity in row {}: remove it or fill it in."
+    if bad and on_error == "raise":
+        raise ValueError(sentence.format(bad[0]))
+    return {row: sentence.format(row) for row in bad}
+
+
+def _check_resolution(flow: FlowCoordinates, x: Tensor) -> None:
+    """Noise at t_start must be seen next to x in x's dtype."""
+    sde, t = flow.sde, torch.tensor(flow.t_end, dtype=torch.float64)
+    level = float(sde.sigma(t) / sde.alpha(t))
+    least = NOISE_RESOLUTION * torch.finfo(x.dtype).eps * float(x.detach().double().square().mean().sqrt())
+    if level < least:
+        enough = float(sde.time(torch.tensor(-2 * math.log(4 * least), dtype=torch.float64)))
+        raise ValueError(
+            f"log_prob needs noise that {x.dtype} can tell from none: σ/α = {level:.1e} at t_start={flow.t_end:g} of "
+            f"{type(sde).__name__} is lost in data of size {least / NOISE_RESOLUTION / torch.finfo(x.dtype).eps:.1e}. "
+            f"Use t_start={enough:.1e} or float64."
+        )

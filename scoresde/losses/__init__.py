@@ -1,16 +1,26 @@
 """Training objectives: a weighting over noise levels, a law of times, and the losses that use them."""
 
 from scoresde.losses.denoising import DenoisingLoss
-from scoresde.losses.times import TimeLaw, discrete_times, lognormal_times, uniform_times
+from scoresde.losses.dequantization import DequantizationLoss, DequantizedDenoiser
+from scoresde.losses.resampling import LossSecondMoment
+from scoresde.losses.second_moment import SecondMomentLoss
+from scoresde.losses.second_order import SecondOrderLoss
+from scoresde.losses.times import TimeLaw, discrete_times, lognormal_times, logsnr_times, uniform_times
+from scoresde.losses.vdm import VDMLoss
+from scoresde.losses.vlb import VLBLoss
 from scoresde.losses.weightings import (
     Weighting,
     edm_weighting,
+    importance_weighting,
     likelihood_weighting,
     simple_weighting,
     snr_weighting,
+    velocity_weighting,
 )
 
 __all__ = [
-    "DenoisingLoss", "TimeLaw", "Weighting", "discrete_times", "edm_weighting", "likelihood_weighting",
-    "lognormal_times", "simple_weighting", "snr_weighting", "uniform_times",
+    "DenoisingLoss", "DequantizationLoss", "DequantizedDenoiser", "LossSecondMoment", "SecondMomentLoss",
+    "SecondOrderLoss", "TimeLaw", "VDMLoss", "VLBLoss", "Weighting", "discrete_times", "edm_weighting",
+    "importance_weighting", "likelihood_weighting", "lognormal_times", "logsnr_times", "simple_weighting",
+    "snr_weighting", "uniform_times", "velocity_weighting",
 ]  # fmt: skip

@@ -56,13 +56,16 @@ class DenoisingLoss:
     ) -> Tensor:
         """Loss of one batch at random times: x0 (B, *) -> (B,)."""
         t, noise = self.draw(denoiser.sde, x0, generator)
-        if self.label_dropout > 0 and cond.get("label") is not None:
-            drop = torch.rand(x0.shape[0], generator=generator, device=x0.device) < self.label_dropout
-            cond["label"] = cond["label"].masked_fill(drop, -1)
-        return self.at(denoiser, x0, t, noise, **cond)
+        return self.at(denoiser, x0, t, noise, **self.drop_labels(cond, x0, generator))
 
     def draw(self, sde: SDE, x0: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Random times (B,) and noise (B, *) for a batch."""
+        u = self.uniforms(x0, generator)
+        noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+        return self.time(sde, u), noise
+
+    def uniforms(self, x0: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The uniforms u of a batch, (B,), in x0's dtype."""
         batch = x0.shape[0]
         cells = torch.arange(batch, device=x0.device, dtype=x0.dtype)
         if self.sampling == "antithetic":
@@ -73,12 +76,22 @@ class DenoisingLoss:
                 u = (cells + u) / batch
         if self.sampling != "independent":  # which example gets which cell must not depend on its place
             u = u[torch.randperm(batch, generator=generator, device=x0.device)]
-        noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
-        return self.time(sde, u), noise
+        return u
+
+    def drop_labels(self, cond: dict[str, Any], x0: Tensor, generator: torch.Generator | None = None) -> dict[str, Any]:
+        """The conditions with every label replaced by −1 with probability `label_dropout`."""
+        if self.label_dropout == 0 or cond.get("label") is None:
+            return cond
+        drop = torch.rand(x0.shape[0], generator=generator, device=x0.device) < self.label_dropout
+        return {**cond, "label": cond["label"].masked_fill(drop, -1)}
 
     def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, **cond: Any) -> Tensor:
         """Loss at given times (B,) and noise (B, *): deterministic, for evaluation and reproduction."""
         x = denoiser.sde.perturb(x0, t, noise)
-        error = (denoiser.eps(x, t, **cond) - noise).square().flatten(1)
-        reduced = error.mean(1) if self.reduction == "mean" else 0.5 * error.sum(1)
-        return self.weighting(denoiser.sde, t) * reduced
+        return self.of_error(denoiser.sde, t, denoiser.eps(x, t, **cond) - noise)
+
+    def of_error(self, sde: SDE, t: Tensor, error: Tensor) -> Tensor:
+        """The weighted and reduced square of errors ε̂ − ε, (B, *) -> (B,)."""
+        squares = error.square().flatten(1)
+        reduced = squares.mean(1) if self.reduction == "mean" else 0.5 * squares.sum(1)
+        return self.weighting(sde, t) * reduced

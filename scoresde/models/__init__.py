@@ -2,7 +2,8 @@
 
 from scoresde.models.classifier import Classifier
 from scoresde.models.ddpm import DDPMUNet
+from scoresde.models.fourier_features import FourierFeatures
 from scoresde.models.mlp import MLP
 from scoresde.models.ncsnpp import NCSNpp
 
-__all__ = ["MLP", "Classifier", "DDPMUNet", "NCSNpp"]
+__all__ = ["MLP", "Classifier", "DDPMUNet", "FourierFeatures", "NCSNpp"]

@@ -10,6 +10,7 @@ from scoresde.models.ncsnpp import NCSNpp
 def DDPMUNet(
     *,
     channels: int = 3,
+    out_channels: int | None = None,
     image_size: int = 32,
     width: int = 128,
     channel_mults: Sequence[int] = (1, 2, 2, 2),
@@ -41,6 +42,7 @@ def DDPMUNet(
     """
     return NCSNpp(
         channels=channels,
+        out_channels=out_channels,
         image_size=image_size,
         width=width,
         channel_mults=channel_mults,

@@ -22,6 +22,8 @@ class MLP(nn.Module):
 
     Args:
         shape: Event shape of the data, x has shape (B, *shape).
+        out_channels: Length of F's first axis; None for that of the data. Twice that for `LearnedRange`, which also
+            predicts a variance.
         width: Width of the hidden features and of the embedding.
         depth: Number of residual blocks.
         fourier_scale: Standard deviation of the frequencies that embed c_noise; 1 suits c_noise = ¼ log(σ/α).
@@ -34,6 +36,7 @@ class MLP(nn.Module):
         self,
         *,
         shape: Sequence[int] = (2,),
+        out_channels: int | None = None,
         width: int = 128,
         depth: int = 4,
         fourier_scale: float = 1.0,
@@ -45,13 +48,17 @@ class MLP(nn.Module):
         self.shape = tuple(shape)
         if min((width, depth, *self.shape)) < 1:
             raise ValueError(f"MLP needs positive shape, width and depth, got {self.shape}, {width} and {depth}.")
-        features = math.prod(self.shape)
+        if out_channels is not None and out_channels < 1:
+            raise ValueError(
+                f"MLP needs out_channels >= 1, or None for the first axis of the data, got {out_channels}."
+            )
+        self.out_shape = self.shape if out_channels is None else (out_channels, *self.shape[1:])
         self.fourier = GaussianFourier(width // 2, fourier_scale)
         self.embed = nn.Sequential(linear(2 * (width // 2), width), nn.SiLU(), linear(width, width))
         self.conditions = ConditionEmbedding("MLP", width, num_classes, condition_dim)
-        self.input = linear(features, width)
+        self.input = linear(math.prod(self.shape), width)
         self.blocks = nn.ModuleList(MLPBlock(width, dropout) for _ in range(depth))
-        self.output = linear(width, features)
+        self.output = linear(width, math.prod(self.out_shape))
         nn.init.zeros_(self.output.weight)
 
     def forward(
@@ -69,7 +76,7 @@ class MLP(nn.Module):
             c_noise: Shape () or (B,).
             label, condition: Conditions, see the class.
         Returns:
-            F, with the shape and dtype of x.
+            F (B, *shape), with the first axis of `shape` replaced by out_channels, in the dtype of x.
         """
         if x.shape[1:] != self.shape:
             raise ValueError(f"MLP with shape={self.shape} needs x of shape (B, *{self.shape}), got {tuple(x.shape)}.")
@@ -83,7 +90,7 @@ class MLP(nn.Module):
         for block in self.blocks:
             h = block(h, embedding)
         out: Tensor = self.output(F.silu(h))
-        return out.reshape(x.shape).to(x.dtype)
+        return out.reshape(x.shape[0], *self.out_shape).to(x.dtype)
 
 
 class MLPBlock(nn.Module):

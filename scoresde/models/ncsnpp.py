@@ -56,6 +56,7 @@ class NCSNpp(nn.Module):
 
     Args:
         channels: Channels C of the data.
+        out_channels: Channels of F; None for C. 2C for `LearnedRange`, which also predicts a variance.
         image_size: Height and width in pixels that `attention_resolutions` refers to.
         width: Channels of the first level; `channel_mults` times this at the others.
         channel_mults: One factor per level; each level halves the resolution.
@@ -77,7 +78,8 @@ class NCSNpp(nn.Module):
         fourier_scale: Standard deviation of the random frequencies.
         init_scale: Initial scale of the last layer of every block and of the output; 0 starts with F = 0.
         time_conditional: False ignores c_noise (the blocks keep their unused layers).
-        scale_by_sigma: Divide F by σ: c_noise itself for "log_fourier", sigmas[c_noise] for "positional".
+        scale_by_sigma: Divide F, its first C channels, by σ: c_noise itself for "log_fourier", sigmas[c_noise] for
+            "positional".
         centered: False maps x to 2x − 1 first, for data in [0, 1].
         num_scales, sigma_min, sigma_max: Length and ends of the geometric table `sigmas`, descending.
         norm_groups: Groups of every normalisation; None for min(C/4, 32).
@@ -97,6 +99,7 @@ class NCSNpp(nn.Module):
         self,
         *,
         channels: int = 3,
+        out_channels: int | None = None,
         image_size: int = 32,
         width: int = 128,
         channel_mults: Sequence[int] = (1, 2, 2, 2),
@@ -133,6 +136,10 @@ class NCSNpp(nn.Module):
         check_choice("progressive_input", progressive_input, ProgressiveInput)
         check_choice("progressive_combine", progressive_combine, Combination)
         check_sizes(channels, image_size, width, tuple(channel_mults), num_res_blocks, num_scales, concat_channels)
+        if out_channels is not None and out_channels < 1:
+            raise ValueError(
+                f"NCSNpp needs out_channels >= 1, or None for the channels of the data, got {out_channels}."
+            )
         if not 0 < sigma_min < sigma_max:
             raise ValueError(f"NCSNpp needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}.")
         if scale_by_sigma and embedding == "fourier":
@@ -142,6 +149,7 @@ class NCSNpp(nn.Module):
                 "NCSNpp adds label and condition to the time embedding, so they need time_conditional=True."
             )
         self.channels = channels
+        self.out_channels = channels if out_channels is None else out_channels
         self.width = width
         self.channel_mults = tuple(channel_mults)
         self.progressive_output = progressive_output
@@ -229,7 +237,7 @@ class NCSNpp(nn.Module):
             attend = attention(c) if attends[level] else None
             output: list[int] = []
             if progressive_output == "output_skip":
-                output = norm_conv(c, channels)
+                output = norm_conv(c, self.out_channels)
             elif progressive_output == "residual" and not self._up:
                 output = norm_conv(c, c, 1.0)
                 pyramid_channels = c
@@ -240,7 +248,7 @@ class NCSNpp(nn.Module):
             self._up.append(UpLevel(places, attend, output, up))
         assert not skips
 
-        self._output = [] if progressive_output == "output_skip" else norm_conv(c, channels)
+        self._output = [] if progressive_output == "output_skip" else norm_conv(c, self.out_channels)
 
         self.conditions = ConditionEmbedding("NCSNpp", 4 * width, num_classes, condition_dim)
 
@@ -260,7 +268,7 @@ class NCSNpp(nn.Module):
             c_noise: Noise level as `embedding` understands it, shape () or (B,).
             label, condition, concat: Conditions, see the class.
         Returns:
-            F, with the shape and dtype of x.
+            F (B, out_channels, H, W), in the dtype of x.
         """
         self._check_input(x)
         c_noise = noise_levels(c_noise, x)
@@ -362,7 +370,10 @@ class NCSNpp(nn.Module):
         if not self.scale_by_sigma:
             return out
         sigma = c_noise if self.embedding == "log_fourier" else self.sigmas[c_noise.round().long()]
-        return out / sigma.to(out.dtype)[:, None, None, None]
+        sigma = sigma.to(out.dtype)[:, None, None, None]
+        if self.out_channels <= self.channels:
+            return out / sigma
+        return torch.cat([out[:, : self.channels] / sigma, out[:, self.channels :]], dim=1)
 
     def _check_input(self, x: Tensor) -> None:
         factor = 2 ** (len(self.channel_mults) - 1)

@@ -10,8 +10,9 @@ from scoresde.sde.discrete import (
     scaled_linear_betas,
     sigmoid_betas,
 )
+from scoresde.sde.learned import LearnedVPSDE
 
 __all__ = [
-    "EDMSDE", "SDE", "VESDE", "VPSDE", "CosineSDE", "DiscreteVPSDE", "Kernel", "SubVPSDE", "cosine_betas", "expand",
-    "linear_betas", "quadratic_betas", "scaled_linear_betas", "sigmoid_betas",
+    "EDMSDE", "SDE", "VESDE", "VPSDE", "CosineSDE", "DiscreteVPSDE", "Kernel", "LearnedVPSDE", "SubVPSDE",
+    "cosine_betas", "expand", "linear_betas", "quadratic_betas", "scaled_linear_betas", "sigmoid_betas",
 ]  # fmt: skip

@@ -73,11 +73,14 @@ class Field:
         rate: (coefficients (m, b) of one stage, state) -> derivatives of the parts of the state.
         select: index (b,) of rows -> the field of these rows alone, or None if that is unknown: then rows that have
             finished stay in the batch, and what they return is ignored.
+        inner: As rate, for stages that neither the new state nor the error estimate holds (b_i = e_i = 0): parts that
+            the field does not depend on need no derivative there, and may have 0. None is rate.
     """
 
     clock: Callable[[Tensor], Tensor]
     rate: Callable[[Tensor, State], State]
     select: Callable[[Tensor], Field | None] = lambda index: None
+    inner: Callable[[Tensor, State], State] | None = None
 
 
 class Kick(Protocol):
@@ -94,6 +97,25 @@ class Kick(Protocol):
 
     def select(self, keep: Tensor) -> None:
         """Go on with these of the rows in hand."""
+
+
+@dataclass
+class Goal:
+    """A number that the end of the path gives, and what the errors of steps do to it.
+
+    Args:
+        effect: (coefficients (m, b), h (b,), state, slope and error estimate at the end of a step) -> two sizes (b,) of
+            the change of that number by the step's error: one to decide, one to record.
+        tolerance: Of the first by one step.
+        error: (B,), to which `integrate` adds the second over each sample's accepted steps.
+    """
+
+    effect: Callable[[Tensor, Tensor, State, State, State], tuple[Tensor, Tensor]]
+    tolerance: float
+    error: Tensor
+
+    def record(self, place: Tensor, accept: Tensor, change: Tensor) -> None:
+        self.error.index_add_(0, place, torch.where(accept, change, 0).to(self.error.dtype))
 
 
 class Integral(NamedTuple):
@@ -127,11 +149,14 @@ def integrate(
     atol: float,
     controlled: Sequence[int] = (0,),
     kick: Kick | None = None,
+    goal: Goal | None = None,
+    failures: dict[int, str] | None = None,
     owner: str = "integrate",
 ) -> Integral:
     """Integrate every sample from start to end with its own steps.
 
-        error ratio  r = max over controlled parts of rms(error / (atol + rtol max(|y|, |y'|)))
+        error ratio  r = max over controlled parts of rms(error / (atol + rtol max(|y|, |y'|))), the effect on a goal
+                         over its tolerance
         accepted if  r ≤ 1
         next step    h · 0.9 r^(−0.7/p) r_before^(0.4/p)       (Gustafsson's PI controller; 0.9 r^(−1/p) if rejected)
 
@@ -146,6 +171,9 @@ def integrate(
         rtol, atol: Relative and absolute tolerance.
         controlled: Parts whose error decides.
         kick: Additive noise of a stochastic equation, for a pair whose only node is 1.
+        goal: A number whose error decides as well and is recorded; for pairs whose last node is 1.
+        failures: Filled with one sentence per sample that cannot go on, which then ends with NaN and does not hold up
+            the others; None raises.
         owner: Named in error messages.
     Raises:
         FloatingPointError: If the field returns NaN or infinity, or if steps become too small or too many.
@@ -157,7 +185,7 @@ def integrate(
     )
     first = abs(end - start) / FIRST_STEPS
     rows = Rows(torch.arange(batch, device=device), start * ones, first * ones, ones, zeros, zeros)
-    done, done_rows = state, rows
+    done, done_rows, tolerances = state, rows, f"rtol={rtol:g}, atol={atol:g}"
     whole, compactable = field, True
     nodes = torch.tensor(tableau.nodes, dtype=torch.float64).to(device)[:, None]
     slope = field.rate(field.clock(rows.z[None])[:, 0], state)
@@ -166,11 +194,16 @@ def integrate(
         z_to = _next_time(rows, end)
         h = z_to - rows.z
         start_state = state if kick is None else (state[0] + kick(rows.z, z_to), *state[1:])
-        slopes, state_to, error = _step(field, tableau, torch.addcmul(rows.z, nodes, h), h, start_state, slope)
+        slopes, state_to, error, at_end = _step(field, tableau, torch.addcmul(rows.z, nodes, h), h, start_state, slope)
         with torch.no_grad():
             ratio = _error_ratio(error, state, state_to, controlled, rtol, atol)
+            if goal is not None:
+                size, change = goal.effect(at_end, h, state_to, slopes[-1], error)
+                ratio = torch.maximum(ratio, size / goal.tolerance)
             active = rows.z != end
             accept = active & (ratio <= 1)
+            if goal is not None:
+                goal.record(rows.place, accept, change)
             rows = _controlled(rows, z_to, ratio, active, accept, tableau.order)
             unfinished, broken = active & (rows.z != end), active & ~torch.isfinite(ratio)
             stuck = unfinished & ((rows.step < SMALLEST_STEP * abs(end - start)) | (attempt == MAX_ATTEMPTS - 1))
@@ -179,9 +212,21 @@ def integrate(
                 counts.append(kick.settle(rows.z, accept, active & ~accept))
             left, failed, *number = torch.stack(counts).tolist()  # the one synchronisation
         if failed:
-            if bool(broken.any()):
-                raise _broken(owner, field, tableau, rows, h, slopes, broken)
-            raise _stuck(owner, field, rows, state, stuck, f"rtol={rtol:g}, atol={atol:g}")
+            if failures is None:
+                if bool(broken.any()):
+                    raise _broken(owner, field, tableau, rows, h, slopes, broken)
+                raise _stuck(owner, field, rows, state, stuck, tolerances)
+            ended = broken | stuck
+            for row in ended.nonzero():
+                one = torch.zeros_like(ended).index_fill(0, row, True)
+                failures[int(rows.place[row])] = str(
+                    _broken(owner, field, tableau, rows, h, slopes, one)
+                    if bool(broken[row])
+                    else _stuck(owner, field, rows, state, one, tolerances)
+                )
+            # a state that was accepted stays, so that the field is not asked at NaN
+            rows = rows._replace(z=torch.where(ended, end, rows.z), step=torch.where(ended, first, rows.step))
+            unfinished, left = unfinished & ~ended, left - failed
         state = _where(accept, state_to, state)
         if left == 0:
             break
@@ -199,6 +244,9 @@ def integrate(
                 if kick is not None:
                     kick.select(keep)
     state, rows = _filed(done, done_rows, state, rows)
+    if failures:
+        lost = torch.tensor(list(failures), device=device)
+        state = tuple(part.index_fill(0, lost, torch.nan) for part in state)
     nfe = 1 + len(tableau.nodes) * (rows.accepted + rows.rejected)
     return Integral(state, nfe, rows.accepted, rows.rejected)
 
@@ -211,16 +259,22 @@ def _next_time(rows: Rows, end: float) -> Tensor:
 
 def _step(
     field: Field, tableau: Tableau, z: Tensor, h: Tensor, state: State, slope: State
-) -> tuple[list[State], State, State]:
-    """One Runge-Kutta step of every row: its slopes, the new state, and the error estimate; z (stages, b), h (b,)."""
+) -> tuple[list[State], State, State, Tensor]:
+    """One Runge-Kutta step of every row; z (stages, b), h (b,).
+
+    Returns:
+        Its slopes, the new state, the error estimate, and the coefficients of the last stage.
+    """
     at = field.clock(z)
     slopes = [slope]
     for i, row in enumerate(tableau.rows):
-        inner = _advanced(state, h, row, slopes)
-        slopes.append(field.rate(at[:, i], inner))
-    state_to = inner if tableau.first_same_as_last else _advanced(state, h, tableau.weights, slopes)
+        stage = _advanced(state, h, row, slopes)
+        last = i + 1 == len(tableau.rows)  # the next step begins with its slope
+        idle = field.inner is not None and not last and tableau.weights[i + 1] == tableau.error[i + 1] == 0
+        slopes.append((field.inner if idle else field.rate)(at[:, i], stage))  # type: ignore[misc]
+    state_to = stage if tableau.first_same_as_last else _advanced(state, h, tableau.weights, slopes)
     error = tuple(_combined(tableau.error, slopes, part) * expand(h, y) for part, y in enumerate(state))
-    return slopes, state_to, error
+    return slopes, state_to, error, at[:, -1]
 
 
 def _advanced(state: State, h: Tensor, weights: Sequence[float], stages: list[State]) -> State:

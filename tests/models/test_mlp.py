@@ -17,6 +17,19 @@ def test_starts_at_zero_and_keeps_any_event_shape() -> None:
         assert torch.equal(net(x, 0.3), torch.zeros_like(x))
 
 
+def test_out_channels_replace_the_first_axis_and_leave_the_rest() -> None:
+    torch.manual_seed(0)
+    for shape, out_shape in (((2,), (4,)), ((3, 5), (6, 5)), ((1, 4, 4), (2, 4, 4))):
+        net = MLP(shape=shape, out_channels=out_shape[0], width=16, depth=2)
+        torch.nn.init.normal_(net.output.weight)
+        assert net(torch.randn(6, *shape), 0.3).shape == (6, *out_shape)
+        names = {key: value.shape for key, value in MLP(shape=shape, width=16, depth=2).state_dict().items()}
+        changed = {key for key, value in net.state_dict().items() if names[key] != value.shape}
+        assert changed == {"output.weight", "output.bias"} and len(names) == len(net.state_dict())
+    with pytest.raises(ValueError, match="MLP needs out_channels >= 1"):
+        MLP(out_channels=0)
+
+
 def test_learns_a_function_of_state_time_and_label() -> None:
     torch.manual_seed(0)
     net = MLP(shape=(2,), width=64, depth=3, num_classes=2)

@@ -105,6 +105,40 @@ def test_starts_at_zero_by_default(x: Tensor) -> None:
     assert tiny(init_scale=0.0)(x, 0.3).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("progressive_output", ["none", "output_skip", "residual"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_out_channels_widen_only_the_output(x: Tensor, c_noise: Tensor, progressive_output: str, scaled: bool) -> None:
+    """Equal weights in the first half give the network with the data's own channels; only that half is over σ."""
+    options: dict[str, Any] = {"progressive_output": progressive_output, "progressive_input": "input_skip"}
+    options |= {"embedding": "log_fourier", "scale_by_sigma": scaled}
+    net, wide = tiny(**options), tiny(**options, out_channels=4)
+    plain, widened = net.state_dict(), wide.state_dict()
+    assert plain.keys() == widened.keys()
+    for key, value in widened.items():
+        if value.shape == plain[key].shape:
+            value.copy_(plain[key])
+        else:
+            assert value.shape[0] == 4 and value.shape[1:] == plain[key].shape[1:]
+            value.copy_(torch.cat([plain[key], 3 * plain[key]]))
+    sigma = c_noise.exp()
+    with torch.no_grad():
+        narrow, both = net(x, sigma), wide(x, sigma)
+    factor = 3 * sigma[:, None, None, None] if scaled else 3.0
+    torch.testing.assert_close(both[:, :2], narrow, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(both[:, 2:], factor * narrow, rtol=1e-5, atol=2e-4)
+    assert float(narrow.abs().max()) > 0.1
+    with pytest.raises(ValueError, match="NCSNpp needs out_channels >= 1"):
+        tiny(out_channels=0)
+
+
+def test_ddpms_network_takes_out_channels(x: Tensor) -> None:
+    net = DDPMUNet(
+        channels=2, out_channels=4, image_size=8, width=32, channel_mults=(1,), num_res_blocks=1,
+        attention_resolutions=(),
+    )  # fmt: skip
+    assert net(x, 3.0).shape == (4, 4, 8, 8)
+
+
 def test_samples_do_not_see_each_other_and_scalar_noise_is_broadcast(x: Tensor, c_noise: Tensor) -> None:
     net = tiny()
     together = net(x, c_noise)

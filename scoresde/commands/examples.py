@@ -1,0 +1,218 @@
+"""The examples whose likelihood is asked for: a split of the run's own data, or a file of the user's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoresde.build import ConfigError, build
+from scoresde.commands.companion import data_of
+from scoresde.data import Dataset, Quantized
+from scoresde.data.arrays import _class_labels, _conditions, _examples_key, _read_arrays
+from scoresde.data.dataset import Split, find, split_indices
+from scoresde.loading import TrainedModel
+
+SPLITS = ("test", "train", "all")
+ARRAY = "scoresde.data.array"
+FAR = 20.0  # typical |x| in the model's scaling, where the training data have 1, from which another unit is suspected
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Rows in the order in which they are scored.
+
+    Args:
+        name: What messages call them: "test examples".
+        index: Number of each row in its file or split, (N,).
+        x: As stored: levels, or values in the data's own units, (N, *).
+        label: Class labels, (N,), or None.
+        condition: Any other condition, (N, *), or None.
+        reasons: Why a row cannot be scored, by position in x.
+    """
+
+    name: str
+    index: Tensor
+    x: Tensor
+    label: Tensor | None
+    condition: Tensor | None
+    reasons: dict[int, str]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def digest(self) -> str:
+        """A name for the content, of all rows but without their number."""
+        content = hashlib.sha256()
+        for part in (self.x, self.label, self.condition):
+            if part is not None:
+                content.update(part.contiguous().numpy().tobytes())
+        return content.hexdigest()[:16]
+
+
+def own_examples(trained: TrainedModel, split: str | None, seed: int, extensions: Sequence[str]) -> Examples:
+    """A split of the data that the run was trained on, in random order, so that any number of them stands for all."""
+    data = data_of(trained, extensions)
+    rows, name = _of_split(data, split or "test")
+    if len(rows) == 0:
+        raise ConfigError(f"the data of {trained.run.path} have no {name}: choose likelihood.split=train.")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return _checked(trained, name, _take(rows, order), order)
+
+
+def given_examples(
+    node: Mapping[str, Any], trained: TrainedModel, split: str | None, extensions: Sequence[str]
+) -> Examples:
+    """The examples of a `data` configuration of the user's, in their own order and with the run's codec.
+
+    A file of `data=array` is read whole, with rows that cannot be scored; nothing is fitted to it.
+
+    Raises:
+        ConfigError: If they are not of the kind that the run was trained on.
+    """
+    if node.get("_target_") == ARRAY:
+        stored, index, name = _read_file(node, split or "all")
+        levels = node.get("levels")
+    else:
+        data = build(dict(node), "data", extensions)
+        if not isinstance(data, Dataset):
+            raise ConfigError(f"data must be a scoresde.data.Dataset, got {type(data).__name__}.")
+        stored, part = _of_split(data, split or "all")
+        index, name, levels = torch.arange(len(stored)), f"{part} of {data.name}", data.levels
+        if levels is None and isinstance(trained.codec, Quantized):
+            levels = 0
+    _check_levels(trained, levels)
+    x = stored.x
+    if x.shape[1:] == trained.shape[1:] and trained.shape[:1] == (1,):
+        x = x.unsqueeze(1)  # pictures in one colour are often kept without an axis for it
+    if tuple(x.shape[1:]) != trained.shape:
+        raise ConfigError(
+            f"the data have events of shape {tuple(x.shape[1:])}, but {trained.run.path} was trained on events of "
+            f"shape {trained.shape}: give data of that shape (data.channels_last=true if the last axis is channels)."
+        )
+    return _checked(trained, name, Split(x=x, label=stored.label, condition=stored.condition), index)
+
+
+def _of_split(data: Dataset, split: str) -> tuple[Split, str]:
+    if split not in SPLITS:
+        raise ConfigError(f"likelihood.split needs to be one of {', '.join(SPLITS)}, got {split!r}.")
+    if split != "all":
+        noun = "images" if data.is_image else "examples"
+        return (data.test, f"test {noun}") if split == "test" else (data.train, f"training {noun}")
+    pairs = [(getattr(data.train, key), getattr(data.test, key)) for key in ("x", "label", "condition")]
+    x, label, condition = (None if a is None else a if b is None else torch.cat([a, b]) for a, b in pairs)
+    assert x is not None
+    return Split(x=x, label=label, condition=condition), "examples"
+
+
+def _take(split: Split, index: Tensor) -> Split:
+    label, condition = (None if value is None else value[index] for value in (split.label, split.condition))
+    return Split(x=split.x[index], label=label, condition=condition)
+
+
+def _read_file(node: Mapping[str, Any], split: str) -> tuple[Split, Tensor, str]:
+    """The rows of a .npy or .npz file as they are, good or not, and their numbers in it."""
+    if split not in SPLITS:
+        raise ConfigError(f"likelihood.split needs to be one of {', '.join(SPLITS)}, got {split!r}.")
+    key = "test_path" if split == "test" and node.get("test_path") is not None else "path"
+    path = find(node.get(key), f"data=array needs a .npy or .npz file; set data.{key} to it")
+    whole = _rows_of(path, node)
+    index = torch.arange(len(whole))
+    if split != "all" and node.get("test_path") is None:
+        train, test = split_indices(len(whole), node["test_fraction"], node["seed"])
+        index = (train if split == "train" else test).sort().values
+    name = {"all": "examples", "test": "test examples", "train": "training examples"}[split]
+    return _take(whole, index), index, f"{name} of {path.name}"
+
+
+def _rows_of(path: Path, node: Mapping[str, Any]) -> Split:
+    label_key = node.get("label_key")
+    stored = _read_arrays(path)
+    key = _examples_key(path, stored, label_key)
+    x = np.asarray(stored[key])
+    if x.dtype.kind not in "biuf" or x.ndim == 0 or x.size == 0:
+        raise ConfigError(f"{path} needs real numbers of shape (N, *), got {x.dtype} of shape {x.shape}.")
+    x = x[:, None] if x.ndim == 1 else x
+    x = np.moveaxis(x, -1, 1) if node.get("channels_last") else x
+    wanted: Any = np.int64 if x.dtype.kind != "f" else np.float64 if x.dtype.itemsize > 4 else np.float32
+    label, condition = (stored.get(name) if name and name != key else None for name in (label_key, "condition"))
+    return Split(
+        x=torch.from_numpy(np.array(x, dtype=wanted, order="C")),
+        label=None if label is None else _class_labels(path, label_key, label, len(x)),
+        condition=None if condition is None else _conditions(path, condition, len(x)),
+    )
+
+
+def _check_levels(trained: TrainedModel, levels: int | None) -> None:
+    """Raise if the data say that they are of another kind than the run's; `levels` 0 stands for continuous."""
+    codec, path = trained.codec, trained.run.path
+    if levels is None:
+        return
+    if not isinstance(codec, Quantized):
+        raise ConfigError(
+            f"the data have levels={levels}, but {path} was trained on continuous values, whose likelihood is a "
+            f"density: drop data.levels, or train a run with it."
+        )
+    if levels != codec.levels:
+        raise ConfigError(
+            f"the data have {f'{levels} levels' if levels else 'continuous values'}, but {path} was trained on "
+            f"{codec.levels} levels, integers 0..{codec.levels - 1}: its likelihoods are for that scaling alone."
+        )
+
+
+def _checked(trained: TrainedModel, name: str, stored: Split, index: Tensor) -> Examples:
+    """The rows with the reasons why some cannot be scored, with x in the kind of number that the codec takes."""
+    x, codec = stored.x, trained.codec
+    flat = x.flatten(1)
+    bad: list[tuple[Tensor, str]] = []
+    if x.is_floating_point():
+        bad.append((~flat.isfinite().all(1), "holds NaN or infinity"))
+    if isinstance(codec, Quantized):
+        if x.is_floating_point():
+            bad.append(((flat != flat.round()).any(1), f"holds values that are not integers, as the {codec.levels} "
+                        f"levels of this run are"))  # fmt: skip
+        outside = (flat < 0).any(1) | (flat >= codec.levels).any(1)
+        bad.append((outside, f"holds values outside 0..{codec.levels - 1}, the {codec.levels} levels of this run"))
+    classes = trained.config["model"].get("num_classes")
+    if classes is not None and stored.label is not None:
+        bad.append(((stored.label >= classes) | (stored.label < 0), f"has a label outside 0..{classes - 1}"))
+    reasons: dict[int, str] = {}
+    for where, reason in bad:
+        for row in where.nonzero().flatten().tolist():
+            reasons.setdefault(row, reason)
+    if len(reasons) == len(x):
+        raise ConfigError(
+            f"none of the {len(x)} {name} can be scored by {trained.run.path}: each {reasons[0]} (the first is row "
+            f"{int(index[0])}, with values from {flat[0].min():g} to {flat[0].max():g})."
+        )
+    good = [row for row in range(len(x)) if row not in reasons]
+    if isinstance(codec, Quantized):
+        x = torch.where(torch.tensor([row in reasons for row in range(len(x))]).reshape(-1, *[1] * (x.ndim - 1)),
+                        torch.zeros_like(x), x).long()  # fmt: skip
+    else:
+        x = x if x.is_floating_point() else x.float()
+        _warn(trained, x[good])
+    return Examples(name=name, index=index, x=x, label=stored.label, condition=stored.condition, reasons=reasons)
+
+
+def _warn(trained: TrainedModel, x: Tensor) -> None:
+    """Say when continuous values are suspicious: in other units, or levels."""
+    size = trained.codec.encode(x[:10_000]).abs().median().item()
+    if size > FAR and not isinstance(trained.codec, Quantized):
+        print(
+            f"warning: the values are far from the training data of {trained.run.path}, {size:.3g} of its standard "
+            f"deviations typically: are they in the same units?"
+        )
+    flat = x[:10_000].flatten()
+    distinct = len(flat.unique())
+    if distinct <= 256 and len(flat) >= 16 * distinct:
+        print(
+            f"warning: the values are only {distinct} different numbers, so their density has no upper limit and says "
+            f"nothing: number them and train with data.levels={distinct}, which dequantises them."
+        )

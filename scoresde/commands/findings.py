@@ -1,0 +1,126 @@
+"""What a table of likelihoods says: the mean with its error bar, failures, warnings and the least likely rows."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from scoresde.commands.estimators import Estimator
+from scoresde.commands.tables import Row
+from scoresde.data import Quantized
+from scoresde.likelihood.report import Report, ReportRow
+from scoresde.likelihood.summary import RunningMean, Summary
+from scoresde.loading import TrainedModel
+
+ANOMALIES = 5  # least likely rows that are named
+MOST_REASONS = 5  # reasons of failure that are named
+
+
+class Unit(NamedTuple):
+    """What values are reported in: bits/dim of levels, nats of log density in the data's own units otherwise."""
+
+    is_bits: bool
+    nats: float  # of one unit, with its sign
+
+    @classmethod
+    def of(cls, trained: TrainedModel) -> Unit:
+        is_bits = isinstance(trained.codec, Quantized)
+        return cls(is_bits, -math.prod(trained.shape) * math.log(2) if is_bits else 1.0)
+
+    @property
+    def name(self) -> str:
+        return "bits/dim" if self.is_bits else "log p"
+
+    @property
+    def key(self) -> str:
+        """The name in metrics.json."""
+        return "bits_per_dim" if self.is_bits else "log_prob_nats"
+
+    def value(self, nats: float) -> float:
+        return nats / self.nats
+
+
+def means(rows: Sequence[Row], unit: Unit, mean: RunningMean | None = None, of: str = "") -> RunningMean:
+    """The mean over the rows that have a value, in the unit of the report; `of` is a prefix of the columns."""
+    columns = [[float(row[f"{of}{name}"] or "nan") for row in rows] for name in ("nats", "std_error")]
+    values, errors = torch.tensor(columns, dtype=torch.float64).reshape(2, -1)
+    return (mean or RunningMean()).update(values / unit.nats, errors / abs(unit.nats))
+
+
+def with_error(summary: Summary) -> str:
+    error = "" if math.isnan(summary.std_error) else f" ± {summary.std_error:.4f}"
+    return f"{summary.mean:.4f}{error}"
+
+
+def findings(
+    rows: Sequence[Row], unit: Unit, score: Estimator, name: str, seconds: float, rank: bool
+) -> dict[str, Any]:
+    """Print what the rows say.
+
+    Args:
+        rows: Of the table.
+        unit: Of the report.
+        score: What the values were made with.
+        name: What the rows are, for people.
+        seconds: That it took.
+        rank: Whether to name the least likely rows.
+    Returns:
+        The numbers for metrics.json; null for those that are not known.
+    """
+    summary, good = means(rows, unit).summary(), [row for row in rows if row["status"] == "ok"]
+    reasons = Counter(row["status"] for row in rows if row["status"] != "ok")
+    calls = sum(int(row["nfe"]) for row in good) / max(1, len(good))
+    found: dict[str, Any] = {
+        "likelihood_num_examples": len(good), "likelihood_failed": len(rows) - len(good),
+        "likelihood_nfe": round(calls, 1), "likelihood_seconds": round(seconds, 2),
+        unit.key: summary.mean, f"{unit.key}_std_error": summary.std_error,
+        f"{unit.key}_estimator_error": summary.estimator_error, f"{unit.key}_data_error": summary.data_error,
+    }  # fmt: skip
+    for column in score.columns:
+        known = [float(row[column]) for row in good if row[column]]
+        found[f"likelihood_{column}"] = sum(known) / len(known) if known else math.nan
+    if good:
+        print(f"{_sentence(summary, unit, name)}, {calls:.0f} network calls each, {seconds:.0f} s")
+        print(_laws(rows, unit, score))
+    for reason, count in reasons.most_common(MOST_REASONS):
+        first = next(row["index"] for row in rows if row["status"] == reason)
+        print(f"failed: {count} of {len(rows)} rows, the first is row {first}: {reason}")
+    if unit.is_bits and summary.mean < 0:
+        print(
+            "warning: bits/dim below 0, which no probability of levels has: the model's density has spikes at the "
+            "levels, as after training without dequantisation"
+        )
+    if rank and good:
+        lowest = sorted(good, key=lambda row: float(row["nats"]))[:ANOMALIES]
+        found["likelihood_lowest"] = [int(row["index"]) for row in lowest]
+        print("least likely: " + ", ".join(f"row {row['index']} ({float(row['nats']):.2f} nats)" for row in lowest))
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in found.items()}
+
+
+def _laws(rows: Sequence[Row], unit: Unit, score: Estimator) -> str:
+    """What the values are about; a table if there are several."""
+    if len(score.laws) == 1:
+        return f"({score.laws[''][1]})"
+    table = []
+    for prefix, (name, law) in score.laws.items():
+        columns = [[float(row[f"{prefix}{key}"] or "nan") for row in rows] for key in ("nats", "std_error", "nfe")]
+        nats, errors, calls = torch.tensor(columns, dtype=torch.float64)
+        scale = abs(unit.nats)
+        table.append(ReportRow.of(name, law, -nats / scale, errors / scale, calls[nats.isfinite()]))
+    return str(Report(rows=tuple(table), unit=unit.name if unit.is_bits else "nats"))
+
+
+def _sentence(summary: Summary, unit: Unit, name: str) -> str:
+    units = "" if unit.is_bits else " nats in the data's own units"
+    if math.isnan(summary.std_error):
+        return f"{unit.name} {with_error(summary)}{units} (one example, so no standard error)"
+    own, part = summary.estimator_error, ""
+    if own <= summary.std_error:
+        part = f"; ± {own:.4f} of it from the estimator"
+    elif not math.isnan(own):
+        part = f"; the estimator's is about ± {own:.4f}, so more draws would help"
+    return f"{unit.name} {with_error(summary)}{units} (standard error over {summary.n} {name}{part})"

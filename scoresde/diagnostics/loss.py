@@ -1,0 +1,143 @@
+"""The denoising loss by noise level, and what the best denoiser would have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde.analytic import AnalyticDenoiser
+from scoresde.covariance.moments import Examples
+from scoresde.denoiser import Denoiser
+from scoresde.diagnostics.noise import Curve, Progress, logsnr_edges, mean_and_error, noisy_examples
+from scoresde.sde import expand
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossByNoise:
+    """Result of `loss_by_noise`.
+
+    Args:
+        loss: E‖ε − ε̂‖²/d of each bin.
+        nats: What each bin contributes to the bound on −log p, ½ Δlogsnr d loss, in nats per example.
+        optimum: The least loss that any denoiser can have on the reference's data; None without a reference.
+        excess: loss − optimum, measured as E‖ε̂ − E[ε | x_t]‖²/d; None without a reference.
+        total: The sum of `nats`: the diffusion term of the bound, nats per example.
+        total_std_error: Its standard error over examples; the bins share them, so theirs do not add in quadrature.
+        entries: d, entries of an event.
+    """
+
+    loss: Curve
+    nats: Curve
+    optimum: Curve | None
+    excess: Curve | None
+    total: float
+    total_std_error: float
+    entries: int
+
+
+@torch.no_grad()
+def loss_by_noise(
+    denoiser: Denoiser,
+    examples: Examples,
+    *,
+    bins: int | Tensor = 24,
+    reference: AnalyticDenoiser | None = None,
+    generator: torch.Generator | None = None,
+    progress: Progress | None = None,
+) -> LossByNoise:
+    """E‖ε − ε̂(x_t, t)‖²/d in bins of log-SNR, next to the optimum where the law of the data is known.
+
+        −log p(x0) ≤ ... + ½ ∫ E‖ε − ε̂‖² dlogsnr                     (Kingma et al. 2021, eq. 15)
+        E‖ε − ε̂‖² = E tr Cov[ε | x_t] + E‖ε̂ − E[ε | x_t]‖²,         Cov[ε | x_t] = (α²/σ²) Cov[x0 | x_t]
+
+    The first term is the optimum, the second the excess; ½ ∫ of the second is a path measure's KL divergence, nats
+    that training could still gain. Both are computed at the same x_t as the loss, so the excess has a small error.
+
+    Args:
+        denoiser: The model.
+        examples: Batches of x0 (B, *) in the model's scaling, or of pairs (x0, conditions), on the model's device.
+        bins: Number of equal bins of log-SNR between t = 1 and t_min, or their edges (bins + 1,), increasing.
+        reference: The law that the examples come from.
+        generator: For levels and noise, on the device of the examples.
+        progress: Called with the number of noisy examples done.
+    Raises:
+        ValueError: If there are fewer than two examples.
+
+    References:
+        Kingma et al., "Variational Diffusion Models", 2021, arXiv:2107.00630.
+    """
+    edges = bins.double().cpu() if isinstance(bins, Tensor) else logsnr_edges(denoiser.sde, bins)
+    losses: list[list[Tensor]] = [[] for _ in edges[1:]]
+    optima: list[list[Tensor]] = [[] for _ in edges[1:]]
+    excesses: list[list[Tensor]] = [[] for _ in edges[1:]]
+    law, entries = None if reference is None else reference.on(denoiser.sde), 0
+    for at in noisy_examples(denoiser.sde, examples, edges, generator=generator, progress=progress):
+        entries = at.x[0].numel()
+        eps = denoiser.eps(at.x, at.t, **at.cond)
+        losses[at.bin].append(_mean_square(at.noise - eps))
+        if law is not None:
+            optima[at.bin].append(optimal_loss(law, at.x, at.t))
+            excesses[at.bin].append(_mean_square(eps - law.eps(at.x, at.t)))
+
+    def curve(values: list[list[Tensor]]) -> Curve:
+        value, error = mean_and_error(values, "loss_by_noise")
+        return Curve(edges=edges, value=value, std_error=error)
+
+    loss = curve(losses)
+    half = 0.5 * edges.diff() * entries
+    per_example = (half[:, None] * torch.stack([torch.cat(parts).double().cpu() for parts in losses])).sum(0)
+    return LossByNoise(
+        loss=loss,
+        nats=Curve(edges=edges, value=half * loss.value, std_error=half * loss.std_error),
+        optimum=None if law is None else curve(optima),
+        excess=None if law is None else curve(excesses),
+        total=float(per_example.mean()),
+        total_std_error=float(per_example.std()) / len(per_example) ** 0.5,
+        entries=entries,
+    )
+
+
+@torch.no_grad()
+def optimum_by_noise(
+    law: AnalyticDenoiser,
+    examples: Examples,
+    *,
+    bins: int | Tensor = 24,
+    generator: torch.Generator | None = None,
+    progress: Progress | None = None,
+) -> Curve:
+    """The least loss on a law of the data in bins of log-SNR, from examples of that law; arguments as before."""
+    edges = bins.double().cpu() if isinstance(bins, Tensor) else logsnr_edges(law.sde, bins)
+    optima: list[list[Tensor]] = [[] for _ in edges[1:]]
+    for at in noisy_examples(law.sde, examples, edges, generator=generator, progress=progress):
+        optima[at.bin].append(optimal_loss(law, at.x, at.t))
+    value, error = mean_and_error(optima, "optimum_by_noise")
+    return Curve(edges=edges, value=value, std_error=error)
+
+
+def optimal_loss(law: AnalyticDenoiser, x: Tensor, t: Tensor) -> Tensor:
+    """E[‖ε − E[ε | x_t]‖²/d | x_t = x] = (α²/σ²) tr Cov[x0 | x_t = x] / d: x (B, *), t () or (B,) -> (B,)."""
+    snr = expand(law.sde.logsnr(t.double()).exp(), x)
+    return (snr * law.covariance_diag(x, t)).flatten(1).mean(1)
+
+
+def gaussian_loss(variances: Tensor, edges: Tensor) -> Tensor:
+    """The loss of the best linear denoiser, averaged over each bin: the optimum itself for Gaussian data.
+
+        E‖ε − ε̂‖²/d = mean_i SNR v_i / (1 + SNR v_i)
+        ∫ of it over logsnr = mean_i log(1 + SNR v_i)
+
+    Args:
+        variances: v_i, eigenvalues of the covariance of the data, (d,), none negative.
+        edges: Of the bins in log-SNR, (bins + 1,).
+    Returns:
+        (bins,), float64.
+    """
+    areas = torch.nn.functional.softplus(edges.double()[:, None] + variances.double().log()[None, :]).mean(1)
+    return areas.diff() / edges.double().diff()
+
+
+def _mean_square(error: Tensor) -> Tensor:
+    return error.square().flatten(1).mean(1)

@@ -1,0 +1,164 @@
+"""Log-probabilities of discrete data, by a density and a law that spreads the levels over their cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoresde.denoiser import Denoiser
+from scoresde.likelihood import probability_flow
+from scoresde.likelihood.dequantization import Dequantization
+from scoresde.solvers.counter import deliver, keyed_normals, mix, sample_keys
+
+_DRAW, _DENSITY = 0x64726177, 0x64656E73697479  # set the draws of x and those of the density apart
+
+
+class DiscreteLogProb(NamedTuple):
+    """Result of `discrete_log_prob`.
+
+    Attributes:
+        log_prob: The lower bound of log P(k) in nats, float64, (B,).
+        std_error: Its standard error from the draws of x and the probes of each, (B,); NaN for one draw, whose error
+            cannot be estimated.
+        probe_error: The part of std_error that is due to the probes of the density alone, (B,); NaN if the density does
+            not tell.
+        solver_error: Estimate of the solver's error in nats, the draws' mean, (B,); NaN if the density does not tell.
+        nfe: Network evaluations of each example, all draws together, (B,).
+        failures: Why a row is NaN, where the density tells (`log_prob` with on_error="nan").
+    """
+
+    log_prob: Tensor
+    std_error: Tensor
+    probe_error: Tensor
+    solver_error: Tensor
+    nfe: Tensor
+    failures: dict[int, str]
+
+
+def discrete_log_prob(
+    denoiser: Denoiser,
+    k: Tensor,
+    dequantization: Dequantization,
+    *,
+    samples: int = 1,
+    importance: bool = False,
+    batch: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    log_prob: Callable[..., Any] | None = None,
+    seeds: int | Sequence[int] | Tensor | None = None,
+    generator: torch.Generator | None = None,
+    **options: Any,
+) -> DiscreteLogProb:
+    """A lower bound of log P(k), P(k) = ∫ p(x) dx over the cell of k, estimated with draws x_j ~ q(x | k).
+
+        log w_j  = log p(x_j) − log q(x_j | k)
+        log P(k) ≥ E [1/K Σ_j log w_j]                                          (Theis et al. 2016; Ho et al. 2019)
+        log P(k) ≥ E [log Σ_j w_j − log K]                                      (importance=True; Burda et al. 2016)
+
+    The second bound grows with K and tends to log P(k); once the draws are many, half of std_error² is about what is
+    left. Its error is that of the mean of the weights by the delta method. Noise of the density's own estimate counts
+    as weight: probes with a standard error of s nats per draw raise it by up to ½ s², so give them s ≪ 1 or use
+    divergence="exact".
+
+    Args:
+        denoiser: The model.
+        k: Levels, integers, (B, *).
+        dequantization: q(x | k): `UniformDequantization`, `TruncatedNormalDequantization`, a trained
+            `VariationalDequantization`, or any function of that signature.
+        samples: K, draws per example.
+        importance: Whether to average the weights in place of their logarithms.
+        batch: Rows in one call of the density: draws are put together as far as this allows; None: one draw at a time.
+        dtype: Of the states x.
+        log_prob: The density: called as log_prob(denoiser, x, t_start=..., generator=..., **options) and returns
+            something with log_prob and nfe, and with std_error, solver_error and failures if it has them. None:
+            that of the probability flow, `scoresde.log_prob`.
+        seeds: One per example, or one from which they are derived: draws and probes of an example then follow from its
+            seed alone, not from the batch. The density gets seeds=..., one for each row, in place of generator.
+        generator: For draws and probes, on k's device; not used with seeds.
+        options: Passed on, for instance divergence, probes, rtol, atol.
+    Returns:
+        A `DiscreteLogProb`; divide by −d log 2 for bits/dim (`bits_per_dim` with levels=None).
+    Raises:
+        TypeError, ValueError: For continuous data, or integers outside the levels.
+
+    References:
+        Theis et al., "A note on the evaluation of generative models", 2016, arXiv:1511.01844.
+        Ho et al., "Flow++", 2019, arXiv:1902.00275.
+        Burda et al., "Importance Weighted Autoencoders", 2016, arXiv:1509.00519.
+        Zheng et al., "Improved Techniques for Maximum Likelihood Estimation for Diffusion ODEs", 2023,
+            arXiv:2305.03935.
+    """
+    if samples < 1 or (batch is not None and batch < 1):
+        raise ValueError(f"discrete_log_prob needs samples and batch of at least 1, got {samples} and {batch}.")
+    density = probability_flow.log_prob if log_prob is None else log_prob
+    keys = None if seeds is None else sample_keys(seeds, len(k), "discrete_log_prob")
+    graph = torch.is_grad_enabled() and bool(options.get("create_graph", False))
+    parts: list[Tensor] = []
+    failures: dict[int, str] = {}
+    first = 0
+    while first < samples:
+        draws = min(samples - first, max(1, (batch or len(k)) // len(k)))
+        model = _repeated(denoiser, len(k), draws, k.device)
+        if model is None:
+            model, draws = denoiser, 1
+        repeated = k.repeat(draws, *[1] * (k.ndim - 1))
+        u, randomness = _randomness(keys, repeated, first, draws, generator)
+        with torch.set_grad_enabled(graph):
+            x, log_q, t = dequantization(repeated, denoiser.sde, generator=generator, u=u, dtype=dtype)
+        result = density(model, x, t_start=t, **randomness, **options)
+        columns = [_column(result, name, log_q) for name in ("log_prob", "std_error", "solver_error", "nfe")]
+        columns[0] = columns[0] - log_q
+        parts.append(torch.stack(columns).unflatten(1, (draws, len(k))))
+        failures |= {row % len(k): reason for row, reason in getattr(result, "failures", {}).items()}
+        first += draws
+    log_w, probe_error, solver_error, nfe = torch.cat(parts, 1)
+    return _combined(log_w, probe_error, solver_error, nfe, importance, failures)
+
+
+def _randomness(
+    keys: Sequence[int] | None, k: Tensor, first: int, draws: int, generator: torch.Generator | None
+) -> tuple[Tensor | None, dict[str, Any]]:
+    """Uniform numbers for the draws from `first` on of every example, and what the density gets for its own."""
+    if keys is None:
+        return None, {"generator": generator}
+    words = [mix(key ^ mix(_DRAW + draw)) for draw in range(first, first + draws) for key in keys]
+    normals = keyed_normals(words, k[0].numel(), torch.Generator())
+    u = torch.special.ndtr(deliver(normals, k.shape, torch.float64, k.device))
+    return u, {"seeds": [mix(word ^ _DENSITY) >> 1 for word in words]}
+
+
+def _combined(
+    log_w: Tensor, probe_error: Tensor, solver_error: Tensor, nfe: Tensor, importance: bool, failures: dict[int, str]
+) -> DiscreteLogProb:
+    """From values per draw, (K, B)."""
+    samples = len(log_w)
+    if importance:
+        value = log_w.logsumexp(0) - math.log(samples)
+        share = log_w.softmax(0)
+        spread = samples * share  # weights over their mean
+    else:
+        value, share, spread = log_w.mean(0), torch.full_like(log_w, 1 / samples), log_w
+    unknown = torch.full_like(value, math.nan)
+    return DiscreteLogProb(
+        value,
+        spread.std(0) / math.sqrt(samples) if samples > 1 else unknown,
+        (share * probe_error).square().sum(0).sqrt(),
+        (share * solver_error).sum(0),
+        nfe.sum(0).round().long(),
+        failures,
+    )
+
+
+def _column(result: Any, name: str, like: Tensor) -> Tensor:
+    """A field of the density's result as one float64 number per row; NaN if it has none."""
+    value = torch.as_tensor(getattr(result, name, math.nan), dtype=torch.float64, device=like.device)
+    return value.expand_as(like)
+
+
+def _repeated(denoiser: Denoiser, rows: int, draws: int, device: torch.device) -> Denoiser | None:
+    """The denoiser for a batch repeated `draws` times, or None if it may hold conditions that it cannot repeat."""
+    return denoiser if draws == 1 else denoiser.select(torch.arange(rows, device=device).repeat(draws), rows)

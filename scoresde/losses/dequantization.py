@@ -1,0 +1,145 @@
+"""Training of variational dequantisation, for a given model or together with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.denoiser import Denoiser
+from scoresde.likelihood.chain import prior_kl
+from scoresde.likelihood.variational import VariationalDequantization
+from scoresde.losses.denoising import DenoisingLoss
+from scoresde.losses.times import logsnr_times
+from scoresde.sde import SDE
+
+
+class DequantizedDenoiser(Denoiser):
+    """A denoiser together with the law that turns its discrete data into continuous ones.
+
+    As a denoiser it is the one that it holds. Train it with `DequantizationLoss`.
+
+    Args:
+        denoiser: The model.
+        dequantization: q(x | k).
+        joint: Whether the denoiser learns too; otherwise it is frozen here and stays in evaluation mode.
+    """
+
+    def __init__(self, denoiser: Denoiser, dequantization: VariationalDequantization, *, joint: bool = False) -> None:
+        super().__init__()
+        if not isinstance(dequantization, VariationalDequantization):
+            raise TypeError(
+                f"DequantizedDenoiser needs a VariationalDequantization, which has something to learn, got "
+                f"{type(dequantization).__name__}."
+            )
+        self.sde, self.denoiser, self.dequantization, self.joint = denoiser.sde, denoiser, dequantization, joint
+        if not joint:
+            self.denoiser.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> DequantizedDenoiser:
+        super().train(mode)
+        if not self.joint:
+            self.denoiser.eval()
+        return self
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return self.denoiser(x, t, **cond)
+
+    def eps(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return self.denoiser.eps(x, t, **cond)
+
+    def tabulate(self, times: Sequence[Tensor]) -> Denoiser:
+        return self.denoiser.tabulate(times)
+
+    def select(self, index: Tensor, batch: int) -> Denoiser | None:
+        return self.denoiser.select(index, batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DequantizationLoss:
+    """The bound on −log P(k) that a dequantisation and a model give together, in bits/dim, one value per example.
+
+        L = E [KL(q(x_1 | x) ‖ π) + ½ ∫ ‖ε − ε̂‖² d logsnr − log p(x | x_ε) + log q(x | k)] / (d log 2),   x ~ q(x | k)
+        −log p(x | x_ε) = ½ ‖ε − ε̂(x_ε)‖² + d log(σ_ε/α_ε) + ½ d log 2π,         x_ε at ε = t_min
+
+    L is at least −log P(k) / (d log 2), in bits/dim of the levels for any number of them. Gradients run through x, so q
+    moves to where the model finds the data likely. The integrand of the second term at t_min, times 1, is what the
+    third needs: both are one integral over logsnr with one more unit of length at t_min, estimated by one network call
+    at a stratified place,
+
+        L_2 + L_3 = ½ (Z + 1) ‖ε − ε̂‖² + const,                     Z = logsnr(t_min) − logsnr(1)
+
+    Args:
+        sampling: How a batch draws the places, as for `DenoisingLoss`.
+        label_dropout: Probability of replacing a label by −1 (no label), for joint training with guidance.
+
+    References:
+        Ho et al., "Flow++", 2019, arXiv:1902.00275.
+        Song et al., "Maximum Likelihood Training of Score-Based Diffusion Models", 2021, arXiv:2101.09258.
+        Kingma et al., "Variational Diffusion Models", 2021, arXiv:2107.00630.
+    """
+
+    sampling: str = "stratified"
+    label_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._draws()
+
+    def __call__(
+        self, module: DequantizedDenoiser, x0: Tensor, *, generator: torch.Generator | None = None, **cond: Any
+    ) -> Tensor:
+        """Loss of one batch: x0 (B, *) anywhere in the cells of the data's levels -> (B,)."""
+        if not isinstance(module, DequantizedDenoiser):
+            raise TypeError(f"DequantizationLoss trains a DequantizedDenoiser, got {type(module).__name__}.")
+        draws = self._draws()
+        t, noise = draws.draw(module.sde, x0, generator)
+        cond = draws.drop_labels(cond, x0, generator)
+        return self.at(module, x0, t, noise, generator=generator, **cond)
+
+    def draw(self, sde: SDE, x0: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Random times (B,) and noise (B, *) for a batch; dequantisation draws after them."""
+        return self._draws().draw(sde, x0, generator)
+
+    def at(
+        self,
+        module: DequantizedDenoiser,
+        x0: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        **cond: Any,
+    ) -> Tensor:
+        """Loss at given times (B,) and noise (B, *) of one draw of x."""
+        sde, entries = module.sde, x0[0].numel()
+        ends = _ends(sde, x0.device)
+        k = module.dequantization.cells.level(x0)
+        x, log_q, _ = module.dequantization(k, sde, generator=generator, dtype=x0.dtype)
+        prior = prior_kl(sde, x, torch.ones((), dtype=torch.float64, device=x0.device))
+
+        error = module.denoiser.eps(sde.perturb(x, t, noise), t, **cond) - noise
+        squares = error.square().flatten(1).sum(1)
+        # what ‖ε‖² alone contributes, as it would for N(0, 1) data, less its mean: the same loss with less scatter
+        excess = torch.sigmoid(sde.logsnr(t)).square() * (noise.square().flatten(1).sum(1) - entries)
+        cost = 0.5 * (ends[0] - ends[1] + 1) * (squares - excess).double()
+        constant = 0.5 * entries * (math.log(2 * math.pi) - ends[0])
+        return ((prior + cost + constant + log_q) / (entries * math.log(2))).to(x0.dtype)
+
+    def _draws(self) -> DenoisingLoss:
+        return DenoisingLoss(time=_places, sampling=self.sampling, label_dropout=self.label_dropout)
+
+
+def _places(sde: SDE, u: Tensor) -> Tensor:
+    """logsnr uniform from logsnr(t_min) + 1 to logsnr(1); what lies above logsnr(t_min) is at t_min."""
+    ends = _ends(sde, u.device)
+    length = ends[0] - ends[1]
+    return logsnr_times(sde, (((length + 1) * u - 1) / length).clamp_min(0).to(u.dtype))
+
+
+def _ends(sde: SDE, device: torch.device) -> Tensor:
+    """logsnr at t_min and at 1, float64."""
+    return sde.logsnr(torch.tensor([sde.t_min, 1.0], dtype=torch.float64, device=device))
