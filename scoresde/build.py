@@ -16,6 +16,7 @@ from scoresde.classifier import NoisyClassifier
 from scoresde.covariance import LearnedRange
 from scoresde.data import Dataset, Quantized
 from scoresde.denoiser import NetworkDenoiser
+from scoresde.models.fourier_features import level_exponents
 from scoresde.parameterization import Parameterization
 from scoresde.sde import SDE
 from scoresde.solvers import Solver
@@ -148,6 +149,10 @@ def fill(config: dict[str, Any], data: Dataset) -> dict[str, Any]:
     if config["parameterization"].get("sigma_data", 0) is None:
         config["parameterization"]["sigma_data"] = _standard_deviation(data)
     known = {"sigma_data": config["parameterization"].get("sigma_data"), **quantised}
+    if model.get("fourier_features") == "levels":
+        model["fourier_features"] = _level_features(data)
+    if model.get("data_scale", 0) is None:
+        model["data_scale"] = known["sigma_data"] or 1.0
     config["loss"] = _without_nulls(config["loss"], known)
     return config
 
@@ -210,6 +215,13 @@ def _suited_unet(shape: Sequence[int], channel_mults: Sequence[int] | None) -> d
         "fir": size >= 16,
         "progressive_input": "residual" if size >= 16 else "none",
     }
+
+
+def _level_features(data: Dataset) -> list[float]:
+    """Exponents of `FourierFeatures` that tell the data's levels apart."""
+    if not isinstance(data.codec, Quantized):
+        raise ConfigError(f"model.fourier_features=levels needs data with levels, but data={data.name} is continuous.")
+    return list(level_exponents(data.codec.levels, data.codec.value_range))
 
 
 def _standard_deviation(data: Dataset) -> float:

@@ -65,13 +65,8 @@ class FlowCoordinates:
         outer, inner = expand(torch.cosh(z) * sigma / scale, x), expand(sigma / scale.square(), x)
         return outer * (inner * x - eps_weight * eps)
 
-    def divergence(self, z: Tensor, t: Tensor, traces: Tensor, entries: int) -> Tensor:
-        """Trace of ∂(dy/dz)/∂y of the probability flow, from traces of ∂ε̂/∂x; z, t () or (B,); shape of traces."""
-        sigma, scale = self.sde.sigma(t), self.scale(t)
-        return expand(torch.cosh(z) * sigma, traces) * (expand(sigma / scale.square(), traces) * entries - traces)
-
-    def divergence_of(self, at: Tensor, traces: Tensor, entries: int) -> Tensor:
-        """The same with the `coefficients` at (4,) or (4, B), and traces of any further shape (B, ...)."""
+    def divergence(self, at: Tensor, traces: Tensor, entries: int) -> Tensor:
+        """Trace of ∂(dy/dz)/∂y of the probability flow, from traces of ∂ε̂/∂x (B, ...), with the `coefficients` at."""
         _, scale, pull, gain = at.unbind()
         return expand(pull, traces) * entries - expand(gain * scale, traces) * traces
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 
-from scoresde.build import ConfigError, build_model
+from scoresde.build import ConfigError, build, build_model
 from scoresde.classifier import NoisyClassifier
 from scoresde.covariance import LearnedRange
 from scoresde.data import Quantized, Standardized, codec_from_state
@@ -31,6 +31,7 @@ class TrainedModel:
         codec: Map between the data's own values and the model's.
         shape: Event shape.
         step: Number of training steps behind the weights.
+        dequantize: Whether it was trained on levels spread over their cells rather than on the centres.
     """
 
     run: RunDirectory
@@ -39,6 +40,7 @@ class TrainedModel:
     codec: Quantized | Standardized
     shape: tuple[int, ...]
     step: int
+    dequantize: bool = True
 
 
 def load(path: str | Path, *, device: str | torch.device | None = None, extensions: Sequence[str] = ()) -> Denoiser:
@@ -82,7 +84,15 @@ def load_run(
         codec=codec_from_state(codec["codec"]),
         shape=tuple(codec["shape"]),
         step=int(state.get("step", 0)),
+        dequantize=_dequantizes(config.get("loss"), extensions),
     )
+
+
+def _dequantizes(loss: Any, extensions: Sequence[str]) -> bool:
+    try:
+        return bool(getattr(build(loss, "loss", extensions), "dequantize", True))
+    except ConfigError:  # a loss of the user's own, which takes no part in using the model
+        return True
 
 
 def read_config(run: RunDirectory) -> dict[str, Any]:

@@ -173,6 +173,16 @@ def test_bounds_of_levels_have_a_decoder_over_them(work: Path) -> None:
     assert (column(rows, "nats") < 0).all()
 
 
+def test_a_bound_of_continuous_data_is_in_their_own_units(work: Path) -> None:
+    rows = score("toy", "likelihood=elbo", "likelihood.samples=4", "likelihood.num_examples=3")
+    trained = load_run("runs/toy")
+    examples = likelihood_command.own_examples(trained, None, 0, [])
+    seed = likelihood_command.mix(likelihood_command.mix(0) ^ int(examples.index[0])) >> 1
+    x = trained.codec.encode(examples.x[:3])
+    expected = elbo(trained.model, x, samples=4, generator=torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+    np.testing.assert_allclose(column(rows, "nats"), expected.log_prob.double() - trained.codec.log_det, rtol=1e-4)  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("options", "law"),
     [
@@ -319,6 +329,8 @@ def test_which_solver_and_options_evaluate_a_likelihood(work: Path) -> None:
         (["likelihood=vlb", "likelihood.variance=learned"], "variance='learned' needs"),
         (["likelihood=exact", "likelihood.csv=values.txt"], r"ends in \.csv, got values\.txt"),
         (["likelihood=exact", "likelihood.t_start=0", "likelihood.num_examples=2"], "t_start|noise|σ"),
+        (["likelihood=hutchinson", "likelihood.repeat=2"], "a share between 0 and 1, got 2"),
+        (["likelihood=report", "likelihood.vlb.steps=many"], "steps needs a whole number, got 'many'"),
         ([], "num_samples=0 leaves nothing to do"),
     ],
     ids=str,
@@ -346,6 +358,13 @@ def test_a_table_reads_back_what_it_wrote(tmp_path: Path) -> None:
     again.append([{"a": 2.0}])
     again.close()
     assert [row["a"] for row in GrowingTable(path, columns, {"seed": 0}).rows] == ["0.1", "", "2.0"]
+    whole = path.read_text()
+    for damaged in (
+        whole[:-1],
+        whole[:-3] + "\n4.0,ok\n",
+    ):  # cut off within the last line; a line too short, then another
+        path.write_text(damaged)
+        assert [row["a"] for row in GrowingTable(path, columns, {"seed": 0}).rows] == ["0.1", ""]
     path.with_suffix(".json").unlink()
     assert GrowingTable(path, columns, {"seed": 0}).aside == tmp_path / "deep/t-1.csv"
     with pytest.raises(ValueError, match=r"ends in \.csv"):

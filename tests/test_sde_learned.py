@@ -187,7 +187,7 @@ def test_every_other_kind_of_solver_runs_and_encoding_returns() -> None:
         DDIM(steps=40, eta=1.0, grid=uniform_grid),
     ):
         y = solver(denoiser, x)
-        assert abs(float(y.mean()) - MEAN) < 0.15 and abs(float(y.std()) - STD) < 0.15, type(solver).__name__
+        assert abs(float(y.mean()) - MEAN) < 0.1 and abs(float(y.std()) - STD) < 0.2, type(solver).__name__
     solver = ExponentialAdams(steps=200, grid=logsnr_grid, denoise=False)
     torch.testing.assert_close(solver.encode(denoiser, solver(denoiser, x)), x, rtol=0, atol=1e-3)
 

@@ -76,7 +76,9 @@ def train_companion(
         denoiser=module,
         loss=loss,
         optimizer=build(config["optimizer"], "optimizer", extensions)(parameters),
-        batch=Batches(data, config["batch_size"], config["seed"], labelled=labelled(trained)),
+        batch=Batches(
+            data, config["batch_size"], config["seed"], labelled=labelled(trained), dequantize=trained.dequantize
+        ),
         run=run,
         logger=build(config["logger"], "logger", extensions)(run),
         seed=config["seed"],

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scoresde.analytic import EmpiricalDenoiser
-from scoresde.build import ConfigError, find_target
+from scoresde.build import ConfigError
 from scoresde.commands.companion import data_of, labelled
 from scoresde.commands.diagnostics_picture import draw
 from scoresde.commands.diagnostics_words import summary
@@ -75,7 +75,7 @@ def diagnose(
     if not isinstance(model, Denoiser):
         raise ConfigError(f"{trained.run.path} is the run of a classifier: name the run of a denoiser with run=...")
     data, start = data_of(trained, extensions), time.perf_counter()
-    test = _Test(trained, data, extensions, seed, batch_size, device)
+    test = _Test(trained, data, seed, batch_size, device)
     edges = logsnr_edges(model.sde, options["bins"])
     report: dict[str, Any] = {
         "run": str(trained.run.path), "step": trained.step, "seed": seed, "examples": test.name,
@@ -141,17 +141,12 @@ def _write(report: dict[str, Any], out: Path) -> dict[str, Any]:
 class _Test:
     """Test examples in the model's scaling, with their conditions; training examples if there are too few."""
 
-    def __init__(
-        self, trained: TrainedModel, data: Dataset, extensions: Sequence[str], seed: int, batch_size: int,
-        device: torch.device,
-    ) -> None:  # fmt: skip
+    def __init__(self, trained: TrainedModel, data: Dataset, seed: int, batch_size: int, device: torch.device) -> None:
         self.codec, self.batch_size, self.device, self.labelled = trained.codec, batch_size, device, labelled(trained)
         self.data, self.seed = data, seed
         self.split: Split = data.test if len(data.test) > 1 else data.train
         self.name = "test examples" if len(data.test) > 1 else "training examples"
-        target = trained.config.get("loss", {}).get("_target_")
-        # a model of undequantised levels is judged on those
-        self.dequantize = target is None or getattr(find_target(target, "loss", extensions), "dequantize", True)
+        self.dequantize = trained.dequantize
 
     def rows(self, count: int | None) -> Tensor:
         order = torch.randperm(len(self.split), generator=torch.Generator().manual_seed(self.seed))

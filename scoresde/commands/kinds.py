@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from scoresde.build import ANY_INTERFACE, ConfigError, build
+from scoresde.build import ConfigError
 from scoresde.commands.estimators import BoundEstimator, Estimator, FlowEstimator, ReportEstimator
 from scoresde.commands.variance import KINDS as VARIANCES
 from scoresde.commands.variance import with_variance
@@ -39,6 +39,8 @@ def estimator(
         ConfigError: If there is no such kind, or the run lacks what it needs.
     """
     kind = options["kind"]
+    for part in (options, *(value for value in options.values() if isinstance(value, Mapping))):
+        _check_numbers(part)
     if kind in ("exact", "hutchinson"):
         return flow_estimator(options, trained, extensions)
     if kind in ("elbo", "vlb"):
@@ -55,6 +57,21 @@ def estimator(
         }
         return ReportEstimator(flow=flow_estimator(options["ode"], trained, extensions), bounds=bounds)
     raise ConfigError(f"likelihood.kind needs to be one of {', '.join(KINDS)}, got {kind!r}.")
+
+
+def _check_numbers(options: Mapping[str, Any]) -> None:
+    """Raise if an option that is a number is something else; their ranges are checked where they are used."""
+    kinds: dict[str, tuple[Any, str]] = {
+        **dict.fromkeys(("probes", "samples", "steps", "draws"), (int, "a whole number")),
+        **dict.fromkeys(("rtol", "atol", "t_start", "repeat"), ((int, float), "a number")),
+        "importance": (bool, "true or false"),
+    }
+    for key, (kind, words) in kinds.items():
+        value = options.get(key)
+        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+            raise ConfigError(f"likelihood.{key} needs {words}, got {value!r}.")
+    if not 0 <= options.get("repeat", 0) <= 1:
+        raise ConfigError(f"likelihood.repeat needs a share between 0 and 1, got {options['repeat']!r}.")
 
 
 def flow_estimator(options: Mapping[str, Any], trained: TrainedModel, extensions: Sequence[str]) -> FlowEstimator:
@@ -78,7 +95,7 @@ def bound_estimator(
     options: Mapping[str, Any], variance: Mapping[str, Any], trained: TrainedModel, extensions: Sequence[str]
 ) -> BoundEstimator:
     decoder = _decoder(options["decoder"], trained)
-    options = {**options, "t_start": _last_time(options["t_start"], trained, extensions)}
+    options = {**options, "t_start": _last_time(options["t_start"], trained)}
     if options["kind"] == "elbo":
         chosen = {key: options[key] for key in ("form", "samples", "sampling", "t_start")}
         bound: Callable[..., Bound] = partial(elbo, decoder=decoder, **chosen)
@@ -119,7 +136,7 @@ def _filling_time(trained: TrainedModel, width: float, halves: float) -> float:
     return max(t, sde.t_min)
 
 
-def _last_time(t_start: float | None, trained: TrainedModel, extensions: Sequence[str]) -> float | None:
+def _last_time(t_start: float | None, trained: TrainedModel) -> float | None:
     """Where a bound of levels hands over to the decoder, unless told.
 
     A model that was trained on levels spread over their cells knows nothing of where in a cell they are put: below the
@@ -128,8 +145,7 @@ def _last_time(t_start: float | None, trained: TrainedModel, extensions: Sequenc
     codec = trained.codec
     if t_start is not None or not isinstance(codec, Quantized):
         return t_start
-    loss = build(trained.config["loss"], "loss", [*extensions, ANY_INTERFACE]) if "loss" in trained.config else None
-    if not getattr(loss, "dequantize", True):
+    if not trained.dequantize:
         return None
     return _filling_time(trained, Cells(levels=codec.levels, value_range=codec.value_range).width, HANDOVER)
 

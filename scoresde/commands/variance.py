@@ -105,7 +105,8 @@ def moments_of(
     print(f"estimating the variance of {trained.run.path} from {samples} examples, once: kept in {path}")
     data = data_of(trained, extensions)
     batch_size = min(batch_size, len(data.train))
-    batches, count = Batches(data, batch_size, seed, labelled=labelled(trained)), -(-samples // batch_size)
+    batches = Batches(data, batch_size, seed, labelled=labelled(trained), dequantize=trained.dequantize)
+    count = -(-samples // batch_size)
 
     def examples() -> Iterator[tuple[Tensor, dict[str, Any]]]:
         for step in range(count):

@@ -22,8 +22,9 @@ class DiscreteLogProb(NamedTuple):
 
     Attributes:
         log_prob: The lower bound of log P(k) in nats, float64, (B,).
-        std_error: Its standard error from the draws of x and the probes of each, (B,); NaN for one draw, whose error
-            cannot be estimated.
+        std_error: Its standard error from the draws of x and the probes of each, (B,): the square is unbiased, as
+            `summarize` needs it, but ± 2 of it hold less than 95 % for fewer than about ten draws. NaN for one draw,
+            whose error cannot be estimated.
         probe_error: The part of std_error that is due to the probes of the density alone, (B,); NaN if the density does
             not tell.
         solver_error: Estimate of the solver's error in nats, the draws' mean, (B,); NaN if the density does not tell.

@@ -20,7 +20,7 @@ from scoresde.solvers.adaptive import Field, Goal, State, integrate
 from scoresde.solvers.counter import deliver, keyed_normals, mix, sample_keys
 from scoresde.solvers.ode import tableau
 
-SAFETY, EXPONENT = 50.0, 1.5  # of the solver error; fitted to Gaussians and mixtures, tolerances 1e-3 to 1e-8
+SAFETY, EXPONENT = 200.0, 2.0  # of the solver error; fitted to Gaussians and mixtures, tolerances 1e-3 to 1e-8
 NOISE_RESOLUTION = 0.5  # least σ_t_start / α_t_start that changes x, in units of its rounding
 _NOISE = 0x6E6F697365  # sets the noise of x_ε apart from the probes
 
@@ -172,7 +172,7 @@ def likelihood_field(
             eps, x = eps_at(at, y)
             traces = trace(eps, x, create_graph=create_graph).double()
         eps = eps if create_graph else eps.detach()
-        return flow.slope(at, y, eps.double()), flow.divergence_of(at, traces, x.shape[1:].numel())
+        return flow.slope(at, y, eps.double()), flow.divergence(at, traces, x.shape[1:].numel())
 
     def inner(at: Tensor, state: State) -> State:
         y, delta = state
@@ -194,7 +194,7 @@ def _effect(at: Tensor, h: Tensor, state: State, slope: State, error: State, *, 
     To decide, terms add up as independent ones do; to record, as if all had one sign. The error estimate is that of the
     lower order of the pair; the result has the higher one, which is better by a power of the step,
 
-        50 error (error / moved)^(1.5/(p−1))             1/(p−1) in theory; signs cancel more, the more steps there are.
+        200 error (error / moved)^(2/(p−1))         1/(p−1) in theory; but signs cancel more, the more steps there are.
     """
     y, rate, error_y = (part[0].flatten(1) for part in (state, slope, error))
     score = rate / expand(at[2], rate) - y  # −ν ε̂/σ, with ε̂ solved from dy/dz

@@ -45,11 +45,16 @@ class FourierFeatures(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """x (B, C, *) and its sines and cosines, (B, C (1 + 2 len(exponents)), *)."""
-        phases = [(2**n * math.pi * self.scale) * x for n in self.exponents]
-        return torch.cat([x, *(phase.sin() for phase in phases), *(phase.cos() for phase in phases)], 1)
+        return with_fourier_features(x, self.exponents, self.scale)
 
     def extra_repr(self) -> str:
         return f"exponents={self.exponents}, scale={self.scale:g}"
+
+
+def with_fourier_features(x: Tensor, exponents: Sequence[float], scale: float) -> Tensor:
+    """x (B, C, *), then sin(2^n π scale x) for every exponent n, then the cosines: (B, C (1 + 2 len(exponents)), *)."""
+    phases = [(2**n * math.pi * scale) * x for n in exponents]
+    return torch.cat([x, *(phase.sin() for phase in phases), *(phase.cos() for phase in phases)], 1)
 
 
 def level_exponents(levels: int, value_range: tuple[float, float] = (-1.0, 1.0)) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from scoresde.models.blocks import AttentionBlock, Combine, ResidualBlock, add_skip
 from scoresde.models.embedding import ConditionEmbedding, GaussianFourier, noise_levels, sinusoidal_embedding
+from scoresde.models.fourier_features import with_fourier_features
 from scoresde.models.layers import conv3x3, group_norm, linear
 from scoresde.models.ncsnpp_options import (
     Block,
@@ -86,6 +87,8 @@ class NCSNpp(nn.Module):
         num_classes: Accept `label`, (B,) integers; −1 or None is the learned "no label".
         condition_dim: Accept `condition`, (B, condition_dim); None is zeros.
         concat_channels: Accept `concat`, (B, concat_channels, H, W), appended to x; None is zeros.
+        fourier_features: Exponents n of further inputs sin and cos of 2^n π data_scale x, see `FourierFeatures`.
+        data_scale: Factor from x to the data: the parameterization's sigma_data.
         checkpoint: Recompute blocks in the backward pass, to save memory.
 
     References:
@@ -127,6 +130,8 @@ class NCSNpp(nn.Module):
         num_classes: int | None = None,
         condition_dim: int | None = None,
         concat_channels: int = 0,
+        fourier_features: Sequence[float] = (),
+        data_scale: float = 1.0,
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
@@ -160,6 +165,7 @@ class NCSNpp(nn.Module):
         self.scale_by_sigma = scale_by_sigma
         self.centered = centered
         self.concat_channels = concat_channels
+        self.fourier_features, self.data_scale = tuple(float(n) for n in fourier_features), float(data_scale)
         self.checkpoint = checkpoint
         log_sigmas = torch.linspace(math.log(sigma_max), math.log(sigma_min), num_scales, dtype=torch.float64)
         self.register_buffer("sigmas", log_sigmas.exp())
@@ -199,9 +205,9 @@ class NCSNpp(nn.Module):
 
         # Down.
         c = width
-        pyramid_channels = channels + concat_channels
+        pyramid_channels = channels * (1 + 2 * len(self.fourier_features)) + concat_channels
         self._pyramid_down = Down(taps)
-        self._input = self._add(conv3x3(channels + concat_channels, c))
+        self._input = self._add(conv3x3(pyramid_channels, c))
         skips = [c]
         self._down: list[DownLevel] = []
         for level, mult in enumerate(self.channel_mults):
@@ -329,6 +335,7 @@ class NCSNpp(nn.Module):
 
     def _prepare(self, x: Tensor, concat: Tensor | None) -> Tensor:
         x = x if self.centered else 2 * x - 1
+        x = with_fourier_features(x, self.fourier_features, self.data_scale) if self.fourier_features else x
         if self.concat_channels == 0 and concat is None:
             return x
         shape = (x.shape[0], self.concat_channels, *x.shape[2:])

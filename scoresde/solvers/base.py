@@ -171,6 +171,7 @@ class StepSolver(Solver):
         start = self._start()
         return x if start is None else start(denoiser.sde, x, plan.times[-1], torch.ones_like(plan.times[-1]))
 
+    @torch.no_grad()
     def plan(self, denoiser: Denoiser, *, device: Any = None, backward: bool = False) -> Plan:
         """Prepare a run: place the times and compute whatever does not depend on the states."""
         times = self._times(denoiser.sde, backward)
@@ -248,4 +249,4 @@ def _on_host(noise: NoiseSource, times: tuple[Tensor, ...]) -> NoiseSource:
 
 
 def _noise_level(sde: SDE, t: Tensor) -> float:
-    return float(sde.sigma(t) / sde.alpha(t))
+    return (sde.sigma(t) / sde.alpha(t)).item()

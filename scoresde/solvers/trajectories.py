@@ -13,6 +13,7 @@ from scoresde.sde import SDE
 COSTS = ("optimal", "small", "large")
 
 
+@torch.no_grad()
 def optimal_grid(sde: SDE, steps: int, t_end: float, *, moments: SecondMoment, variance: str = "optimal") -> Tensor:
     """The grid with the least bound on −log p, over all choices of times from a table of noise levels.
 
