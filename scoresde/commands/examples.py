@@ -15,7 +15,7 @@ from torch import Tensor
 from scoresde.build import ConfigError, build
 from scoresde.commands.companion import data_of
 from scoresde.data import Dataset, Quantized
-from scoresde.data.arrays import _class_labels, _conditions, _examples_key, _read_arrays
+from scoresde.data.arrays import class_labels, examples_key, given_conditions, read_arrays
 from scoresde.data.dataset import Split, find, split_indices
 from scoresde.loading import TrainedModel
 
@@ -133,8 +133,8 @@ def _read_file(node: Mapping[str, Any], split: str) -> tuple[Split, Tensor, str]
 
 def _rows_of(path: Path, node: Mapping[str, Any]) -> Split:
     label_key = node.get("label_key")
-    stored = _read_arrays(path)
-    key = _examples_key(path, stored, label_key)
+    stored = read_arrays(path)
+    key = examples_key(path, stored, label_key)
     x = np.asarray(stored[key])
     if x.dtype.kind not in "biuf" or x.ndim == 0 or x.size == 0:
         raise ConfigError(f"{path} needs real numbers of shape (N, *), got {x.dtype} of shape {x.shape}.")
@@ -144,8 +144,8 @@ def _rows_of(path: Path, node: Mapping[str, Any]) -> Split:
     label, condition = (stored.get(name) if name and name != key else None for name in (label_key, "condition"))
     return Split(
         x=torch.from_numpy(np.array(x, dtype=wanted, order="C")),
-        label=None if label is None else _class_labels(path, label_key, label, len(x)),
-        condition=None if condition is None else _conditions(path, condition, len(x)),
+        label=None if label is None else class_labels(path, label_key, label, len(x)),
+        condition=None if condition is None else given_conditions(path, condition, len(x)),
     )
 
 

@@ -78,8 +78,8 @@ def _take(split: Split, index: Tensor) -> Split:
 
 
 def _read_split(path: Path, label_key: str | None, levels: int | None, channels_last: bool) -> Split:
-    stored = _read_arrays(path)
-    x_key = _examples_key(path, stored, label_key)
+    stored = read_arrays(path)
+    x_key = examples_key(path, stored, label_key)
     x = stored[x_key]
     if x.ndim == 0 or x.size == 0:
         raise ValueError(f"{path} needs an array of shape (N, *) with at least one entry, got shape {x.shape}")
@@ -91,12 +91,12 @@ def _read_split(path: Path, label_key: str | None, levels: int | None, channels_
     condition = None if x_key == "condition" else stored.get("condition")
     return Split(
         x=values,
-        label=None if label is None else _class_labels(path, label_key, label, len(x)),
-        condition=None if condition is None else _conditions(path, condition, len(x)),
+        label=None if label is None else class_labels(path, label_key, label, len(x)),
+        condition=None if condition is None else given_conditions(path, condition, len(x)),
     )
 
 
-def _read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
+def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
     try:
         with path.open("rb") as file:
             stored = np.load(file, allow_pickle=False)
@@ -108,7 +108,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
         ) from error
 
 
-def _examples_key(path: Path, stored: dict[str, NDArray[np.generic]], label_key: str | None) -> str:
+def examples_key(path: Path, stored: dict[str, NDArray[np.generic]], label_key: str | None) -> str:
     if "x" in stored:
         return "x"
     candidates = [key for key in stored if key not in (label_key, "condition")]
@@ -140,7 +140,7 @@ def _integers(path: Path, x: NDArray[np.generic], levels: int) -> Tensor:
     return torch.from_numpy(np.array(x, dtype=np.uint8 if levels <= 256 else np.int32, order="C"))
 
 
-def _class_labels(path: Path, key: str | None, label: NDArray[np.generic], n: int) -> Tensor:
+def class_labels(path: Path, key: str | None, label: NDArray[np.generic], n: int) -> Tensor:
     if label.dtype.kind not in "biu" or label.shape != (n,):
         raise ValueError(
             f"{path} needs one integer label per example in {key}: expected shape ({n},), "
@@ -153,7 +153,7 @@ def _class_labels(path: Path, key: str | None, label: NDArray[np.generic], n: in
     return torch.from_numpy(numbers)
 
 
-def _conditions(path: Path, condition: NDArray[np.generic], n: int) -> Tensor:
+def given_conditions(path: Path, condition: NDArray[np.generic], n: int) -> Tensor:
     _real(path, "condition", condition)
     if condition.shape[:1] != (n,):
         raise ValueError(f"{path} needs one condition per example: {n}, got shape {condition.shape}")
