@@ -492,3 +492,21 @@ def test_one_forward_pass_per_evaluation() -> None:
         denoiser = Counting()
         found = log_prob(denoiser, torch.randn(1, 2, dtype=torch.float64), **options)  # type: ignore[arg-type]
         assert denoiser.rows == int(found.nfe)
+
+
+@pytest.mark.parametrize("method", ["dopri8", "bosh3", "fehlberg2", "adaptive_heun"])
+def test_every_pair_agrees(method: str) -> None:
+    """Stages that neither the result nor the error holds have no trace; which they are differs from pair to pair."""
+    denoiser = mixture(VPSDE())
+    x = denoiser.sample(6, generator=torch.Generator().manual_seed(1))
+    tolerance = {"dopri8": 1e-7, "bosh3": 1e-5}.get(method, 1e-4)
+    found = log_prob(denoiser, x, divergence="exact", method=method, rtol=tolerance, atol=tolerance)
+    exact = log_prob(denoiser, x, divergence="exact", rtol=1e-9, atol=1e-9).log_prob
+    torch.testing.assert_close(found.log_prob, exact, rtol=0, atol={"dopri8": 1e-6, "bosh3": 1e-3}.get(method, 2e-2))
+
+
+def test_a_failure_ends_the_work_on_its_row() -> None:
+    denoiser, calls = Broken(), []
+    denoiser.register_forward_hook(lambda *_: calls.append(1))
+    log_prob(denoiser, torch.full((1, 2), 4.0), on_error="nan")
+    assert len(calls) == 7  # the first slope and the one attempted step

@@ -20,7 +20,9 @@ from scoresde.solvers.adaptive import Field, Goal, State, integrate
 from scoresde.solvers.counter import deliver, keyed_normals, mix, sample_keys
 from scoresde.solvers.ode import tableau
 
+STEP_SHARE = 0.3  # of atol √d nats, for one step: a path has tens of them
 SAFETY, EXPONENT = 200.0, 2.0  # of the solver error; fitted to Gaussians and mixtures, tolerances 1e-3 to 1e-8
+ROUNDING = 4.0  # of a step's change of log p, in units of the dtype's resolution
 NOISE_RESOLUTION = 0.5  # least σ_t_start / α_t_start that changes x, in units of its rounding
 _NOISE = 0x6E6F697365  # sets the noise of x_ε apart from the probes
 
@@ -76,8 +78,8 @@ def log_prob(
 
     Integrated in the coordinates of `scoresde.flow`, in float64 around a network that gets x's dtype. Drift and trace
     share one forward pass. Every sample has its own steps, chosen for its own log p: a step may change y by the
-    tolerance (root mean square over entries) and log p by atol √d, where the error δy of a step counts with the score
-    at hand,
+    tolerance (root mean square over entries) and log p by 0.3 atol √d, where the error δy of a step counts with the
+    score at hand,
 
         δ log p = δ∫div + ∇_y log p · δy,       ∇_y log p = −ν ε̂/σ.
 
@@ -134,7 +136,11 @@ def log_prob(
         error = torch.zeros_like(gap)
         if method in ADAPTIVE_METHODS:
             pair, lost = tableau(method), failures if on_error == "nan" else None
-            goal = Goal(partial(_effect, order=pair.order), atol * math.sqrt(entries), error)
+            goal = Goal(
+                partial(_effect, order=pair.order, eps=torch.finfo(x.dtype).eps),
+                STEP_SHARE * atol * math.sqrt(entries),
+                error,
+            )
             (y, delta), nfe, *_ = integrate(
                 field, state, flow.data_end, flow.noise_end, pair,
                 rtol=rtol, atol=atol, goal=goal, failures=lost, owner="log_prob",
@@ -188,7 +194,9 @@ def likelihood_field(
     return Field(flow.coefficients, rate, select, inner)
 
 
-def _effect(at: Tensor, h: Tensor, state: State, slope: State, error: State, *, order: float) -> tuple[Tensor, Tensor]:
+def _effect(
+    at: Tensor, h: Tensor, state: State, slope: State, error: State, *, order: float, eps: float
+) -> tuple[Tensor, Tensor]:
     """Sizes of the change of log p by the error of a step.
 
     To decide, terms add up as independent ones do; to record, as if all had one sign. The error estimate is that of the
@@ -199,9 +207,10 @@ def _effect(at: Tensor, h: Tensor, state: State, slope: State, error: State, *, 
     y, rate, error_y = (part[0].flatten(1) for part in (state, slope, error))
     score = rate / expand(at[2], rate) - y  # −ν ε̂/σ, with ε̂ solved from dy/dz
     terms = score * error_y
-    decides = (terms.square().sum(1) + error[1].square().mean(1)).sqrt()
     largest = terms.abs().sum(1) + error[1].abs().mean(1)
     moved = h.abs() * ((score * rate).abs().sum(1) + slope[1].abs().mean(1))
+    decides = (terms.square().sum(1) + error[1].square().mean(1)).sqrt()
+    decides = (decides - ROUNDING * eps * moved).clamp_min(0)  # no step resolves less
     power = (largest / moved).nan_to_num(1.0).clamp(max=1.0) ** (EXPONENT / max(order - 1, 1))
     return decides, SAFETY * largest * power
 
