@@ -84,7 +84,7 @@ class FlowCoordinates:
         return torch.log1p(-torch.expm1(start - stop) * torch.sigmoid(stop) * torch.exp(-start))
 
 
-ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+ADAPTIVE_METHODS = ("adams", "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4")
 
 
@@ -109,7 +109,7 @@ def check_ode_arguments(owner: str, method: str, rtol: float, atol: float, steps
     """Raise one sentence if the arguments of an ODE solve do not fit together."""
     if method not in ADAPTIVE_METHODS + FIXED_METHODS:
         raise ValueError(
-            f"{owner} needs a torchdiffeq method: adaptive {', '.join(ADAPTIVE_METHODS)} "
+            f"{owner} needs a method: adaptive {', '.join(ADAPTIVE_METHODS)} "
             f"or fixed-step {', '.join(FIXED_METHODS)}, got {method!r}."
         )
     if method in FIXED_METHODS and (steps is None or steps < 1):

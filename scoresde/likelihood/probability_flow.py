@@ -16,12 +16,13 @@ from scoresde.flow import ADAPTIVE_METHODS, FlowCoordinates, check_ode_arguments
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
 from scoresde.likelihood.trace import Trace, check_trace, mean_and_error, trace_of
 from scoresde.sde import expand
-from scoresde.solvers.adaptive import Field, Goal, State, integrate
+from scoresde.solvers.adaptive import Goal, integrate
+from scoresde.solvers.adaptive_methods import Attempt, Field, State
 from scoresde.solvers.counter import deliver, keyed_normals, mix, sample_keys
-from scoresde.solvers.ode import tableau
+from scoresde.solvers.ode import adaptive_method
 
 STEP_SHARE = 0.3  # of atol √d nats, for one step: a path has tens of them
-SAFETY, EXPONENT = 200.0, 2.0  # of the solver error; fitted to Gaussians and mixtures, tolerances 1e-3 to 1e-8
+PAIR, ADAMS = (200.0, 2.0), (2.0, 1.0)  # c and q of the solver error; fitted to Gaussians, mixtures and digits
 ROUNDING = 4.0  # of a step's change of log p, in units of the dtype's resolution
 NOISE_RESOLUTION = 0.5  # least σ_t_start / α_t_start that changes x, in units of its rounding
 _NOISE = 0x6E6F697365  # sets the noise of x_ε apart from the probes
@@ -59,7 +60,7 @@ def log_prob(
     divergence: str = "hutchinson",
     probes: int = 1,
     probe: str = "rademacher",
-    method: str = "dopri5",
+    method: str = "adams",
     rtol: float = 1e-5,
     atol: float = 1e-5,
     steps: int | None = None,
@@ -135,9 +136,9 @@ def log_prob(
         field = likelihood_field(flow, denoiser, trace, len(x), x.dtype, create_graph=create_graph)
         error = torch.zeros_like(gap)
         if method in ADAPTIVE_METHODS:
-            pair, lost = tableau(method), failures if on_error == "nan" else None
+            pair, lost = adaptive_method(method), failures if on_error == "nan" else None
             goal = Goal(
-                partial(_effect, order=pair.order, eps=torch.finfo(x.dtype).eps),
+                partial(_effect, sharpness=ADAMS if method == "adams" else PAIR, eps=torch.finfo(x.dtype).eps),
                 STEP_SHARE * atol * math.sqrt(entries),
                 error,
             )
@@ -194,25 +195,24 @@ def likelihood_field(
     return Field(flow.coefficients, rate, select, inner)
 
 
-def _effect(
-    at: Tensor, h: Tensor, state: State, slope: State, error: State, *, order: float, eps: float
-) -> tuple[Tensor, Tensor]:
+def _effect(tried: Attempt, h: Tensor, *, sharpness: tuple[float, float], eps: float) -> tuple[Tensor, Tensor]:
     """Sizes of the change of log p by the error of a step.
 
     To decide, terms add up as independent ones do; to record, as if all had one sign. The error estimate is that of the
     lower order of the pair; the result has the higher one, which is better by a power of the step,
 
-        200 error (error / moved)^(2/(p−1))         1/(p−1) in theory; but signs cancel more, the more steps there are.
+        c error (error / moved)^(q/(p−1))         q = 1 in theory; but signs cancel more, the more steps a pair takes.
     """
-    y, rate, error_y = (part[0].flatten(1) for part in (state, slope, error))
-    score = rate / expand(at[2], rate) - y  # −ν ε̂/σ, with ε̂ solved from dy/dz
+    (factor, power), slope, error = sharpness, tried.slopes[-1], tried.error
+    y, rate, error_y = (part[0].flatten(1) for part in (tried.state, slope, error))
+    score = rate / expand(tried.at_end[2], rate) - y  # −ν ε̂/σ, with ε̂ solved from dy/dz
     terms = score * error_y
     largest = terms.abs().sum(1) + error[1].abs().mean(1)
     moved = h.abs() * ((score * rate).abs().sum(1) + slope[1].abs().mean(1))
     decides = (terms.square().sum(1) + error[1].square().mean(1)).sqrt()
     decides = (decides - ROUNDING * eps * moved).clamp_min(0)  # no step resolves less
-    power = (largest / moved).nan_to_num(1.0).clamp(max=1.0) ** (EXPONENT / max(order - 1, 1))
-    return decides, SAFETY * largest * power
+    share = (largest / moved).nan_to_num(1.0).clamp(max=1.0)
+    return decides, factor * largest * share ** (power / torch.as_tensor(tried.order - 1).clamp(min=1))
 
 
 def _fixed_steps(

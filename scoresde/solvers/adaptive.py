@@ -1,4 +1,4 @@
-"""Adaptive Runge-Kutta in which every sample of a batch has its own steps: the engine, which knows no process."""
+"""Adaptive steps in which every sample of a batch has its own: the engine, which knows no process."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from scoresde.sde import expand
+from scoresde.solvers.adaptive_methods import Attempt, Field, Method, State, where
 
-State = tuple[Tensor, ...]  # parts with a common leading batch axis: (y,), or (y, log p)
-
-FIRST_STEPS = 20  # the first step tried is this part of the interval
 MAX_ATTEMPTS = 10_000
 SMALLEST_STEP = 1e-10  # of the interval; a step rejected at this size will never be accepted
-SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
+SAFETY, SHRINK = 0.9, 0.2
 LADDER = 16  # step sizes are changed by powers of 2^(1/16)
 COMPACT_BELOW = 0.75  # share of unfinished rows at which the finished ones are dropped
 
@@ -34,53 +31,6 @@ class Solution(NamedTuple):
     nfe: Tensor
     accepted: Tensor
     rejected: Tensor
-
-
-class Tableau(NamedTuple):
-    """An embedded explicit Runge-Kutta pair.
-
-        k_i = f(z + c_i h, y + h Σ_j a_ij k_j),    y' = y + h Σ_i b_i k_i,    error = h Σ_i e_i k_i = O(h^order)
-
-    The last slope is also the first one of the next step: it is f(z', y') if the pair has first same as last, and
-    otherwise close enough to keep the order (predict, evaluate, correct), so that no pair spends a call on it.
-
-    Attributes:
-        order: Of the error estimate of one step.
-        nodes: c_2, c_3, ...
-        rows: a_2, a_3, ...
-        weights: b.
-        error: e.
-    """
-
-    order: float
-    nodes: tuple[float, ...]
-    rows: tuple[tuple[float, ...], ...]
-    weights: tuple[float, ...]
-    error: tuple[float, ...]
-
-    @property
-    def first_same_as_last(self) -> bool:
-        """Whether the last stage is f at the new state."""
-        return self.nodes[-1] == 1 and self.weights == (*self.rows[-1], 0.0)
-
-
-@dataclass(frozen=True)
-class Field:
-    """The right-hand side of dy/dz = f(z, y), with whatever depends on z alone computed for all stages at once.
-
-    Args:
-        clock: z (stages, b) in float64 -> coefficients (m, stages, b), of which the first is shown in error messages.
-        rate: (coefficients (m, b) of one stage, state) -> derivatives of the parts of the state.
-        select: index (b,) of rows -> the field of these rows alone, or None if that is unknown: then rows that have
-            finished stay in the batch, and what they return is ignored.
-        inner: As rate, for stages that neither the new state nor the error estimate holds (b_i = e_i = 0): parts that
-            the field does not depend on need no derivative there, and may have 0. None is rate.
-    """
-
-    clock: Callable[[Tensor], Tensor]
-    rate: Callable[[Tensor, State], State]
-    select: Callable[[Tensor], Field | None] = lambda index: None
-    inner: Callable[[Tensor, State], State] | None = None
 
 
 class Kick(Protocol):
@@ -104,13 +54,13 @@ class Goal:
     """A number that the end of the path gives, and what the errors of steps do to it.
 
     Args:
-        effect: (coefficients (m, b), h (b,), state, slope and error estimate at the end of a step) -> two sizes (b,) of
-            the change of that number by the step's error: one to decide, one to record.
+        effect: (attempted step, h (b,)) -> two sizes (b,) of the change of that number by its error: one to decide, one
+            to record.
         tolerance: Of the first by one step.
         error: (B,), to which `integrate` adds the second over each sample's accepted steps.
     """
 
-    effect: Callable[[Tensor, Tensor, State, State, State], tuple[Tensor, Tensor]]
+    effect: Callable[[Attempt, Tensor], tuple[Tensor, Tensor]]
     tolerance: float
     error: Tensor
 
@@ -143,7 +93,7 @@ def integrate(
     state: State,
     start: float,
     end: float,
-    tableau: Tableau,
+    method: Method,
     *,
     rtol: float,
     atol: float,
@@ -167,7 +117,7 @@ def integrate(
         field: The right-hand side; never asked outside the interval.
         state: Parts (B, *), float32 or float64.
         start, end: In either order.
-        tableau: The Runge-Kutta pair.
+        method: A `Tableau`, or `Adams`.
         rtol, atol: Relative and absolute tolerance.
         controlled: Parts whose error decides.
         kick: Additive noise of a stochastic equation, for a pair whose only node is 1.
@@ -183,28 +133,27 @@ def integrate(
         torch.ones(batch, dtype=torch.float64, device=device),
         torch.zeros(batch, dtype=torch.long, device=device),
     )
-    first = abs(end - start) / FIRST_STEPS
+    first = abs(end - start) * method.first_steps
     rows = Rows(torch.arange(batch, device=device), start * ones, first * ones, ones, zeros, zeros)
     done, done_rows, tolerances = state, rows, f"rtol={rtol:g}, atol={atol:g}"
     whole, compactable = field, True
-    nodes = torch.tensor(tableau.nodes, dtype=torch.float64).to(device)[:, None]
-    slope = field.rate(field.clock(rows.z[None])[:, 0], state)
+    memory = method.begin(field, rows.z, state)
 
     for attempt in range(MAX_ATTEMPTS):
         z_to = _next_time(rows, end)
         h = z_to - rows.z
         start_state = state if kick is None else (state[0] + kick(rows.z, z_to), *state[1:])
-        slopes, state_to, error, at_end = _step(field, tableau, torch.addcmul(rows.z, nodes, h), h, start_state, slope)
+        tried = method.attempt(field, rows.z, h, start_state, memory)
         with torch.no_grad():
-            ratio = _error_ratio(error, state, state_to, controlled, rtol, atol)
+            ratio = _error_ratio(tried.error, state, tried.state, controlled, rtol, atol)
             if goal is not None:
-                size, change = goal.effect(at_end, h, state_to, slopes[-1], error)
+                size, change = goal.effect(tried, h)
                 ratio = torch.maximum(ratio, size / goal.tolerance)
             active = rows.z != end
             accept = active & (ratio <= 1)
             if goal is not None:
                 goal.record(rows.place, accept, change)
-            rows = _controlled(rows, z_to, ratio, active, accept, tableau.order)
+            rows = _controlled(rows, z_to, ratio, active, accept, tried.order, method.grow)
             unfinished, broken = active & (rows.z != end), active & ~torch.isfinite(ratio)
             stuck = unfinished & ((rows.step < SMALLEST_STEP * abs(end - start)) | (attempt == MAX_ATTEMPTS - 1))
             counts = [unfinished.sum(), (broken | stuck).sum()]
@@ -214,25 +163,25 @@ def integrate(
         if failed:
             if failures is None:
                 if bool(broken.any()):
-                    raise _broken(owner, field, tableau, rows, h, slopes, broken)
+                    raise _broken(owner, field, rows, h, tried, broken)
                 raise _stuck(owner, field, rows, state, stuck, tolerances)
             ended = broken | stuck
             for row in ended.nonzero():
                 one = torch.zeros_like(ended).index_fill(0, row, True)
                 failures[int(rows.place[row])] = str(
-                    _broken(owner, field, tableau, rows, h, slopes, one)
+                    _broken(owner, field, rows, h, tried, one)
                     if bool(broken[row])
                     else _stuck(owner, field, rows, state, one, tolerances)
                 )
             # a state that was accepted stays, so that the field is not asked at NaN
             rows = rows._replace(z=torch.where(ended, end, rows.z), step=torch.where(ended, first, rows.step))
             unfinished, left = unfinished & ~ended, left - failed
-        state = _where(accept, state_to, state)
+        state = where(accept, tried.state, state)
         if left == 0:
             break
         if kick is not None:
             kick.prepare(*number)
-        slope = _where(accept, slopes[-1], slope)
+        memory = method.settle(memory, z_to, tried, accept)
         if compactable and left <= COMPACT_BELOW * len(rows.place):
             keep = unfinished.sort(descending=True, stable=True).indices[:left]
             smaller = whole.select(rows.place[keep])
@@ -240,14 +189,14 @@ def integrate(
             if smaller is not None:
                 done, done_rows = _filed(done, done_rows, state, rows)
                 field, rows = smaller, Rows(*(column[keep] for column in rows))
-                state, slope = (tuple(part[keep] for part in parts) for parts in (state, slope))
+                state, memory = tuple(part[keep] for part in state), method.select(memory, keep)
                 if kick is not None:
                     kick.select(keep)
     state, rows = _filed(done, done_rows, state, rows)
     if failures:
         lost = torch.tensor(list(failures), device=device)
         state = tuple(part.index_fill(0, lost, torch.nan) for part in state)
-    nfe = 1 + len(tableau.nodes) * (rows.accepted + rows.rejected)
+    nfe = 1 + method.calls * (rows.accepted + rows.rejected)
     return Integral(state, nfe, rows.accepted, rows.rejected)
 
 
@@ -255,39 +204,6 @@ def _next_time(rows: Rows, end: float) -> Tensor:
     """z after the step in hand; steps that all but reach the end are stretched to land on it."""
     gap = end - rows.z
     return torch.where(1.01 * rows.step >= gap.abs(), end, rows.z + torch.copysign(rows.step, gap))
-
-
-def _step(
-    field: Field, tableau: Tableau, z: Tensor, h: Tensor, state: State, slope: State
-) -> tuple[list[State], State, State, Tensor]:
-    """One Runge-Kutta step of every row; z (stages, b), h (b,).
-
-    Returns:
-        Its slopes, the new state, the error estimate, and the coefficients of the last stage.
-    """
-    at = field.clock(z)
-    slopes = [slope]
-    for i, row in enumerate(tableau.rows):
-        stage = _advanced(state, h, row, slopes)
-        last = i + 1 == len(tableau.rows)  # the next step begins with its slope
-        idle = field.inner is not None and not last and tableau.weights[i + 1] == tableau.error[i + 1] == 0
-        slopes.append((field.inner if idle else field.rate)(at[:, i], stage))  # type: ignore[misc]
-    state_to = stage if tableau.first_same_as_last else _advanced(state, h, tableau.weights, slopes)
-    error = tuple(_combined(tableau.error, slopes, part) * expand(h, y) for part, y in enumerate(state))
-    return slopes, state_to, error, at[:, -1]
-
-
-def _advanced(state: State, h: Tensor, weights: Sequence[float], stages: list[State]) -> State:
-    """y + h Σ_i w_i k_i."""
-    return tuple(torch.addcmul(y, expand(h, y), _combined(weights, stages, part)) for part, y in enumerate(state))
-
-
-def _combined(weights: Sequence[float], stages: list[State], part: int) -> Tensor:
-    (weight, first), *rest = [(w, k[part]) for w, k in zip(weights, stages, strict=False) if w]
-    total = weight * first
-    for weight, slope in rest:
-        total = total.add_(slope, alpha=weight)
-    return total
 
 
 def _error_ratio(
@@ -301,12 +217,14 @@ def _error_ratio(
     return ratios[0] if len(ratios) == 1 else torch.stack(ratios).amax(0)
 
 
-def _controlled(rows: Rows, z_to: Tensor, ratio: Tensor, active: Tensor, accept: Tensor, order: float) -> Rows:
+def _controlled(
+    rows: Rows, z_to: Tensor, ratio: Tensor, active: Tensor, accept: Tensor, order: float | Tensor, grow: float
+) -> Rows:
     """Move the accepted rows, and give every row its next step size."""
     size = ratio.clamp(min=1e-10)
     grown = SAFETY * size ** (-0.7 / order) * rows.error_before ** (0.4 / order)
     shrunk = (SAFETY * size ** (-1 / order)).clamp(max=1.0)
-    factor = torch.where(accept, grown, shrunk).clamp(SHRINK, GROW).log2()
+    factor = torch.where(accept, grown, shrunk).clamp(SHRINK, grow).log2()
     # on a ladder, so that rounding, which depends on the batch, does not reach the steps
     factor = torch.exp2((LADDER * factor).round() / LADDER)
     return rows._replace(
@@ -316,10 +234,6 @@ def _controlled(rows: Rows, z_to: Tensor, ratio: Tensor, active: Tensor, accept:
         accepted=rows.accepted + accept,
         rejected=rows.rejected + (active & ~accept),
     )
-
-
-def _where(accept: Tensor, new: State, old: State) -> State:
-    return tuple(torch.where(accept.reshape(-1, *[1] * (b.ndim - 1)), a, b) for a, b in zip(new, old, strict=True))
 
 
 def _filed(done: State, done_rows: Rows, state: State, rows: Rows) -> tuple[State, Rows]:
@@ -333,12 +247,10 @@ def _filed(done: State, done_rows: Rows, state: State, rows: Rows) -> tuple[Stat
     )
 
 
-def _broken(
-    owner: str, field: Field, tableau: Tableau, rows: Rows, h: Tensor, slopes: list[State], broken: Tensor
-) -> FloatingPointError:
+def _broken(owner: str, field: Field, rows: Rows, h: Tensor, tried: Attempt, broken: Tensor) -> FloatingPointError:
     row = int(broken.nonzero()[0])
-    finite = [all(bool(torch.isfinite(part[row]).all()) for part in slope) for slope in slopes]
-    node = 1.0 if all(finite) else (0.0, *tableau.nodes)[finite.index(False)]
+    finite = [all(bool(torch.isfinite(part[row]).all()) for part in slope) for slope in tried.slopes]
+    node = 1.0 if all(finite) else tried.nodes[finite.index(False)]
     return FloatingPointError(
         f"{owner} stopped at t = {_shown(field, rows.z[row] + node * h[row])}: the denoiser returned NaN or infinity "
         f"for {_named(rows, broken)}. Check the model's weights and its output at that time."

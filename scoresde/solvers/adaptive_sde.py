@@ -10,7 +10,8 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.flow import FlowCoordinates
 from scoresde.sde import expand
-from scoresde.solvers.adaptive import Field, Kick, Solution, State, Tableau, integrate
+from scoresde.solvers.adaptive import Kick, Solution, integrate
+from scoresde.solvers.adaptive_methods import Field, State, Tableau
 from scoresde.solvers.base import Solver
 from scoresde.solvers.noise import NoiseSource, gaussian_noise
 

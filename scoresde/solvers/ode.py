@@ -13,7 +13,8 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.flow import ADAPTIVE_METHODS, FlowCoordinates, check_ode_arguments, odeint_options
 from scoresde.sde import expand
-from scoresde.solvers.adaptive import Field, Solution, State, Tableau, integrate
+from scoresde.solvers.adaptive import Solution, integrate
+from scoresde.solvers.adaptive_methods import Adams, Field, Method, State, Tableau
 from scoresde.solvers.base import Solver
 from scoresde.solvers.noise import NoiseSource
 
@@ -30,8 +31,9 @@ class ProbabilityFlowODE(Solver):
     outside [t_end, 1].
 
     Args:
-        method: A torchdiffeq method: dopri5, dopri8, bosh3, fehlberg2, adaptive_heun; or with `steps` equal steps
-            of asinh(½ logsnr): euler, midpoint, heun2, heun3, rk4.
+        method: adams (variable steps at one call each, for smooth models), or a pair of torchdiffeq: dopri5, dopri8,
+            bosh3, fehlberg2, adaptive_heun; or with `steps` equal steps of asinh(½ logsnr): euler, midpoint, heun2,
+            heun3, rk4.
         rtol, atol: Relative and absolute tolerance of the adaptive methods, for x scaled to unit variance.
         steps: Number of steps of the fixed-step methods; None for adaptive ones.
         per_sample: False for torchdiffeq's own adaptive solver, whose steps the batch shares.
@@ -49,6 +51,8 @@ class ProbabilityFlowODE(Solver):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ode_arguments("ProbabilityFlowODE", self.method, self.rtol, self.atol, self.steps)
+        if self.method == "adams" and not self.per_sample:
+            raise ValueError("ProbabilityFlowODE with per_sample=False needs a method of torchdiffeq, got 'adams'.")
 
     def __call__(
         self, denoiser: Denoiser, x: Tensor, *, noise: NoiseSource | None = None, gradient: bool = False
@@ -97,7 +101,7 @@ class ProbabilityFlowODE(Solver):
         y = x / flow.scale(t_start)
         if self.per_sample and self.method in ADAPTIVE_METHODS:
             (y,), nfe, accepted, rejected = integrate(
-                flow_field(flow, denoiser, len(x)), (y,), start, end, tableau(self.method),
+                flow_field(flow, denoiser, len(x)), (y,), start, end, adaptive_method(self.method),
                 rtol=self.rtol, atol=self.atol, owner="ProbabilityFlowODE",
             )  # fmt: skip
         else:
@@ -140,11 +144,13 @@ def flow_field(flow: FlowCoordinates, denoiser: Denoiser, batch: int) -> Field:
 
 
 @cache
-def tableau(method: str) -> Tableau:
-    """torchdiffeq's coefficients of an adaptive method."""
+def adaptive_method(name: str) -> Method:
+    """Adams, or an embedded pair with torchdiffeq's coefficients."""
+    if name == "adams":
+        return Adams()
     from torchdiffeq._impl.odeint import SOLVERS
 
-    solver = SOLVERS[method]
+    solver = SOLVERS[name]
     nodes, rows, weights, error = solver.tableau
     return Tableau(
         solver.order,

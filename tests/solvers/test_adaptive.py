@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from scoresde import VPSDE, Composed, Denoiser, Epsilon, Guided, NetworkDenoiser, ProbabilityFlowODE
-from scoresde.solvers.adaptive import Field, Integral, State, integrate
-from scoresde.solvers.ode import tableau
+from scoresde.solvers.adaptive import Integral, integrate
+from scoresde.solvers.adaptive_methods import Field, State
+from scoresde.solvers.ode import adaptive_method
 
 METHODS = ["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"]
 
@@ -24,7 +25,7 @@ def clock(z: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_tableaus_satisfy_the_order_conditions(method: str) -> None:
-    pair = tableau(method)
+    pair = adaptive_method(method)
     nodes = torch.tensor([0.0, *pair.nodes], dtype=torch.float64)
     weights, error = (torch.tensor(values, dtype=torch.float64) for values in (pair.weights, pair.error))
     for row, node in zip(pair.rows, pair.nodes, strict=True):
@@ -63,13 +64,13 @@ def start() -> State:
 def test_parts_of_any_shape_follow_the_closed_form_each_sample_at_its_own_pace(method: str) -> None:
     tolerance = {"dopri5": 1e-8, "dopri8": 1e-8, "bosh3": 1e-6}.get(method, 1e-5)
     slack = 3000 if method == "fehlberg2" else 300  # its estimate is 1/512 of an Euler step's error
-    found = integrate(spiral(RATES), start(), 0.0, 1.0, tableau(method), rtol=tolerance, atol=tolerance)
+    found = integrate(spiral(RATES), start(), 0.0, 1.0, adaptive_method(method), rtol=tolerance, atol=tolerance)
     for part, exact in zip(found.state, exact_spiral(RATES), strict=True):
         torch.testing.assert_close(part, exact, rtol=0, atol=slack * tolerance)
     assert bool((found.nfe.diff() > 0).all())
-    assert torch.equal(found.nfe, 1 + len(tableau(method).nodes) * (found.accepted + found.rejected))
+    assert torch.equal(found.nfe, 1 + len(adaptive_method(method).nodes) * (found.accepted + found.rejected))
 
-    back = integrate(spiral(RATES), found.state, 1.0, 0.0, tableau(method), rtol=tolerance, atol=tolerance)
+    back = integrate(spiral(RATES), found.state, 1.0, 0.0, adaptive_method(method), rtol=tolerance, atol=tolerance)
     for part, exact in zip(back.state, start(), strict=True):
         torch.testing.assert_close(part, exact, rtol=0, atol=2 * slack * tolerance)
 
@@ -81,7 +82,7 @@ def test_only_controlled_parts_decide() -> None:
         return torch.zeros_like(state[0]), 20 * torch.cos(20 * at[0])
 
     def solve(*controlled: int) -> Integral:
-        pair, options = tableau("dopri5"), {"rtol": 1e-6, "atol": 1e-6}
+        pair, options = adaptive_method("dopri5"), {"rtol": 1e-6, "atol": 1e-6}
         return integrate(Field(clock, rate), start(), 0.0, 1.0, pair, controlled=controlled, **options)
 
     blind, seeing, both = solve(0), solve(1), solve(0, 1)
@@ -108,7 +109,7 @@ def test_the_host_waits_once_per_attempt() -> None:
             return func(*args, **(kwargs or {}))
 
     with Watching():
-        found = integrate(spiral(RATES), start(), 0.0, 1.0, tableau("dopri5"), rtol=1e-4, atol=1e-4)
+        found = integrate(spiral(RATES), start(), 0.0, 1.0, adaptive_method("dopri5"), rtol=1e-4, atol=1e-4)
     assert len(waits) == int((found.accepted + found.rejected).max())
 
 

@@ -226,7 +226,7 @@ def test_events_of_any_shape_and_single_precision() -> None:
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"method": "rk45"}, "needs a torchdiffeq method: adaptive dopri5.* or fixed-step euler.*got 'rk45'"),
+        ({"method": "rk45"}, "needs a method: adaptive adams, dopri5.* or fixed-step euler.*got 'rk45'"),
         ({"method": "rk4"}, "fixed-step method 'rk4' needs steps of at least 1, got None"),
         ({"method": "rk4", "steps": 0}, "needs steps of at least 1, got 0"),
         ({"steps": 10}, "chooses its own steps with 'dopri5': set rtol and atol"),

@@ -1,0 +1,269 @@
+"""One step of an adaptive method with an error estimate: embedded Runge-Kutta pairs, and Adams with variable steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from scoresde.sde import expand
+
+State = tuple[Tensor, ...]  # parts with a common leading batch axis: (y,), or (y, log p)
+
+
+@dataclass(frozen=True)
+class Field:
+    """The right-hand side of dy/dz = f(z, y), with whatever depends on z alone computed for all stages at once.
+
+    Args:
+        clock: z (stages, b) in float64 -> coefficients (m, stages, b), of which the first is shown in error messages.
+        rate: (coefficients (m, b) of one stage, state) -> derivatives of the parts of the state.
+        select: index (b,) of rows -> the field of these rows alone, or None if that is unknown: then rows that have
+            finished stay in the batch, and what they return is ignored.
+        inner: As rate, for stages that neither the new state nor the error estimate holds (b_i = e_i = 0): parts that
+            the field does not depend on need no derivative there, and may have 0. None is rate.
+    """
+
+    clock: Callable[[Tensor], Tensor]
+    rate: Callable[[Tensor, State], State]
+    select: Callable[[Tensor], Field | None] = lambda index: None
+    inner: Callable[[Tensor, State], State] | None = None
+
+
+class Attempt(NamedTuple):
+    """A step that may be accepted.
+
+    Attributes:
+        state: The new state.
+        error: Estimate of its error.
+        slopes: At all stages, the last one at the end of the step.
+        nodes: Where the stages are, in steps.
+        at_end: The field's coefficients at the end of the step, (m, b).
+        order: Of the error estimate: it is O(h^order); () or (b,).
+    """
+
+    state: State
+    error: State
+    slopes: list[State]
+    nodes: tuple[float, ...]
+    at_end: Tensor
+    order: float | Tensor
+
+
+class Method(Protocol):
+    """What `integrate` asks of a method. A memory is a tuple of states and tensors whose last axis or first is b.
+
+    Attributes:
+        calls: Field evaluations per attempted step.
+        first_steps: The first step tried is this part of the interval.
+        grow: Largest ratio of a step to the one before.
+    """
+
+    @property
+    def calls(self) -> int: ...
+    @property
+    def first_steps(self) -> float: ...
+    @property
+    def grow(self) -> float: ...
+
+    def begin(self, field: Field, z: Tensor, state: State) -> Any:
+        """The memory before the first step, at z (b,)."""
+
+    def attempt(self, field: Field, z: Tensor, h: Tensor, state: State, memory: Any) -> Attempt:
+        """A step of every row from z by h, both (b,)."""
+
+    def settle(self, memory: Any, z_to: Tensor, attempt: Attempt, accept: Tensor) -> Any:
+        """The memory after it, where `accept` (b,)."""
+
+    def select(self, memory: Any, keep: Tensor) -> Any:
+        """The memory of some rows."""
+
+
+class Tableau(NamedTuple):
+    """An embedded explicit Runge-Kutta pair.
+
+        k_i = f(z + c_i h, y + h Σ_j a_ij k_j),    y' = y + h Σ_i b_i k_i,    error = h Σ_i e_i k_i = O(h^order)
+
+    The last slope is also the first one of the next step: it is f(z', y') if the pair has first same as last, and
+    otherwise close enough to keep the order (predict, evaluate, correct), so that no pair spends a call on it. That
+    slope is the memory.
+
+    Attributes:
+        order: Of the error estimate of one step.
+        nodes: c_2, c_3, ...
+        rows: a_2, a_3, ...
+        weights: b.
+        error: e.
+    """
+
+    order: float
+    nodes: tuple[float, ...]
+    rows: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+    error: tuple[float, ...]
+
+    @property
+    def first_same_as_last(self) -> bool:
+        """Whether the last stage is f at the new state."""
+        return self.nodes[-1] == 1 and self.weights == (*self.rows[-1], 0.0)
+
+    @property
+    def calls(self) -> int:
+        return len(self.nodes)
+
+    @property
+    def first_steps(self) -> float:
+        return 1 / 20
+
+    @property
+    def grow(self) -> float:
+        return 10.0
+
+    def begin(self, field: Field, z: Tensor, state: State) -> State:
+        return field.rate(field.clock(z[None])[:, 0], state)
+
+    def attempt(self, field: Field, z: Tensor, h: Tensor, state: State, memory: State) -> Attempt:
+        nodes = torch.tensor(self.nodes, dtype=torch.float64).to(z.device)[:, None]
+        at = field.clock(torch.addcmul(z, nodes, h))
+        slopes = [memory]
+        for i, row in enumerate(self.rows):
+            stage = _advanced(state, h, row, slopes)
+            last = i + 1 == len(self.rows)  # the next step begins with its slope
+            idle = field.inner is not None and not last and self.weights[i + 1] == self.error[i + 1] == 0
+            slopes.append((field.inner if idle else field.rate)(at[:, i], stage))  # type: ignore[misc]
+        state_to = stage if self.first_same_as_last else _advanced(state, h, self.weights, slopes)
+        error = tuple(_combined(self.error, slopes, part) * expand(h, y) for part, y in enumerate(state))
+        return Attempt(state_to, error, slopes, (0.0, *self.nodes), at[:, -1], self.order)
+
+    def settle(self, memory: State, z_to: Tensor, attempt: Attempt, accept: Tensor) -> State:
+        return where(accept, attempt.slopes[-1], memory)
+
+    def select(self, memory: State, keep: Tensor) -> State:
+        return tuple(part[keep] for part in memory)
+
+
+class Memory(NamedTuple):
+    """What Adams remembers of a row: its last k times and slopes, the newest first, and how many of them are real.
+
+    Attributes:
+        z: (k, b).
+        slopes: k states.
+        real: (b,), from 1 to k.
+    """
+
+    z: Tensor
+    slopes: list[State]
+    real: Tensor
+
+
+@dataclass(frozen=True)
+class Adams:
+    """Adams-Bashforth-Moulton with variable steps for every row, in the mode predict, evaluate, correct.
+
+        predictor   y* = y + ∫ P,      P through the last p slopes, from z to z'
+        slope       f* = f(z', y*)                                    the one call of a step
+        corrector   y' = y + ∫ P',     P' through f* too
+        error       the term of P' with its highest divided difference: the corrector of one order less
+
+    f* is remembered as the slope at z'. Starts with p = 1 and short steps, and grows to p = `order`. Where the field is
+    smooth a step costs one call instead of the six of a Runge-Kutta pair of that order.
+
+    Args:
+        order: Largest p; the error estimate is then O(h^(order + 1)).
+    """
+
+    order: int = 5
+    calls: int = 1
+    first_steps: float = 1 / 100
+    grow: float = 2.0
+
+    def begin(self, field: Field, z: Tensor, state: State) -> Memory:
+        slope = field.rate(field.clock(z[None])[:, 0], state)
+        return Memory(z.expand(self.order, -1), [slope] * self.order, torch.ones_like(z, dtype=torch.long))
+
+    def attempt(self, field: Field, z: Tensor, h: Tensor, state: State, memory: Memory) -> Attempt:
+        z_to, count = z + h, memory.real
+        predicted = _terms(memory.z, z, z_to, count)
+        stage = _weighted(state, predicted.sum(0), memory.slopes)
+        at = field.clock(z_to[None])[:, 0]
+        slope = field.rate(at, stage)
+        terms = _terms(torch.cat([z_to[None], memory.z]), z, z_to, count + 1)
+        slopes = [slope, *memory.slopes]
+        last = terms.gather(0, count.expand(1, len(terms), -1))[0]
+        error = _weighted(tuple(torch.zeros_like(y) for y in state), last, slopes)
+        return Attempt(
+            _weighted(state, terms.sum(0), slopes), error, [memory.slopes[0], slope], (0.0, 1.0), at, count + 1.0
+        )
+
+    def settle(self, memory: Memory, z_to: Tensor, attempt: Attempt, accept: Tensor) -> Memory:
+        moved = [attempt.slopes[-1], *memory.slopes[:-1]]
+        return Memory(
+            torch.where(accept, torch.cat([z_to[None], memory.z[:-1]]), memory.z),
+            [where(accept, new, old) for new, old in zip(moved, memory.slopes, strict=True)],
+            torch.where(accept, (memory.real + 1).clamp(max=self.order), memory.real),
+        )
+
+    def select(self, memory: Memory, keep: Tensor) -> Memory:
+        slopes = [tuple(part[keep] for part in slope) for slope in memory.slopes]
+        return Memory(memory.z[:, keep], slopes, memory.real[keep])
+
+
+def _terms(nodes: Tensor, z: Tensor, z_to: Tensor, count: Tensor) -> Tensor:
+    """∫ from z to z_to of the terms of Newton's polynomial through slopes at the first `count` nodes, as their weights.
+
+        P = Σ_m f[z_0 ... z_m] Π_{i<m} (u − z_i),     f[z_0 ... z_m] = Σ_j f_j / Π_{i≤m, i≠j} (z_j − z_i)
+
+    Args:
+        nodes: z_0, z_1, ..., (k, b), of which those from `count` (b,) on do not matter.
+        z, z_to: (b,).
+    Returns:
+        (k, k, b): the weight of f_j in term m at [m, j]; 0 for m ≥ count.
+    """
+    k, h = len(nodes), z_to - z
+    s = (nodes - z) / torch.where(h == 0, 1.0, h)  # in steps from z, so that numbers stay of order 1
+    real = torch.arange(k, device=nodes.device)[:, None] < count
+    s = torch.where(real, s, -2.0 * torch.arange(1, k + 1, device=nodes.device)[:, None] - k)  # apart from all others
+    powers = s.new_zeros(k + 1, s.shape[1])  # coefficients of Π (u − s_i), from u^0 on
+    powers[0] = 1
+    over = 1 / torch.arange(1, k + 2, dtype=s.dtype, device=s.device)[:, None]
+    weights = s.new_zeros(k, k, s.shape[1])
+    products = torch.ones_like(s)  # Π_{i≤m, i≠j} (s_j − s_i)
+    for m in range(k):
+        integral = (powers * over).sum(0)  # over u from 0 to 1
+        new = torch.ones_like(h)
+        for j in range(m):
+            products[j] = products[j] * (s[j] - s[m])
+            new = new * (s[m] - s[j])
+        products[m] = new
+        weights[m, : m + 1] = torch.where(real[m], integral / products[: m + 1], 0.0)
+        powers = torch.cat([torch.zeros_like(powers[:1]), powers[:-1]]) - s[m] * powers
+    return h * weights
+
+
+def _weighted(state: State, weights: Tensor, slopes: list[State]) -> State:
+    """y + Σ_j w_j f_j, with one weight (k, b) per row."""
+    total = list(state)
+    for weight, slope in zip(weights, slopes, strict=True):
+        total = [torch.addcmul(y, expand(weight, y), f) for y, f in zip(total, slope, strict=True)]
+    return tuple(total)
+
+
+def where(accept: Tensor, new: State, old: State) -> State:
+    """The rows of `new` where accept (b,), those of `old` elsewhere."""
+    return tuple(torch.where(accept.reshape(-1, *[1] * (b.ndim - 1)), a, b) for a, b in zip(new, old, strict=True))
+
+
+def _advanced(state: State, h: Tensor, weights: Sequence[float], stages: list[State]) -> State:
+    """y + h Σ_i w_i k_i."""
+    return tuple(torch.addcmul(y, expand(h, y), _combined(weights, stages, part)) for part, y in enumerate(state))
+
+
+def _combined(weights: Sequence[float], stages: list[State], part: int) -> Tensor:
+    (weight, first), *rest = [(w, k[part]) for w, k in zip(weights, stages, strict=False) if w]
+    total = weight * first
+    for weight, slope in rest:
+        total = total.add_(slope, alpha=weight)
+    return total
