@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import yaml
 from command_line import command, inside
 
 from scoresde.cli import sample_main, train_main
+from scoresde.commands.batches import Batches
 from scoresde.commands.dequantization import load_dequantization
 from scoresde.commands.train import _parameter_groups
+from scoresde.commands.variance import moments_of
 from scoresde.covariance import LearnedRange
 from scoresde.loading import load_run
 from scoresde.losses import VDMLoss
@@ -125,6 +128,26 @@ def test_mistakes_get_one_sentence(work: Path, arguments: list[str], message: st
 def test_no_likelihood_without_its_dequantization(work: Path) -> None:
     with pytest.raises(SystemExit, match=r"runs/vdm has no variational dequantization: train one for it first"):
         command(sample_main, "run=runs/vdm", "num_samples=0", "solver=ode", "likelihood.dequantization=variational")
+
+
+def test_what_is_fitted_to_a_vdm_sees_the_centres_too(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = load_run("runs/vdm")
+    centres = moments_of(trained, samples=20, levels=4).value
+    Path("runs/vdm/variance.pt").unlink()
+    spread = moments_of(replace(trained, dequantize=True), samples=20, levels=4).value
+    assert float((centres - spread).abs().max()) > 1e-5
+
+    asked = []
+
+    def batches(*args: Any, **options: Any) -> Batches:
+        asked.append(options["dequantize"])
+        return Batches(*args, **options)
+
+    monkeypatch.setattr("scoresde.commands.companion.Batches", batches)
+    small = ["logger=csv", "trainer.steps=1", "trainer.warmup=0", "batch_size=8"]
+    command(train_main, "experiment=digits_npr", "of=runs/vdm", *small)
+    command(train_main, "experiment=digits_npr", "of=runs/likelihood", *small)
+    assert asked == [False, True]
 
 
 def test_a_schedule_gets_no_weight_decay() -> None:

@@ -18,6 +18,7 @@ from scoresde.losses import DenoisingLoss, edm_weighting
 from scoresde.parameterization import EDM
 from scoresde.sde import VPSDE
 from scoresde.training import EMA, CheckpointError, RunDirectory, Trainer, TrainingError, learning_rate_factor
+from scoresde.training.meter import Meter
 from scoresde.training.schedule import stream_seed
 
 REFERENCE = np.load(Path(__file__).parents[1] / "data" / "ema_optim.npz")
@@ -284,6 +285,13 @@ def test_metrics_are_means_and_the_file_has_fixed_columns(make_trainer: Make, tm
         for name in ("loss", "grad_norm"):
             assert float(row[name]) == pytest.approx(np.mean([step[name] for step in steps]), rel=1e-5)
     assert final == {name: float(value) for name, value in rows[-1].items()}
+
+
+def test_loss_std_is_the_spread_between_the_examples_of_a_batch() -> None:
+    meter = Meter(torch.device("cpu"))
+    meter.record(0, torch.tensor([1.0, 3.0]), torch.tensor(1.0))
+    meter.record(1, torch.tensor([10.0, 14.0]), torch.tensor(1.0))
+    assert meter.means(2, 0.1)["loss_std"] == pytest.approx(((1 + 4) / 2) ** 0.5)
 
 
 @pytest.mark.parametrize("checks_every_step", [True, False])  # False: as on an accelerator
