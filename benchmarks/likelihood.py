@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", default="digits,mixture", help="default: %(default)s")
     parser.add_argument("--tolerances", default="1e-3,3e-4,1e-4,1e-5", help="of ours (default: %(default)s)")
-    parser.add_argument("--methods", default="dopri5", help="of ours (default: %(default)s)")
+    parser.add_argument("--methods", default="adams,dopri5", help="of ours (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(

@@ -107,7 +107,7 @@ def test_experiment_composes_and_says_how_to_run_it(experiment: str) -> None:
 
 def test_sample_composes_with_every_solver_and_guidance() -> None:
     for path in FILES:
-        if path.parent.name in ("solver", "grid", "variance", "guidance", "likelihood"):
+        if path.parent.name in ("solver", "grid", "variance", "guidance", "likelihood", "diagnostics"):
             with initialize_config_dir(str(ROOT), version_base="1.3"):
                 compose("sample", [f"{path.parent.name}={path.stem}"])
 

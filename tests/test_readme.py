@@ -2,8 +2,10 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
@@ -19,6 +21,16 @@ def test_example_trains_samples_and_gives_likelihoods(capsys: pytest.CaptureFixt
 
 def test_example_of_a_users_process_passes_the_check() -> None:
     exec(compile(next(block for block in BLOCKS if "check_sde" in block), "README.md", "exec"), {})
+
+
+def test_example_of_the_likelihood_guide(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = (Path(__file__).resolve().parent.parent / "docs/likelihood.md").read_text(encoding="utf-8")
+    variables: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", guide, re.S):
+        exec(compile(block, "likelihood.md", "exec"), variables)
+    exact = variables["denoiser"].log_prob(variables["x"], torch.tensor(variables["VPSDE"]().t_min))
+    torch.testing.assert_close(variables["result"].log_prob, exact, rtol=0, atol=0.02)
+    assert capsys.readouterr().out.count("tensor(") == 4
 
 
 def test_set_up_lines_are_whole() -> None:

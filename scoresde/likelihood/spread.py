@@ -24,4 +24,4 @@ def standard_error(variances: Tensor, freedom: int | Tensor) -> Tensor:
     total = variances.sum(0)
     weights = (variances / total.clamp_min(1e-300)).square() / (freedom + 2)
     combined = (1 / weights.sum(0).clamp_min(1e-12) - 2).clamp_min(1)
-    return total.sqrt() * student_factor(combined)  # type: ignore[arg-type]
+    return total.sqrt() * student_factor(combined)

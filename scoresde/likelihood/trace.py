@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from scoresde.solvers.counter import deliver, keyed_normals, mix
+
+Freedom = TypeVar("Freedom", float, Tensor)
 
 DIVERGENCES = ("hutchinson", "exact", "hutch++")
 PROBES = ("rademacher", "gaussian", "orthogonal")
@@ -124,7 +127,7 @@ def mean_and_error(values: Tensor, trace: Trace, entries: int) -> tuple[Tensor, 
     return mean, student_factor(count - 1) * math.sqrt(missing / count) * values.std(1)
 
 
-def student_factor(freedom: int) -> float:
+def student_factor(freedom: Freedom) -> Freedom:
     """Half the quantile of Student's t that leaves out as much as 2 of a normal variable.
 
     Cornish-Fisher expansion at 2; within 1 % for 2 degrees of freedom or more, 12 % below for 1.
@@ -181,9 +184,9 @@ def _products(
         chosen = vectors(start, stop)
         single = len(chosen) == 1
         (products,) = torch.autograd.grad(
-            output,
+            (output * chosen[0]).sum() if single else output,
             x,
-            chosen[0] if single else chosen,
+            None if single else chosen,
             retain_graph=create_graph or keep or stop < count,
             create_graph=create_graph,
             is_grads_batched=not single,

@@ -150,12 +150,12 @@ class Memory(NamedTuple):
 
     Attributes:
         z: (k, b).
-        slopes: k states.
+        slopes: A state with parts (b, k, *).
         real: (b,), from 1 to k.
     """
 
     z: Tensor
-    slopes: list[State]
+    slopes: State
     real: Tensor
 
 
@@ -172,7 +172,7 @@ class Adams:
     smooth a step costs one call instead of the six of a Runge-Kutta pair of that order.
 
     Args:
-        order: Largest p; the error estimate is then O(h^(order + 1)).
+        order: Largest p, at most 7; the error estimate is then O(h^(order + 1)).
     """
 
     order: int = 5
@@ -182,33 +182,36 @@ class Adams:
 
     def begin(self, field: Field, z: Tensor, state: State) -> Memory:
         slope = field.rate(field.clock(z[None])[:, 0], state)
-        return Memory(z.expand(self.order, -1), [slope] * self.order, torch.ones_like(z, dtype=torch.long))
+        slopes = tuple(torch.stack([part] * self.order, 1) for part in slope)
+        return Memory(z.expand(self.order, -1), slopes, torch.ones_like(z, dtype=torch.long))
 
     def attempt(self, field: Field, z: Tensor, h: Tensor, state: State, memory: Memory) -> Attempt:
         z_to, count = z + h, memory.real
-        predicted = _terms(memory.z, z, z_to, count)
-        stage = _weighted(state, predicted.sum(0), memory.slopes)
+        weights = _terms(memory.z, z, z_to, count).sum(0)
+        (change,) = _weighted(weights[None], memory.slopes)
         at = field.clock(z_to[None])[:, 0]
-        slope = field.rate(at, stage)
+        slope = field.rate(at, tuple(map(torch.add, state, change)))
         terms = _terms(torch.cat([z_to[None], memory.z]), z, z_to, count + 1)
-        slopes = [slope, *memory.slopes]
         last = terms.gather(0, count.expand(1, len(terms), -1))[0]
-        error = _weighted(tuple(torch.zeros_like(y) for y in state), last, slopes)
-        return Attempt(
-            _weighted(state, terms.sum(0), slopes), error, [memory.slopes[0], slope], (0.0, 1.0), at, count + 1.0
-        )
+        change, error = _weighted(torch.stack([terms.sum(0), last]), _joined(slope, memory.slopes))
+        first = tuple(part[:, 0] for part in memory.slopes)
+        state_to = tuple(map(torch.add, state, change))
+        return Attempt(state_to, error, [first, slope], (0.0, 1.0), at, count + 1.0)
 
     def settle(self, memory: Memory, z_to: Tensor, attempt: Attempt, accept: Tensor) -> Memory:
-        moved = [attempt.slopes[-1], *memory.slopes[:-1]]
+        moved = tuple(part[:, :-1] for part in _joined(attempt.slopes[-1], memory.slopes))
         return Memory(
             torch.where(accept, torch.cat([z_to[None], memory.z[:-1]]), memory.z),
-            [where(accept, new, old) for new, old in zip(moved, memory.slopes, strict=True)],
+            where(accept, moved, memory.slopes),
             torch.where(accept, (memory.real + 1).clamp(max=self.order), memory.real),
         )
 
     def select(self, memory: Memory, keep: Tensor) -> Memory:
-        slopes = [tuple(part[keep] for part in slope) for slope in memory.slopes]
-        return Memory(memory.z[:, keep], slopes, memory.real[keep])
+        return Memory(memory.z[:, keep], tuple(part[keep] for part in memory.slopes), memory.real[keep])
+
+
+_POINTS = (0.06943184420297371, 0.33000947820757187, 0.6699905217924281, 0.9305681557970263)  # Gauss-Legendre
+_SHARES = (0.17392742256872692, 0.32607257743127307, 0.32607257743127307, 0.17392742256872692)  # on [0, 1]
 
 
 def _terms(nodes: Tensor, z: Tensor, z_to: Tensor, count: Tensor) -> Tensor:
@@ -217,38 +220,31 @@ def _terms(nodes: Tensor, z: Tensor, z_to: Tensor, count: Tensor) -> Tensor:
         P = Σ_m f[z_0 ... z_m] Π_{i<m} (u − z_i),     f[z_0 ... z_m] = Σ_j f_j / Π_{i≤m, i≠j} (z_j − z_i)
 
     Args:
-        nodes: z_0, z_1, ..., (k, b), of which those from `count` (b,) on do not matter.
+        nodes: z_0, z_1, ..., (k, b), at most 8, of which those from `count` (b,) on do not matter.
         z, z_to: (b,).
     Returns:
         (k, k, b): the weight of f_j in term m at [m, j]; 0 for m ≥ count.
     """
-    k, h = len(nodes), z_to - z
+    h, places = z_to - z, torch.arange(len(nodes), device=nodes.device)[:, None]
+    real = places < count
     s = (nodes - z) / torch.where(h == 0, 1.0, h)  # in steps from z, so that numbers stay of order 1
-    real = torch.arange(k, device=nodes.device)[:, None] < count
-    s = torch.where(real, s, -2.0 * torch.arange(1, k + 1, device=nodes.device)[:, None] - k)  # apart from all others
-    powers = s.new_zeros(k + 1, s.shape[1])  # coefficients of Π (u − s_i), from u^0 on
-    powers[0] = 1
-    over = 1 / torch.arange(1, k + 2, dtype=s.dtype, device=s.device)[:, None]
-    weights = s.new_zeros(k, k, s.shape[1])
-    products = torch.ones_like(s)  # Π_{i≤m, i≠j} (s_j − s_i)
-    for m in range(k):
-        integral = (powers * over).sum(0)  # over u from 0 to 1
-        new = torch.ones_like(h)
-        for j in range(m):
-            products[j] = products[j] * (s[j] - s[m])
-            new = new * (s[m] - s[j])
-        products[m] = new
-        weights[m, : m + 1] = torch.where(real[m], integral / products[: m + 1], 0.0)
-        powers = torch.cat([torch.zeros_like(powers[:1]), powers[:-1]]) - s[m] * powers
-    return h * weights
+    s = torch.where(real, s, -1e3 * (places + 1))  # apart from all others
+    used = (places <= places.T)[..., None] & real[None]  # [j, m]: j ≤ m < count
+    differences = s[:, None] - s + torch.eye(len(nodes), device=s.device, dtype=s.dtype)[..., None]
+    products = differences.cumprod(1)  # [j, m]: Π_{i≤m, i≠j} (s_j − s_i)
+    basis = (s.new_tensor(_POINTS)[:, None, None] - s[:-1]).cumprod(1)  # [point, m − 1]: Π_{i<m} (u − s_i)
+    integrals = torch.cat([torch.ones_like(s[:1]), torch.einsum("p,pmb->mb", s.new_tensor(_SHARES), basis)])
+    return torch.where(used, h * integrals / products, 0.0).transpose(0, 1)
 
 
-def _weighted(state: State, weights: Tensor, slopes: list[State]) -> State:
-    """y + Σ_j w_j f_j, with one weight (k, b) per row."""
-    total = list(state)
-    for weight, slope in zip(weights, slopes, strict=True):
-        total = [torch.addcmul(y, expand(weight, y), f) for y, f in zip(total, slope, strict=True)]
-    return tuple(total)
+def _weighted(weights: Tensor, slopes: State) -> tuple[State, ...]:
+    """Σ_j w_j f_j for one or more sets of weights (n, k, b): n states."""
+    sums = [torch.bmm(weights.permute(2, 0, 1).to(f.dtype), f.flatten(2)).unflatten(2, f.shape[2:]) for f in slopes]
+    return tuple(tuple(part[:, index] for part in sums) for index in range(len(weights)))
+
+
+def _joined(slope: State, slopes: State) -> State:
+    return tuple(torch.cat([new[:, None], old], 1) for new, old in zip(slope, slopes, strict=True))
 
 
 def where(accept: Tensor, new: State, old: State) -> State:

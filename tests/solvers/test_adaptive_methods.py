@@ -80,7 +80,7 @@ def test_the_error_estimate_is_that_of_the_corrector_of_one_order_less() -> None
         count = int(memory.real)
         nodes = torch.cat([(z + step)[None], memory.z])
         lower = _terms(nodes, z, z + step, torch.tensor([count])).sum(0)[:, 0]
-        slopes = [tried.slopes[-1][0], *(slope[0] for slope in memory.slopes)]
+        slopes = [tried.slopes[-1][0], *memory.slopes[0].unbind(1)]
         less = y + sum(w * f for w, f in zip(lower, slopes, strict=True))
         torch.testing.assert_close(tried.error[0], tried.state[0] - less, rtol=1e-9, atol=1e-16)
         memory = method.settle(memory, z + step, tried, torch.tensor([True]))
@@ -95,7 +95,7 @@ def test_observed_order_on_equal_steps(order: int) -> None:
         h = 2 / steps
         method = Adams(order=order)
         past = [-h * k for k in range(order)]
-        slopes = [(torch.tensor([[math.cos(u) * math.exp(math.sin(u))]], dtype=WIDE),) for u in past]
+        slopes = (torch.tensor([[[math.cos(u) * math.exp(math.sin(u))] for u in past]], dtype=WIDE),)
         z, y = torch.zeros(1, dtype=WIDE), torch.ones(1, 1, dtype=WIDE)
         memory = method.begin(problem, z, (y,))._replace(
             z=torch.tensor(past, dtype=WIDE)[:, None], slopes=slopes, real=torch.tensor([order])
@@ -117,10 +117,10 @@ def test_a_refused_step_leaves_the_memory() -> None:
     after = method.settle(memory, z + 0.1, tried, torch.tensor([True, False]))
     assert after.real.tolist() == [2, 1]
     assert after.z[:, 1].equal(memory.z[:, 1]) and after.z[0, 0] == 0.1 and after.z[1, 0] == 0
-    assert after.slopes[0][0][1].equal(memory.slopes[0][0][1])
-    assert after.slopes[0][0][0].equal(tried.slopes[-1][0][0])
+    assert after.slopes[0][1].equal(memory.slopes[0][1])
+    assert after.slopes[0][0, 0].equal(tried.slopes[-1][0][0]) and after.slopes[0][0, 1].equal(memory.slopes[0][0, 0])
     one = method.select(after, torch.tensor([1]))
-    assert one.real.tolist() == [1] and one.z.shape == (3, 1) and one.slopes[2][0].shape == (1, 1)
+    assert one.real.tolist() == [1] and one.z.shape == (3, 1) and one.slopes[0].shape == (1, 3, 1)
 
 
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-7])
