@@ -93,9 +93,15 @@ def test_a_summary_a_picture_and_the_units(work: Path, capsys: pytest.CaptureFix
     bits = written["loss"]["total_nats"] / (64 * math.log(2))
     assert f"the diffusion term of the bound is {bits:.3f} ±" in said and "bits/dim on 20 test examples" in said
     for words in ("half of it between log-SNR", "best linear denoiser has", "Fokker-Planck:", "asymmetry:",
-                  "two halves of the SDE's", "wrote o/in/diagnostics.png"):  # fmt: skip
+                  "two halves of the SDE's", "wrote o/in/diagnostics."):  # fmt: skip
         assert words in said
     assert "memorising_optimum" not in written["loss"], "it would know no labels"
+
+
+def test_the_picture(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'scoresde[plot]'")
+    run("runs/labelled")
+    assert "wrote o/in/diagnostics.png" in capsys.readouterr().out
     with Image.open("o/in/diagnostics.png") as picture:
         assert min(picture.size) > 800
         assert len(set(picture.convert("L").resize((64, 64)).tobytes())) > 10
@@ -116,7 +122,7 @@ def test_references_enclose_the_optimum(work: Path) -> None:
 def test_levels_have_a_cell_that_no_denoiser_sees_into(work: Path) -> None:
     """At high SNR a uniform cell looks flat: the loss tends to 1, from below the SNR of the cell as SNR w²/12."""
     trained = load_run("runs/labelled")
-    test = _Test(trained, data_of(trained, []), [], 0, 8, torch.device("cpu"))
+    test = _Test(trained, data_of(trained, []), 0, 8, torch.device("cpu"))
     edges = torch.tensor([-4.0, -3.9, 13.0, 13.8], dtype=torch.float64)
     optimum = _cell_optimum(trained.model.sde, test, edges)
     low, high = trained.codec.value_range  # type: ignore[union-attr]
