@@ -107,6 +107,17 @@ def test_a_dequantization_is_a_companion_of_its_run(work: Path) -> None:
     assert abs(values["uniform"] - values["variational"]) < 1
 
 
+@pytest.mark.parametrize(("run", "own"), [("vdm", "truncated_normal"), ("likelihood", "uniform")])
+def test_levels_are_dequantized_as_the_model_knows_them(work: Path, run: str, own: str) -> None:
+    fast = ["likelihood.num_examples=3", "likelihood.rtol=1e-2", "likelihood.atol=1e-2", "num_samples=0", "solver=ode"]
+    values = {}
+    for kind in ("null", "uniform", "truncated_normal"):
+        command(sample_main, f"run=runs/{run}", *fast, f"likelihood.dequantization={kind}", f"out=o_{kind}")
+        values[kind] = likelihood(f"o_{kind}")["bits_per_dim"]
+    assert values["null"] == values[own]
+    assert values["uniform"] != values["truncated_normal"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -113,7 +113,9 @@ def bound_estimator(
 
 
 def _dequantization(options: Mapping[str, Any], trained: TrainedModel, extensions: Sequence[str]) -> Dequantization:
-    kind, codec = options["dequantization"], trained.codec
+    # one that was trained on the centres has never seen levels spread over their cells
+    kind = options["dequantization"] or ("uniform" if trained.dequantize else "truncated_normal")
+    codec = trained.codec
     assert isinstance(codec, Quantized)
     levels, value_range = codec.levels, codec.value_range
     if kind == "uniform":
