@@ -29,7 +29,7 @@ from scoresde import (
     logsnr_grid,
     pilot_paths,
 )  # fmt: skip
-from scoresde.loading import load_run, newest_run
+from scoresde.commands.load import load_run, newest_run
 
 NFE = (5, 10, 20, 50)
 SOLVERS: dict[str, Callable[[int], StepSolver]] = {

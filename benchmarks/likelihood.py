@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scoresde import VPSDE, Denoiser, GaussianMixtureDenoiser
-from scoresde.build import build
+from scoresde.commands.build import build
+from scoresde.commands.load import load_run, read_config
 from scoresde.likelihood.probability_flow import log_prob
 from scoresde.likelihood.trace import draw_probes
-from scoresde.loading import load_run, read_config
-from scoresde.solvers.counter import sample_keys
+from scoresde.noise.keyed import sample_keys
 from scoresde.training import RunDirectory
 
 SEED = 0

@@ -23,7 +23,7 @@ import torchsde
 from torch import Tensor
 
 from scoresde import VPSDE, gaussian_noise, per_sample_noise, uniform_grid
-from scoresde.solvers.noise import brownian_motion, brownian_noise
+from scoresde.noise import brownian_motion, brownian_noise
 
 SHAPES = [(1, 3, 32, 32), (16, 3, 64, 64)]
 END = 1e-3

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from scoresde.parameterization import Parameterization
 from scoresde.sde import SDE, expand
 
+__all__ = ["Denoiser", "NetworkDenoiser"]
+
 
 class Denoiser(nn.Module, ABC):
     """The posterior mean of the data, and the score and velocity that follow from it.

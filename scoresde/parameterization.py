@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+__all__ = ["EDM", "Data", "Epsilon", "Parameterization", "Score", "VPrediction"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parameterization(ABC):

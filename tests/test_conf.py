@@ -1,5 +1,6 @@
 """Every configuration file composes, builds, and lists exactly the arguments of what it names."""
 
+import importlib
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import scoresde
-from scoresde.build import ConfigError, build, find_target
 from scoresde.cli import config_dir
+from scoresde.commands.build import ConfigError, build, find_target
 from scoresde.data import Dataset
 from scoresde.parameterization import Parameterization
 from scoresde.sde import SDE
@@ -78,9 +78,7 @@ def test_file_lists_every_argument_and_no_other(where: str, node: dict[str, Any]
 @pytest.mark.parametrize(("where", "node"), TARGETS, ids=[f"{where}:{node['_target_']}" for where, node in TARGETS])
 def test_targets_are_public_names(where: str, node: dict[str, Any]) -> None:
     home, _, name = node["_target_"].rpartition(".")
-    assert home in ("scoresde", "scoresde.covariance", "scoresde.data", "scoresde.training", "torch.optim")
-    if home == "scoresde":
-        assert name in scoresde.__all__
+    assert home == "torch.optim" or name in importlib.import_module(home).__all__
 
 
 @pytest.mark.parametrize(
@@ -115,7 +113,8 @@ def test_sample_composes_with_every_solver_and_guidance() -> None:
 @pytest.mark.parametrize(
     "target",
     ["os.system", "torch.load", "torch.hub.load", "subprocess.run", "builtins.eval", "scoresde.sde.torch.load",
-     "scoresde.build.importlib.import_module", "scoresde.nothing", "torch.optim.lr_scheduler.LambdaLR", "eval", 3],
+     "scoresde.commands.build.importlib.import_module", "scoresde.nothing", "torch.optim.lr_scheduler.LambdaLR",
+     "eval", 3],
 )  # fmt: skip
 def test_dangerous_and_unknown_targets_are_refused(target: Any) -> None:
     with pytest.raises(ConfigError, match=r"model\._target_ names"):

@@ -139,7 +139,7 @@ def test_standard_errors_are_those_of_repetitions() -> None:
 
 
 def test_levels_fill_their_bins_evenly() -> None:
-    from scoresde.diagnostics.noise import noisy_examples
+    from scoresde.diagnostics.noise_bins import noisy_examples
 
     sde, edges, done = VESDE(), torch.tensor([-3.0, -1.0, 4.0], dtype=torch.float64), []
     x0 = torch.randn(100, 2)

@@ -1,1 +1,5 @@
-"""What the command lines do, as functions of a plain configuration."""
+"""What the command lines do; `load` is for notebooks too."""
+
+from scoresde.commands.load import load
+
+__all__ = ["load"]

@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 from torch import Tensor, nn
 
-from scoresde.build import ANY_INTERFACE, ConfigError, build
 from scoresde.commands.batches import Batches
+from scoresde.commands.build import ANY_INTERFACE, ConfigError, build
+from scoresde.commands.load import TrainedModel, newest_run
 from scoresde.data import Dataset
-from scoresde.loading import TrainedModel, newest_run
 from scoresde.training import RunDirectory, Trainer
 
 OWN = ("loss", "optimizer", "trainer", "batch_size", "seed")  # what a companion's configuration says itself

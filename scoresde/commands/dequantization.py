@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from scoresde.build import ANY_INTERFACE, ConfigError, build, fill
+from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, fill
 from scoresde.commands.companion import companion_config, data_of, open_companion, options_of, train_companion
 from scoresde.commands.device import pick_device
+from scoresde.commands.load import TrainedModel, load_run
 from scoresde.data import Quantized
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.variational import VariationalDequantization
-from scoresde.loading import TrainedModel, load_run
 from scoresde.losses.dequantization import DequantizationLoss, DequantizedDenoiser
 from scoresde.training import load_checkpoint, load_weights
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from scoresde.build import ConfigError
+from scoresde.commands.build import ConfigError
 
 
 def pick_device(device: str | None) -> torch.device:

@@ -15,10 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scoresde.analytic import EmpiricalDenoiser
-from scoresde.build import ConfigError
+from scoresde.commands.build import ConfigError
 from scoresde.commands.companion import data_of, labelled
 from scoresde.commands.diagnostics_picture import draw
 from scoresde.commands.diagnostics_words import summary
+from scoresde.commands.load import TrainedModel
 from scoresde.data import Dataset, Quantized, Split
 from scoresde.denoiser import Denoiser
 from scoresde.diagnostics import (
@@ -31,7 +32,6 @@ from scoresde.diagnostics import (
     marginal_gap,
     optimum_by_noise,
 )
-from scoresde.loading import TrainedModel
 from scoresde.sde import SDE
 from scoresde.training.checkpoint import write_atomically
 

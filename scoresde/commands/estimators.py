@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scoresde.commands.load import TrainedModel
 from scoresde.covariance import CovarianceDenoiser
 from scoresde.data import Quantized, Standardized
 from scoresde.denoiser import Denoiser
@@ -18,8 +19,7 @@ from scoresde.likelihood.dequantization import Dequantization
 from scoresde.likelihood.discrete import discrete_log_prob
 from scoresde.likelihood.probability_flow import LogProb, log_prob
 from scoresde.likelihood.report import PROBABILITY_FLOW
-from scoresde.loading import TrainedModel
-from scoresde.solvers.counter import mix
+from scoresde.noise.keyed import mix
 
 REPEAT = 0x726570656174  # sets the choice of the examples with a second draw apart from their draws
 REPORTED = ("nats", "std_error", "nfe")  # what a report keeps of a bound

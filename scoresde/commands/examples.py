@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.build import ConfigError, build
+from scoresde.commands.build import ConfigError, build
 from scoresde.commands.companion import data_of
+from scoresde.commands.load import TrainedModel
 from scoresde.data import Dataset, Quantized
 from scoresde.data.arrays import class_labels, examples_key, given_conditions, read_arrays
 from scoresde.data.dataset import Split, find, split_indices
-from scoresde.loading import TrainedModel
 
 SPLITS = ("test", "train", "all")
 ARRAY = "scoresde.data.array"

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 
 from scoresde.commands.estimators import Estimator
+from scoresde.commands.load import TrainedModel
 from scoresde.commands.tables import Row
 from scoresde.data import Quantized
 from scoresde.likelihood.report import Report, ReportRow
 from scoresde.likelihood.summary import RunningMean, Summary
-from scoresde.loading import TrainedModel
 
 ANOMALIES = 5  # least likely rows that are named
 MOST_REASONS = 5  # reasons of failure that are named

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from scoresde.build import ConfigError, build
-from scoresde.calibration import OptimisedGrid, Pilots, calibrate, optimise_grid, pilot_paths
+from scoresde.commands.build import ConfigError, build
+from scoresde.commands.load import TrainedModel
 from scoresde.commands.variance import moments_of
 from scoresde.denoiser import Denoiser
-from scoresde.loading import TrainedModel
-from scoresde.solvers import CalibratedMultistep, Grid, Solver, StepSolver
-from scoresde.solvers.calibrated import Calibration
-from scoresde.solvers.trajectories import optimal_grid
+from scoresde.fitting import CalibratedMultistep, OptimisedGrid, Pilots, calibrate, optimise_grid, pilot_paths
+from scoresde.fitting.calibrated import Calibration
+from scoresde.fitting.optimal_grid import optimal_grid
+from scoresde.sde import Grid
+from scoresde.solvers import Solver, StepSolver
 
 FITS: dict[str, Any] = {"optimised": OptimisedGrid, "calibrated": Calibration}
 

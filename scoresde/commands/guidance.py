@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.build import ConfigError
-from scoresde.classifier import NoisyClassifier
+from scoresde.commands.build import ConfigError
+from scoresde.commands.load import TrainedModel, load_run, newest_run
 from scoresde.denoiser import Denoiser
 from scoresde.guidance import ClassifierGuided, Guided
-from scoresde.loading import TrainedModel, load_run, newest_run
+from scoresde.guidance.noisy_classifier import NoisyClassifier
 
 
 def choose_labels(label: Any, n: int, trained: TrainedModel, guidance: str) -> Tensor | None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from scoresde.build import ConfigError
+from scoresde.commands.build import ConfigError
 from scoresde.commands.estimators import BoundEstimator, Estimator, FlowEstimator, ReportEstimator
+from scoresde.commands.load import TrainedModel
 from scoresde.commands.variance import KINDS as VARIANCES
 from scoresde.commands.variance import with_variance
 from scoresde.covariance import CovarianceDenoiser, LearnedRange
@@ -21,7 +22,6 @@ from scoresde.likelihood.dequantization import Dequantization, TruncatedNormalDe
 from scoresde.likelihood.elbo import elbo
 from scoresde.likelihood.report import REVERSE_SDE, discrete_chain
 from scoresde.likelihood.vlb import vlb
-from scoresde.loading import TrainedModel
 
 KINDS = ("exact", "hutchinson", "elbo", "vlb", "report", "none")
 DEQUANTIZATIONS = ("uniform", "truncated_normal", "variational")

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.build import ConfigError
+from scoresde.commands.build import ConfigError
 from scoresde.commands.companion import labelled
 from scoresde.commands.estimators import Batch, Scores
 from scoresde.commands.examples import given_examples, own_examples
 from scoresde.commands.findings import Unit, findings, means, with_error
 from scoresde.commands.kinds import KINDS, estimator
+from scoresde.commands.load import TrainedModel
 from scoresde.commands.tables import GrowingTable
-from scoresde.loading import TrainedModel
+from scoresde.noise.keyed import mix
 from scoresde.solvers import ProbabilityFlowODE, Solver
-from scoresde.solvers.counter import mix
 
 NOT_VALUES = (
     "num_examples",

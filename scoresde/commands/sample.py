@@ -13,19 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.build import ConfigError, build
+from scoresde.commands.build import ConfigError, build
 from scoresde.commands.calls import CallCounter
 from scoresde.commands.device import pick_device
 from scoresde.commands.fitting import with_grid
 from scoresde.commands.guidance import Guidance, choose_labels
 from scoresde.commands.likelihood import Evaluation, is_wanted
+from scoresde.commands.load import TrainedModel, load_run, newest_run
 from scoresde.commands.pictures import save_picture, save_scatter
 from scoresde.commands.variance import KINDS, with_variance
 from scoresde.covariance import CovarianceDenoiser
 from scoresde.data import Quantized
 from scoresde.denoiser import Denoiser
-from scoresde.loading import TrainedModel, load_run, newest_run
-from scoresde.solvers import Solver, per_sample_noise
+from scoresde.noise import per_sample_noise
+from scoresde.solvers import Solver
 from scoresde.training.checkpoint import write_atomically
 
 MAX_PICTURES = 256  # images in samples.png

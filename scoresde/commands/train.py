@@ -11,16 +11,16 @@ import torch
 import yaml
 from torch import nn
 
-from scoresde.build import ANY_INTERFACE, ConfigError, build, build_model, fill
-from scoresde.classifier import ClassifierLoss
 from scoresde.commands.batches import Batches
+from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_model, fill
 from scoresde.commands.dequantization import DEQUANTIZATION, train_dequantization
 from scoresde.commands.device import pick_device
+from scoresde.commands.load import CODEC_FILE
 from scoresde.commands.pictures import save_picture
 from scoresde.commands.variance import VARIANCE_HEAD, head_config, train_variance_head
 from scoresde.data import Dataset, codec_state
 from scoresde.denoiser import Denoiser
-from scoresde.loading import CODEC_FILE
+from scoresde.losses import ClassifierLoss
 from scoresde.solvers import DPMSolverPP2M
 from scoresde.training import RunDirectory, Trainer, save_checkpoint
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from scoresde.build import ANY_INTERFACE, ConfigError, build, fill
 from scoresde.commands.batches import Batches
+from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, fill
 from scoresde.commands.companion import (
     companion_config,
     data_of,
@@ -21,6 +21,7 @@ from scoresde.commands.companion import (
     train_companion,
 )
 from scoresde.commands.device import pick_device
+from scoresde.commands.load import TrainedModel, load_run
 from scoresde.covariance import (
     AnalyticVariance,
     CovarianceDenoiser,
@@ -33,7 +34,6 @@ from scoresde.covariance import (
 from scoresde.covariance.moments import noise_levels
 from scoresde.data import Dataset, Quantized
 from scoresde.denoiser import NetworkDenoiser
-from scoresde.loading import TrainedModel, load_run
 from scoresde.losses import DenoisingLoss
 from scoresde.training import load_checkpoint, load_weights, save_checkpoint
 

@@ -3,7 +3,7 @@
 from scoresde.diagnostics.fokker_planck import FokkerPlanckResidual, fokker_planck_by_noise, fokker_planck_residual
 from scoresde.diagnostics.loss import LossByNoise, gaussian_loss, loss_by_noise, optimal_loss, optimum_by_noise
 from scoresde.diagnostics.marginals import MarginalGap, marginal_gap, sliced_wasserstein
-from scoresde.diagnostics.noise import Curve, logsnr_edges
+from scoresde.diagnostics.noise_bins import Curve, logsnr_edges
 from scoresde.diagnostics.symmetry import Asymmetry, asymmetry_by_noise, jacobian_asymmetry
 
 __all__ = [

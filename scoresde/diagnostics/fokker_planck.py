@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scoresde.covariance.moments import Examples
 from scoresde.denoiser import Denoiser
-from scoresde.diagnostics.noise import (
+from scoresde.diagnostics.noise_bins import (
     Curve,
     Progress,
     directions,

@@ -10,7 +10,7 @@ from torch import Tensor
 from scoresde.analytic import AnalyticDenoiser
 from scoresde.covariance.moments import Examples
 from scoresde.denoiser import Denoiser
-from scoresde.diagnostics.noise import Curve, Progress, logsnr_edges, mean_and_error, noisy_examples
+from scoresde.diagnostics.noise_bins import Curve, Progress, logsnr_edges, mean_and_error, noisy_examples
 from scoresde.sde import expand
 
 

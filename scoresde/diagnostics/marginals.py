@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.solvers import ExponentialAdams, SDEDPMSolverPP, StepSolver, gaussian_noise, logsnr_grid
+from scoresde.noise import gaussian_noise
+from scoresde.sde import logsnr_grid
+from scoresde.solvers import ExponentialAdams, SDEDPMSolverPP, StepSolver
 
 DIRECTIONS = 128
 SPLITS = 20  # random halves of the SDE's samples

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scoresde.covariance.moments import Examples
 from scoresde.denoiser import Denoiser
-from scoresde.diagnostics.noise import Curve, Progress, directions, logsnr_edges, noisy_examples, root_curve
+from scoresde.diagnostics.noise_bins import Curve, Progress, directions, logsnr_edges, noisy_examples, root_curve
 from scoresde.sde import expand
 
 

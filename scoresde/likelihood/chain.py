@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scoresde.covariance.reverse_variance import FIXED, posterior_std, removed, require_spread
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
 from scoresde.sde import SDE, expand
-from scoresde.solvers.grids import Grid, uniform_grid
-from scoresde.solvers.levels import Levels
-from scoresde.solvers.variance import FIXED, posterior_std, removed, require_spread
+from scoresde.sde.grids import Grid, uniform_grid
+from scoresde.sde.levels import Levels
 
 VARIANCES = (*FIXED, "learned", "optimal", "full")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood import probability_flow
 from scoresde.likelihood.dequantization import Dequantization
-from scoresde.solvers.counter import deliver, keyed_normals, mix, sample_keys
+from scoresde.noise.keyed import deliver, keyed_normals, mix, sample_keys
 
 _DRAW, _DENSITY = 0x64726177, 0x64656E73697479  # set the draws of x and those of the density apart
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.flow import ADAPTIVE_METHODS, FlowCoordinates, check_ode_arguments, odeint_options
+from scoresde.integrate.adaptive import Goal, integrate
+from scoresde.integrate.coordinates import ADAPTIVE_METHODS, FlowCoordinates, check_ode_arguments, odeint_options
+from scoresde.integrate.methods import Attempt, Field, State
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
 from scoresde.likelihood.trace import Trace, check_trace, mean_and_error, trace_of
+from scoresde.noise.keyed import deliver, keyed_normals, mix, sample_keys
 from scoresde.sde import expand
-from scoresde.solvers.adaptive import Goal, integrate
-from scoresde.solvers.adaptive_methods import Attempt, Field, State
-from scoresde.solvers.counter import deliver, keyed_normals, mix, sample_keys
 from scoresde.solvers.ode import adaptive_method
 
 STEP_SHARE = 0.3  # of atol √d nats, for one step: a path has tens of them
@@ -77,7 +77,7 @@ def log_prob(
         log p(x) = log π(x_1) + ∫ div(dx/dt) dt from t_start to 1               (Song et al. 2021, eq. 39)
         div      = f d + g²/(2σ) tr(∂ε̂/∂x),   the trace exact or from probes held fixed along the path
 
-    Integrated in the coordinates of `scoresde.flow`, in float64 around a network that gets x's dtype. Drift and trace
+    Integrated in `FlowCoordinates`, in float64 around a network that gets x's dtype. Drift and trace
     share one forward pass. Every sample has its own steps, chosen for its own log p: a step may change y by the
     tolerance (root mean square over entries) and log p by 0.3 atol √d, where the error δy of a step counts with the
     score at hand,

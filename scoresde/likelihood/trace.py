@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from scoresde.solvers.counter import deliver, keyed_normals, mix
+from scoresde.noise.keyed import deliver, keyed_normals, mix
 
 Freedom = TypeVar("Freedom", float, Tensor)
 

@@ -12,7 +12,7 @@ from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.chain import chain_times, check_chain, prior_kl, reconstruction, transition_kl
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
 from scoresde.likelihood.spread import standard_error
-from scoresde.solvers.grids import Grid, uniform_grid
+from scoresde.sde.grids import Grid, uniform_grid
 
 
 @torch.no_grad()

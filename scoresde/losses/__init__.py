@@ -1,5 +1,6 @@
 """Training objectives: a weighting over noise levels, a law of times, and the losses that use them."""
 
+from scoresde.losses.classifier import ClassifierLoss
 from scoresde.losses.denoising import DenoisingLoss
 from scoresde.losses.dequantization import DequantizationLoss, DequantizedDenoiser
 from scoresde.losses.resampling import LossSecondMoment
@@ -7,7 +8,7 @@ from scoresde.losses.second_moment import SecondMomentLoss
 from scoresde.losses.second_order import SecondOrderLoss
 from scoresde.losses.times import TimeLaw, discrete_times, lognormal_times, logsnr_times, uniform_times
 from scoresde.losses.vdm import VDMLoss
-from scoresde.losses.vlb import VLBLoss
+from scoresde.losses.vlb_loss import VLBLoss
 from scoresde.losses.weightings import (
     Weighting,
     edm_weighting,
@@ -19,7 +20,8 @@ from scoresde.losses.weightings import (
 )
 
 __all__ = [
-    "DenoisingLoss", "DequantizationLoss", "DequantizedDenoiser", "LossSecondMoment", "SecondMomentLoss",
+    "ClassifierLoss", "DenoisingLoss", "DequantizationLoss", "DequantizedDenoiser", "LossSecondMoment",
+    "SecondMomentLoss",
     "SecondOrderLoss", "TimeLaw", "VDMLoss", "VLBLoss", "Weighting", "discrete_times", "edm_weighting",
     "importance_weighting", "likelihood_weighting", "lognormal_times", "logsnr_times", "simple_weighting",
     "snr_weighting", "uniform_times", "velocity_weighting",

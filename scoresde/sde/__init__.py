@@ -10,9 +10,22 @@ from scoresde.sde.discrete import (
     scaled_linear_betas,
     sigmoid_betas,
 )
+from scoresde.sde.grids import (
+    Grid,
+    few_step_grid,
+    karras_grid,
+    logsnr_grid,
+    quadratic_grid,
+    subsequence_grid,
+    uniform_grid,
+    vp_grid,
+)
 from scoresde.sde.learned import LearnedVPSDE
+from scoresde.sde.levels import Levels
 
 __all__ = [
-    "EDMSDE", "SDE", "VESDE", "VPSDE", "CosineSDE", "DiscreteVPSDE", "Kernel", "LearnedVPSDE", "SubVPSDE",
-    "cosine_betas", "expand", "linear_betas", "quadratic_betas", "scaled_linear_betas", "sigmoid_betas",
+    "EDMSDE", "SDE", "VESDE", "VPSDE", "CosineSDE", "DiscreteVPSDE", "Grid", "Kernel", "LearnedVPSDE", "Levels",
+    "SubVPSDE", "cosine_betas", "expand", "few_step_grid", "karras_grid", "linear_betas", "logsnr_grid",
+    "quadratic_betas", "quadratic_grid", "scaled_linear_betas", "sigmoid_betas", "subsequence_grid", "uniform_grid",
+    "vp_grid",
 ]  # fmt: skip

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
+from scoresde.noise.sources import NoiseSource
+from scoresde.sde.grids import Grid, few_step_grid
+from scoresde.sde.levels import Levels
 from scoresde.solvers.exponential import CLOCKS, PREDICTIONS, adams_weights, prediction_coefficients
-from scoresde.solvers.grids import Grid, few_step_grid
-from scoresde.solvers.levels import Levels
-from scoresde.solvers.noise import NoiseSource
 from scoresde.solvers.tabulated import TabulatedSolver, linear
 
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.flow import FlowCoordinates
+from scoresde.integrate.adaptive import Kick, Solution, integrate
+from scoresde.integrate.coordinates import FlowCoordinates
+from scoresde.integrate.methods import Field, State, Tableau
+from scoresde.noise.sources import NoiseSource, gaussian_noise
 from scoresde.sde import expand
-from scoresde.solvers.adaptive import Kick, Solution, integrate
-from scoresde.solvers.adaptive_methods import Field, State, Tableau
 from scoresde.solvers.base import Solver
-from scoresde.solvers.noise import NoiseSource, gaussian_noise
 
 # error h/2 (f(y') − f(y)), which the noise in y' makes h^1.5
 EULER_HEUN = Tableau(order=1.5, nodes=(1.0,), rows=((1.0,),), weights=(0.5, 0.5), error=(0.5, -0.5))
@@ -26,7 +26,7 @@ class AdaptiveSDE(Solver):
         y'  = y + h f(y) + N                           Euler-Maruyama, f the drift and N the noise of this step
         y'' = y + h/2 (f(y) + f(y')) + N               stochastic improved Euler, kept if ‖y'' − y'‖ is in tolerance
 
-    The pair of Jolicoeur-Martineau et al. 2021 (Algorithm 1) in the coordinates of `scoresde.flow`, where the noise
+    The pair of Jolicoeur-Martineau et al. 2021 (Algorithm 1) in `FlowCoordinates`, where the noise
     does not multiply the state: N has its exact variance and cancels in the error. f(y') starts the next step, so an
     attempted step costs one network call where the paper's costs two. A rejected step keeps its Brownian path: choosing
     a smaller step does not choose the noise. Weak order 2. Samples that have arrived leave the batch if the denoiser

@@ -7,12 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from scoresde.denoiser import Denoiser
-from scoresde.solvers.base import Plan
-from scoresde.solvers.levels import Levels
-from scoresde.solvers.noise import NoiseSource
-from scoresde.solvers.tabulated import TabulatedSolver, linear
-from scoresde.solvers.variance import (
+from scoresde.covariance.reverse_variance import (
     check_variance,
     checked_clipping,
     mean_and_std,
@@ -22,6 +17,11 @@ from scoresde.solvers.variance import (
     require_spread,
     variance_columns,
 )
+from scoresde.denoiser import Denoiser
+from scoresde.noise.sources import NoiseSource
+from scoresde.sde.levels import Levels
+from scoresde.solvers.base import Plan
+from scoresde.solvers.tabulated import TabulatedSolver, linear
 
 
 @dataclass(frozen=True, kw_only=True)

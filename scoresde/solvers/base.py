@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
+from scoresde.noise.sources import NoiseSource, gaussian_noise
 from scoresde.sde import SDE
+from scoresde.sde.grids import Grid, uniform_grid
 from scoresde.solvers.gradients import differentiable
-from scoresde.solvers.grids import Grid, uniform_grid
-from scoresde.solvers.noise import NoiseSource, gaussian_noise
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
+from scoresde.noise.sources import NoiseSource
 from scoresde.sde import SDE
+from scoresde.sde.grids import Grid, logsnr_grid
+from scoresde.sde.levels import Levels
 from scoresde.solvers.base import checked_grid
-from scoresde.solvers.grids import Grid, logsnr_grid
-from scoresde.solvers.levels import Levels
-from scoresde.solvers.noise import NoiseSource
 from scoresde.solvers.tabulated import TabulatedSolver, linear, unused
 from scoresde.solvers.transfer import Transfer, check_choice, ends, predict
 

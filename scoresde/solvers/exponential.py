@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.solvers.levels import Levels
+from scoresde.sde.levels import Levels
 
 PREDICTIONS = ("eps", "data", "v", "flow")
 CLOCKS = ("own", "logsnr", "ratio", "time")

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
+    from scoresde.noise.sources import NoiseSource
     from scoresde.solvers.base import Plan
-    from scoresde.solvers.noise import NoiseSource
 
 GRADIENTS = ("none", "full", "checkpoint", "reversible")
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
+from scoresde.noise.sources import NoiseSource
 from scoresde.sde import expand
 from scoresde.solvers.ancestral import ReverseDiffusion
 from scoresde.solvers.base import StepSolver
-from scoresde.solvers.noise import NoiseSource
 
 
 @dataclass(frozen=True, kw_only=True)

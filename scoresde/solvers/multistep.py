@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.solvers.grids import Grid, karras_grid
-from scoresde.solvers.levels import Levels
-from scoresde.solvers.noise import NoiseSource
+from scoresde.noise.sources import NoiseSource
+from scoresde.sde.grids import Grid, karras_grid
+from scoresde.sde.levels import Levels
 from scoresde.solvers.tabulated import TabulatedSolver, linear
 from scoresde.solvers.transfer import Transfer, check_choice, earlier, ends, orders_of_a_run, predict
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.flow import ADAPTIVE_METHODS, FlowCoordinates, check_ode_arguments, odeint_options
+from scoresde.integrate.adaptive import Solution, integrate
+from scoresde.integrate.coordinates import ADAPTIVE_METHODS, FlowCoordinates, check_ode_arguments, odeint_options
+from scoresde.integrate.methods import Adams, Field, Method, State, Tableau
+from scoresde.noise.sources import NoiseSource
 from scoresde.sde import expand
-from scoresde.solvers.adaptive import Solution, integrate
-from scoresde.solvers.adaptive_methods import Adams, Field, Method, State, Tableau
 from scoresde.solvers.base import Solver
-from scoresde.solvers.noise import NoiseSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class ProbabilityFlowODE(Solver):
 
         dx/dt = f x − ½ g² ∇ log p_t(x)                             (Song et al. 2021, eq. 13)
 
-    Integrated in the coordinates of `scoresde.flow`, so all SDEs cost about the same. Every sample has its own steps
+    Integrated in `FlowCoordinates`, so all SDEs cost about the same. Every sample has its own steps
     and tolerance (root mean square over its entries) and does not depend on its batch mates; samples that have arrived
     leave the batch if the denoiser knows how to go on without them (`Denoiser.select`). The network is never asked
     outside [t_end, 1].

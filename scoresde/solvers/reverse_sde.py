@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.flow import FlowCoordinates
+from scoresde.integrate.coordinates import FlowCoordinates
+from scoresde.noise.brownian_motion import brownian_motion
+from scoresde.noise.sources import NoiseSource, gaussian_noise
 from scoresde.solvers.base import Solver
-from scoresde.solvers.motion import brownian_motion
-from scoresde.solvers.noise import NoiseSource, gaussian_noise
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReverseSDE(Solver):
     """Stochastic sampling with torchsde's integrators.
 
-        dx = (f x − g² score) dt + g dw          (Song et al. 2021, eq. 6), in the coordinates of `scoresde.flow`
+        dx = (f x − g² score) dt + g dw          (Song et al. 2021, eq. 6), in `FlowCoordinates`
 
     The noise does not multiply the state, so srk has strong order 1.5 and milstein equals euler. Network calls per
     step: 3 for srk, 1 for the others; an adaptive solve takes each step once whole and once in halves.

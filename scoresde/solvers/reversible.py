@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
+from scoresde.noise.sources import NoiseSource
 from scoresde.sde import SDE, expand
+from scoresde.sde.grids import Grid, karras_grid
+from scoresde.sde.levels import Levels
 from scoresde.solvers.ancestral import DDIM
 from scoresde.solvers.base import Plan, Step, StepSolver
-from scoresde.solvers.grids import Grid, karras_grid
-from scoresde.solvers.levels import Levels
-from scoresde.solvers.noise import NoiseSource
 from scoresde.solvers.tabulated import TabulatedSolver, linear
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
+from scoresde.noise.sources import NoiseSource
+from scoresde.sde.grids import Grid, logsnr_grid
+from scoresde.sde.levels import Levels
 from scoresde.solvers.ancestral import check_eta, with_noise
 from scoresde.solvers.exponential_sde import kernel_moments, levels_within, linear_part, noise_share
-from scoresde.solvers.grids import Grid, logsnr_grid
-from scoresde.solvers.levels import Levels
-from scoresde.solvers.noise import NoiseSource
 from scoresde.solvers.tabulated import TabulatedSolver, linear, unused
 from scoresde.solvers.transfer import check_choice
 

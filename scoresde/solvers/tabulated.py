@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
+from scoresde.noise.sources import NoiseSource
 from scoresde.sde import expand
+from scoresde.sde.levels import Levels
 from scoresde.solvers.base import Plan, StepSolver
-from scoresde.solvers.levels import Levels
-from scoresde.solvers.noise import NoiseSource
 
 
 @dataclass(frozen=True, kw_only=True)

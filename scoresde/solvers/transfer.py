@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.solvers.levels import Levels
+from scoresde.sde.levels import Levels
 
 _TERMS = 18  # of the Taylor series of φ for |z| < 1, to rounding
 

@@ -8,7 +8,7 @@ from closed_forms import MEAN, SDES, STD, mixture, moments, name
 from torch import Tensor
 
 from scoresde import SDE, VPSDE, Denoiser, GaussianDenoiser, gaussian_noise, per_sample_noise
-from scoresde.flow import FlowCoordinates
+from scoresde.integrate.coordinates import FlowCoordinates
 from scoresde.solvers.adaptive_sde import AdaptiveSDE, path_kick
 
 END = 0.01

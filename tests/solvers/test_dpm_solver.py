@@ -13,9 +13,9 @@ from closed_forms import MEAN, SDES, STD, chain_moments, mixture, moments, name
 from torch import Tensor
 
 from scoresde import SDE, VESDE, VPSDE, Denoiser, GaussianDenoiser
+from scoresde.sde.grids import Grid, karras_grid, logsnr_grid
 from scoresde.solvers.base import StepSolver
 from scoresde.solvers.dpm_solver import DPMSolver, DPMSolverFast, DPMSolverPP2S, DPMSolverPP3S
-from scoresde.solvers.grids import Grid, karras_grid, logsnr_grid
 from scoresde.solvers.heun import Heun
 from scoresde.solvers.transfer import phi
 from scoresde.testing import convergence_order

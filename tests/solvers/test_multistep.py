@@ -12,11 +12,11 @@ from closed_forms import SDES, mixture, name
 from torch import Tensor
 
 from scoresde import SDE, VESDE, VPSDE, Denoiser
+from scoresde.sde.grids import Grid
 from scoresde.solvers.adams import ExponentialAdams
 from scoresde.solvers.ancestral import DDIM
 from scoresde.solvers.base import StepSolver
 from scoresde.solvers.dpm_solver import DPMSolverPP2S, DPMSolverPP3S
-from scoresde.solvers.grids import Grid
 from scoresde.solvers.multistep import IPNDM, DPMSolverMultistep, DPMSolverPP2M, DPMSolverPP3M
 from scoresde.solvers.unipc import UniPC
 from scoresde.testing import convergence_order

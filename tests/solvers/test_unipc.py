@@ -12,8 +12,8 @@ from closed_forms import SDES, mixture, name
 from torch import Tensor
 
 from scoresde import SDE, VPSDE, Denoiser
+from scoresde.sde.grids import Grid
 from scoresde.solvers.adams import ExponentialAdams
-from scoresde.solvers.grids import Grid
 from scoresde.solvers.multistep import DPMSolverMultistep
 from scoresde.solvers.unipc import UniPC
 
@@ -137,7 +137,7 @@ def test_the_variants_differ_only_where_there_is_one_term() -> None:
 @pytest.mark.parametrize("order", [3, 4])
 def test_full_systems_are_the_exact_integrals_of_exponential_adams(prediction: str, order: int) -> None:
     """The weights alone, since the start-up differs: one step with a full history, predicted and corrected."""
-    from scoresde.solvers.levels import Levels
+    from scoresde.sde.levels import Levels
 
     levels = Levels.of(VPSDE(), UNEVEN)
     ours = UniPC(order=order, prediction=prediction).table(levels)

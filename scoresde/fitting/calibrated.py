@@ -1,0 +1,164 @@
+"""A linear multistep solver whose times and weights were fitted to one model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.denoiser import Denoiser
+from scoresde.fitting.gaussian_flow import GaussianFlow
+from scoresde.noise.sources import NoiseSource
+from scoresde.sde import SDE
+from scoresde.sde.grids import uniform_grid
+from scoresde.sde.levels import Levels
+from scoresde.solvers.exponential import prediction_coefficients
+from scoresde.solvers.tabulated import TabulatedSolver, linear
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Noise levels and weights of a fitted solver, and how they were obtained.
+
+    Args:
+        logsnr: Of the N levels at which the network is called, increasing, (N,).
+        keep: a_i, (N,).
+        weights: b_ij of the value j calls before call i, (N, N).
+        start: Flow that leads from t = 1 to the first level without a call.
+        sigma_data: Standard deviation of the data, which scales y and v.
+        record: Pilot runs, their network calls, errors on held-out pilots: numbers for the user.
+    """
+
+    logsnr: Tensor
+    keep: Tensor
+    weights: Tensor
+    start: GaussianFlow
+    sigma_data: float
+    record: dict[str, float]
+
+    def save(self, path: str | Path) -> None:
+        """Write tensors and numbers, through a temporary name."""
+        save_fit(path, self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read what `save` wrote; runs no code."""
+        return cls(**load_fit(path, cls))
+
+
+def save_fit(path: str | Path, fit: Any) -> None:
+    """Write the fields of a fit, of its `start` too, through a temporary name."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    torch.save({**vars(fit), "start": None if fit.start is None else vars(fit.start)}, temporary)
+    temporary.replace(path)
+
+
+def load_fit(path: str | Path, kind: type) -> dict[str, Any]:
+    """The fields of a saved fit, or one sentence that says why not."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no saved {kind.__name__} at {path}: fit one and save it there.")
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read as a {kind.__name__} ({type(error).__name__}): delete it and fit again."
+        ) from None
+    start = content.get("start") if _has_fields_of(kind, content) else {}
+    if start is not None and not _has_fields_of(GaussianFlow, start):
+        raise ValueError(f"{path} holds something else than a {kind.__name__}: delete it and fit again.")
+    return {**content, "start": None if start is None else GaussianFlow(**start)}
+
+
+def _has_fields_of(kind: type, content: Any) -> bool:
+    return isinstance(content, dict) and set(content) == {field.name for field in fields(kind)}
+
+
+def check_levels(owner: str, sde: SDE, logsnr: Tensor, times: Tensor) -> None:
+    """Whether a process passes through the levels that a fit wants, at these times."""
+    inside = bool(((times > 0) & (times <= 1)).all()) and bool((times.diff() < 0).all())
+    if not inside or not torch.allclose(sde.logsnr(times), logsnr, rtol=0, atol=1e-4):
+        raise ValueError(
+            f"{owner} was fitted to noise levels outside those of this {type(sde).__name__}: fit one to this process."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratedMultistep(TabulatedSolver):
+    """Linear multistep with times and weights fitted to a model's own paths; one call per level, from 4 calls up.
+
+        start      the flow of Gaussian data from t = 1 to the first level
+        step       y_{i+1} = a_i y_i + Σ_{j≤i} b_ij v̂_{i−j},        y = x/√(α² c² + σ²)
+        end        the last step goes to noise 0
+
+    v̂ is the velocity of y in the angle φ = atan(σ/(α c)), c the data's standard deviation. Unfitted weights are those
+    of `ExponentialAdams(prediction="v")`. See `scoresde.calibrate`.
+
+    Args:
+        calibration: What `calibrate` returned, or the path of a saved one.
+
+    References:
+        Shaul et al., "Bespoke Non-Stationary Solvers for Fast Sampling of Diffusion and Flow Models", 2024,
+        arXiv:2403.01329.
+        Frankel et al., "S4S: Solving for a Diffusion Model Solver", 2025, arXiv:2502.17423.
+    """
+
+    steps: int = 0  # as many as were fitted
+    calibration: Any = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.calibration, str | Path):
+            object.__setattr__(self, "calibration", Calibration.load(self.calibration))
+        if not isinstance(self.calibration, Calibration):
+            raise ValueError(
+                f"CalibratedMultistep needs a calibration, got {self.calibration!r}: make one with "
+                f"scoresde.calibrate(denoiser, nfe, pilots)."
+            )
+        made = len(self.calibration.logsnr) - 1
+        if self.steps not in (0, made) or self.grid is not uniform_grid or self.t_end is not None or not self.denoise:
+            raise ValueError(
+                f"CalibratedMultistep has the {made} steps, the times and the end that it was fitted with: "
+                f"leave steps, grid, t_end and denoise alone, or calibrate for what you want."
+            )
+        object.__setattr__(self, "steps", made)
+        super().__post_init__()
+
+    def _times(self, sde: SDE, backward: bool) -> Tensor:
+        times = sde.time(self.calibration.logsnr)
+        check_levels("CalibratedMultistep", sde, self.calibration.logsnr, times)
+        return times
+
+    def _lands(self, sde: SDE, times: Tensor, backward: bool) -> bool:
+        return True
+
+    def _start(self) -> GaussianFlow:
+        return self.calibration.start
+
+    def table(self, levels: Levels) -> tuple[Tensor, ...]:
+        made = self.calibration
+        return weighted_rows(levels.scaled(made.sigma_data), made.keep, made.weights)
+
+    def update(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, row: tuple[Any, ...], noise: NoiseSource, state: Any
+    ) -> tuple[Tensor, Any]:
+        return weighted_update(denoiser(x, t), x, row, state)
+
+
+def weighted_rows(levels: Levels, keep: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+    """Columns c_x, c_0, a, b_0, b_1, ... of steps in x, from a and b of steps in y; levels scaled by c."""
+    c_x, c_0 = prediction_coefficients(levels, "v")
+    norm = torch.hypot(levels.alpha, levels.sigma)
+    columns = (norm[1:, None] * weights).unbind(1)
+    return (c_x[:-1], c_0[:-1], keep * norm[1:] / norm[:-1], *columns)
+
+
+def weighted_update(
+    x0_hat: Tensor, x: Tensor, row: tuple[Any, ...], state: tuple[Tensor, ...] | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    c_x, c_0, keep, *weights = row
+    history = (linear((c_x, x), (c_0, x0_hat)), *(state or ()))
+    return linear((keep, x), *zip(weights, history, strict=False)), history

@@ -1,0 +1,82 @@
+"""Pilot runs: starts from the prior and where the probability flow takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.denoiser import Denoiser
+from scoresde.fitting.gaussian_flow import GaussianFlow
+from scoresde.sde.grids import logsnr_grid
+from scoresde.solvers.adams import ExponentialAdams
+
+
+@dataclass(frozen=True, eq=False)
+class Pilots:
+    """Ends of fine runs of a model.
+
+    Args:
+        start: x at t = 1, (P, *).
+        end: Data at noise 0 from there, (P, *).
+        gaussian: The flow of Gaussian data with the mean and principal components of the ends.
+        nfe: Network calls that every pilot cost.
+    """
+
+    start: Tensor
+    end: Tensor
+    gaussian: GaussianFlow
+    nfe: int
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def rms(self) -> float:
+        """Root mean square of the data."""
+        return float(self.end.square().mean().sqrt())
+
+
+@torch.no_grad()
+def pilot_paths(
+    denoiser: Denoiser,
+    shape: Sequence[int],
+    count: int = 256,
+    *,
+    steps: int = 100,
+    batch: int = 256,
+    generator: torch.Generator | None = None,
+    device: Any = None,
+    dtype: torch.dtype | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> Pilots:
+    """Run `count` starts with a fine solver of third order.
+
+    The mean of the ends is improved by that of x̂0 at t = 1, which scatters far less.
+
+    Args:
+        denoiser: The model.
+        shape: Event shape.
+        count: Number of pilots; more make few-step errors of rare paths count.
+        steps: Steps of the fine runs; their own error must be well below that of the solver to be fitted.
+        batch: Pilots per network call.
+        progress: Called with the number of pilots done since the last call.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 2:
+        raise ValueError(f"pilot_paths needs at least 2 pilots, a whole number, got {count!r}.")
+    fine = ExponentialAdams(steps=steps, order=3, prediction="v", corrector=True, grid=logsnr_grid)
+    sde = denoiser.sde
+    x = sde.prior_sample((count, *shape), generator=generator, device=device, dtype=dtype)
+    ends, means = [], []
+    for part in x.split(batch):
+        one = torch.ones((), dtype=torch.float64, device=x.device)
+        means.append(denoiser(part, one).double().sum(0))
+        ends.append(fine(denoiser, part))
+        if progress is not None:
+            progress(len(part))
+    end = torch.cat(ends)
+    gaussian = GaussianFlow.of(end.cpu(), mean=(torch.stack(means).sum(0) / count).cpu())
+    return Pilots(x, end, gaussian, steps + 2)

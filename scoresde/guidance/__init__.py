@@ -1,0 +1,6 @@
+"""Denoisers made from denoisers: guidance, composition, and conditioning on a differentiable log p(y | x_t)."""
+
+from scoresde.guidance.guided import ClassifierGuided, Composed, Guided, ReconstructionGuided
+from scoresde.guidance.noisy_classifier import NoisyClassifier
+
+__all__ = ["ClassifierGuided", "Composed", "Guided", "NoisyClassifier", "ReconstructionGuided"]

@@ -1,0 +1,275 @@
+"""Adaptive steps in which every sample of a batch has its own: the engine, which knows no process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from scoresde.integrate.methods import Attempt, Field, Method, State, where
+
+MAX_ATTEMPTS = 10_000
+SMALLEST_STEP = 1e-10  # of the interval; a step rejected at this size will never be accepted
+SAFETY, SHRINK = 0.9, 0.2
+LADDER = 16  # step sizes are changed by powers of 2^(1/16)
+COMPACT_BELOW = 0.75  # share of unfinished rows at which the finished ones are dropped
+
+
+class Solution(NamedTuple):
+    """What an adaptive solver found, and what it cost.
+
+    Attributes:
+        x: The result, (B, *).
+        nfe: Network evaluations that each sample needed, (B,), the denoising one included.
+        accepted, rejected: Steps of each sample, (B,).
+    """
+
+    x: Tensor
+    nfe: Tensor
+    accepted: Tensor
+    rejected: Tensor
+
+
+class Kick(Protocol):
+    """Noise that is added to the first part of the state in every step, the same for every stage."""
+
+    def __call__(self, z: Tensor, z_to: Tensor) -> Tensor:
+        """The noise from z to z_to, both (b,); shape of the first part."""
+
+    def settle(self, z: Tensor, accept: Tensor, rejected: Tensor) -> Tensor:
+        """Told which rows took the step asked for last, and where they are now; a number () for `prepare`."""
+
+    def prepare(self, number: int) -> None:
+        """Told on the host what `settle` returned."""
+
+    def select(self, keep: Tensor) -> None:
+        """Go on with these of the rows in hand."""
+
+
+@dataclass
+class Goal:
+    """A number that the end of the path gives, and what the errors of steps do to it.
+
+    Args:
+        effect: (attempted step, h (b,)) -> two sizes (b,) of the change of that number by its error: one to decide, one
+            to record.
+        tolerance: Of the first by one step.
+        error: (B,), to which `integrate` adds the second over each sample's accepted steps.
+    """
+
+    effect: Callable[[Attempt, Tensor], tuple[Tensor, Tensor]]
+    tolerance: float
+    error: Tensor
+
+    def record(self, place: Tensor, accept: Tensor, change: Tensor) -> None:
+        self.error.index_add_(0, place, torch.where(accept, change, 0).to(self.error.dtype))
+
+
+class Integral(NamedTuple):
+    """Result of `integrate`: the state at the end, and per sample (B,) its calls, accepted and rejected steps."""
+
+    state: State
+    nfe: Tensor
+    accepted: Tensor
+    rejected: Tensor
+
+
+class Rows(NamedTuple):
+    """What the samples in hand carry from one attempted step to the next, all (b,)."""
+
+    place: Tensor  # in the whole batch
+    z: Tensor
+    step: Tensor
+    error_before: Tensor  # of the last accepted step, for the step-size controller
+    accepted: Tensor
+    rejected: Tensor
+
+
+def integrate(
+    field: Field,
+    state: State,
+    start: float,
+    end: float,
+    method: Method,
+    *,
+    rtol: float,
+    atol: float,
+    controlled: Sequence[int] = (0,),
+    kick: Kick | None = None,
+    goal: Goal | None = None,
+    failures: dict[int, str] | None = None,
+    owner: str = "integrate",
+) -> Integral:
+    """Integrate every sample from start to end with its own steps.
+
+        error ratio  r = max over controlled parts of rms(error / (atol + rtol max(|y|, |y'|))), the effect on a goal
+                         over its tolerance
+        accepted if  r ≤ 1
+        next step    h · 0.9 r^(−0.7/p) r_before^(0.4/p)       (Gustafsson's PI controller; 0.9 r^(−1/p) if rejected)
+
+    No sample looks at another one. The host waits for the device once per attempted step. Differentiable by the state
+    and by what `field` depends on, with the steps held fixed.
+
+    Args:
+        field: The right-hand side; never asked outside the interval.
+        state: Parts (B, *), float32 or float64.
+        start, end: In either order.
+        method: A `Tableau`, or `Adams`.
+        rtol, atol: Relative and absolute tolerance.
+        controlled: Parts whose error decides.
+        kick: Additive noise of a stochastic equation, for a pair whose only node is 1.
+        goal: A number whose error decides as well and is recorded; for pairs whose last node is 1.
+        failures: Filled with one sentence per sample that cannot go on, which then ends with NaN and does not hold up
+            the others; None raises.
+        owner: Named in error messages.
+    Raises:
+        FloatingPointError: If the field returns NaN or infinity, or if steps become too small or too many.
+    """
+    batch, device = state[0].shape[0], state[0].device
+    ones, zeros = (
+        torch.ones(batch, dtype=torch.float64, device=device),
+        torch.zeros(batch, dtype=torch.long, device=device),
+    )
+    first = abs(end - start) * method.first_steps
+    rows = Rows(torch.arange(batch, device=device), start * ones, first * ones, ones, zeros, zeros)
+    done, done_rows, tolerances = state, rows, f"rtol={rtol:g}, atol={atol:g}"
+    whole, compactable = field, True
+    memory = method.begin(field, rows.z, state)
+
+    for attempt in range(MAX_ATTEMPTS):
+        z_to = _next_time(rows, end)
+        h = z_to - rows.z
+        start_state = state if kick is None else (state[0] + kick(rows.z, z_to), *state[1:])
+        tried = method.attempt(field, rows.z, h, start_state, memory)
+        with torch.no_grad():
+            ratio = _error_ratio(tried.error, state, tried.state, controlled, rtol, atol)
+            if goal is not None:
+                size, change = goal.effect(tried, h)
+                ratio = torch.maximum(ratio, size / goal.tolerance)
+            active = rows.z != end
+            accept = active & (ratio <= 1)
+            if goal is not None:
+                goal.record(rows.place, accept, change)
+            rows = _controlled(rows, z_to, ratio, active, accept, tried.order, method.grow)
+            unfinished, broken = active & (rows.z != end), active & ~torch.isfinite(ratio)
+            stuck = unfinished & ((rows.step < SMALLEST_STEP * abs(end - start)) | (attempt == MAX_ATTEMPTS - 1))
+            counts = [unfinished.sum(), (broken | stuck).sum()]
+            if kick is not None:
+                counts.append(kick.settle(rows.z, accept, active & ~accept))
+            left, failed, *number = torch.stack(counts).tolist()  # the one synchronisation
+        if failed:
+            if failures is None:
+                if bool(broken.any()):
+                    raise _broken(owner, field, rows, h, tried, broken)
+                raise _stuck(owner, field, rows, state, stuck, tolerances)
+            ended = broken | stuck
+            for row in ended.nonzero():
+                one = torch.zeros_like(ended).index_fill(0, row, True)
+                failures[int(rows.place[row])] = str(
+                    _broken(owner, field, rows, h, tried, one)
+                    if bool(broken[row])
+                    else _stuck(owner, field, rows, state, one, tolerances)
+                )
+            # a state that was accepted stays, so that the field is not asked at NaN
+            rows = rows._replace(z=torch.where(ended, end, rows.z), step=torch.where(ended, first, rows.step))
+            unfinished, left = unfinished & ~ended, left - failed
+        state = where(accept, tried.state, state)
+        if left == 0:
+            break
+        if kick is not None:
+            kick.prepare(*number)
+        memory = method.settle(memory, z_to, tried, accept)
+        if compactable and left <= COMPACT_BELOW * len(rows.place):
+            keep = unfinished.sort(descending=True, stable=True).indices[:left]
+            smaller = whole.select(rows.place[keep])
+            compactable = smaller is not None
+            if smaller is not None:
+                done, done_rows = _filed(done, done_rows, state, rows)
+                field, rows = smaller, Rows(*(column[keep] for column in rows))
+                state, memory = tuple(part[keep] for part in state), method.select(memory, keep)
+                if kick is not None:
+                    kick.select(keep)
+    state, rows = _filed(done, done_rows, state, rows)
+    if failures:
+        lost = torch.tensor(list(failures), device=device)
+        state = tuple(part.index_fill(0, lost, torch.nan) for part in state)
+    nfe = 1 + method.calls * (rows.accepted + rows.rejected)
+    return Integral(state, nfe, rows.accepted, rows.rejected)
+
+
+def _next_time(rows: Rows, end: float) -> Tensor:
+    """z after the step in hand; steps that all but reach the end are stretched to land on it."""
+    gap = end - rows.z
+    return torch.where(1.01 * rows.step >= gap.abs(), end, rows.z + torch.copysign(rows.step, gap))
+
+
+def _error_ratio(
+    error: State, state: State, state_to: State, controlled: Sequence[int], rtol: float, atol: float
+) -> Tensor:
+    ratios = []
+    for part in controlled:
+        size = torch.maximum(state[part].abs(), state_to[part].abs())
+        relative = (error[part] / size.mul_(rtol).add_(atol))[:, None].flatten(1)
+        ratios.append(torch.linalg.vector_norm(relative, dim=1).double() / relative.shape[1] ** 0.5)
+    return ratios[0] if len(ratios) == 1 else torch.stack(ratios).amax(0)
+
+
+def _controlled(
+    rows: Rows, z_to: Tensor, ratio: Tensor, active: Tensor, accept: Tensor, order: float | Tensor, grow: float
+) -> Rows:
+    """Move the accepted rows, and give every row its next step size."""
+    size = ratio.clamp(min=1e-10)
+    grown = SAFETY * size ** (-0.7 / order) * rows.error_before ** (0.4 / order)
+    shrunk = (SAFETY * size ** (-1 / order)).clamp(max=1.0)
+    factor = torch.where(accept, grown, shrunk).clamp(SHRINK, grow).log2()
+    # on a ladder, so that rounding, which depends on the batch, does not reach the steps
+    factor = torch.exp2((LADDER * factor).round() / LADDER)
+    return rows._replace(
+        z=torch.where(accept, z_to, rows.z),
+        step=torch.where(active, (z_to - rows.z).abs() * factor, rows.step),
+        error_before=torch.where(accept, ratio.clamp(min=1e-4), rows.error_before),
+        accepted=rows.accepted + accept,
+        rejected=rows.rejected + (active & ~accept),
+    )
+
+
+def _filed(done: State, done_rows: Rows, state: State, rows: Rows) -> tuple[State, Rows]:
+    """The whole batch with the rows in hand written to their places."""
+    if rows.place.shape == done_rows.place.shape:
+        return state, rows
+    index = rows.place
+    return (
+        tuple(whole.index_copy(0, index, part) for whole, part in zip(done, state, strict=True)),
+        Rows(*(whole.index_copy(0, index, part) for whole, part in zip(done_rows, rows, strict=True))),
+    )
+
+
+def _broken(owner: str, field: Field, rows: Rows, h: Tensor, tried: Attempt, broken: Tensor) -> FloatingPointError:
+    row = int(broken.nonzero()[0])
+    finite = [all(bool(torch.isfinite(part[row]).all()) for part in slope) for slope in tried.slopes]
+    node = 1.0 if all(finite) else tried.nodes[finite.index(False)]
+    return FloatingPointError(
+        f"{owner} stopped at t = {_shown(field, rows.z[row] + node * h[row])}: the denoiser returned NaN or infinity "
+        f"for {_named(rows, broken)}. Check the model's weights and its output at that time."
+    )
+
+
+def _stuck(owner: str, field: Field, rows: Rows, state: State, stuck: Tensor, tolerances: str) -> FloatingPointError:
+    row = int(stuck.nonzero()[0])
+    return FloatingPointError(
+        f"{owner} stopped at t = {_shown(field, rows.z[row])} after {int(rows.accepted[row])} steps and "
+        f"{int(rows.rejected[row])} rejected ones: {_named(rows, stuck)} cannot meet {tolerances} in {state[0].dtype}. "
+        f"Loosen rtol and atol, use float64, or check whether the model is continuous."
+    )
+
+
+def _shown(field: Field, z: Tensor) -> str:
+    return f"{float(field.clock(z.reshape(1, 1))[0]):.6g}"
+
+
+def _named(rows: Rows, chosen: Tensor) -> str:
+    samples = rows.place[chosen].tolist()
+    return f"sample {samples[0]}" if len(samples) == 1 else f"{len(samples)} samples, the first of them {samples[0]}"

@@ -1,0 +1,15 @@
+"""Sources of noise, and the one place that derives a random stream."""
+
+from scoresde.noise.brownian_motion import BrownianMotion, brownian_motion
+from scoresde.noise.brownian_path import BrownianPath, brownian_noise
+from scoresde.noise.sources import NoiseSource, gaussian_noise, per_sample_noise
+
+__all__ = [
+    "BrownianMotion",
+    "BrownianPath",
+    "NoiseSource",
+    "brownian_motion",
+    "brownian_noise",
+    "gaussian_noise",
+    "per_sample_noise",
+]

@@ -1,0 +1,43 @@
+"""Sources of noise: functions (t, s) -> z ~ N(0, I) for the step from t to s; t = s asks for a fresh draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from scoresde.noise.keyed import deliver, keyed_normals, mix, sample_keys
+from scoresde.noise.keyed import sample_seeds as sample_seeds
+
+NoiseSource = Callable[[Tensor, Tensor], Tensor]
+
+
+def gaussian_noise(x: Tensor, generator: torch.Generator | None = None) -> NoiseSource:
+    """Independent draws of the shape, dtype and device of x."""
+
+    def draw(t: Tensor, s: Tensor) -> Tensor:
+        return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+    return draw
+
+
+def per_sample_noise(x: Tensor, seeds: int | Sequence[int] | Tensor) -> NoiseSource:
+    """Independent draws in which sample k's j-th draw is a function of (its seed, j) alone.
+
+    It depends neither on the batch that the sample is drawn in nor on the device; float64 gets the float32 draw.
+
+    Args:
+        x: Gives shape (B, *), dtype and device. Draws are made on the CPU and moved.
+        seeds: One seed per sample, or one for all, from which `sample_seeds` derives theirs.
+    """
+    keys = sample_keys(seeds, x.shape[0], "per_sample_noise")
+    generator, draws = torch.Generator(), count()
+
+    def draw(t: Tensor, s: Tensor) -> Tensor:
+        number = mix(next(draws))
+        rows = keyed_normals([mix(key ^ number) for key in keys], x.shape[1:].numel(), generator)
+        return deliver(rows, x.shape, x.dtype, x.device)
+
+    return draw

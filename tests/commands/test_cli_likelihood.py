@@ -1,0 +1,376 @@
+"""Likelihoods from the command line: tables that grow and resume, files of the user's, and one sentence per mistake."""
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command_line import command, inside
+
+from scoresde.cli import sample_main, train_main
+from scoresde.commands import likelihood as likelihood_command
+from scoresde.commands.build import ConfigError
+from scoresde.commands.estimators import FlowEstimator, Scores
+from scoresde.commands.findings import Unit, findings
+from scoresde.commands.load import load_run
+from scoresde.commands.tables import GrowingTable
+from scoresde.data import digits
+from scoresde.likelihood import Cells, DiscretizedGaussian, log_prob
+from scoresde.likelihood.elbo import elbo
+
+TINY = ["logger=csv", "trainer.steps=4", "trainer.precision=float32", "batch_size=16"]
+SMALL = ["num_samples=0", "out=o"]
+LOOSE = ["likelihood.rtol=0.1", "likelihood.atol=0.1"]
+MINE = ["data=array", "data.path=my.npy"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two small runs: digits, and points on the plane."""
+    folder = tmp_path_factory.mktemp("work")
+    with inside(folder):
+        command(train_main, *TINY, "model.width=8", "model.num_res_blocks=1", "run=runs/digits")
+        command(
+            train_main, *TINY, "experiment=toy", "trainer.steps=4", "data.size=60", "model.width=16", "run=runs/toy"
+        )
+    return folder
+
+
+def score(run: str, *options: str) -> list[dict[str, str]]:
+    """The rows of o/likelihood.csv after a command."""
+    command(sample_main, f"run=runs/{run}", *SMALL, *options)
+    return table(Path("o/likelihood.csv"))
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def column(rows: list[dict[str, str]], name: str) -> np.ndarray[Any, Any]:
+    return np.array([float(row[name] or "nan") for row in rows])
+
+
+def metrics() -> dict[str, Any]:
+    return dict(json.loads(Path("o/metrics.json").read_text()))
+
+
+def sentence(*arguments: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        command(sample_main, *arguments)
+    assert isinstance(stopped.value.code, str) and "\n" not in stopped.value.code
+    return stopped.value.code
+
+
+def test_exact_values_are_those_of_python_in_the_data_s_own_units(work: Path) -> None:
+    rows = score("toy", "likelihood=exact", "likelihood.num_examples=4", "likelihood.rtol=1e-4", "likelihood.atol=1e-4")
+
+    trained = load_run("runs/toy")
+    data = likelihood_command.own_examples(trained, "test", 0, [])
+    index = [int(row["index"]) for row in rows]
+    assert index == data.index[:4].tolist() and list(rows[0]) == [
+        "index", "label", "nats", "std_error", "solver_error", "nfe", "status"
+    ]  # fmt: skip
+    x = trained.codec.encode(data.x[:4])
+    result = log_prob(trained.model, x, divergence="exact", rtol=1e-4, atol=1e-4)  # type: ignore[arg-type]
+    np.testing.assert_allclose(column(rows, "nats"), result.log_prob.double() - trained.codec.log_det, atol=1e-4)  # type: ignore[union-attr]
+    assert column(rows, "std_error").tolist() == [0, 0, 0, 0] and metrics()["log_prob_nats"] == pytest.approx(
+        column(rows, "nats").mean()
+    )
+
+
+def test_bits_per_dim_are_of_the_levels(work: Path) -> None:
+    rows = score("digits", "likelihood=hutchinson", "likelihood.num_examples=5", "likelihood.repeat=1", *LOOSE)
+    nats, bits = column(rows, "nats"), column(rows, "bits_per_dim")
+    np.testing.assert_allclose(bits, -nats / (64 * math.log(2)))
+    assert (bits > 0).all() and (bits < 20).all()
+    found = metrics()
+    assert found["bits_per_dim"] == pytest.approx(bits.mean())
+    assert found["bits_per_dim_std_error"] == pytest.approx(bits.std(ddof=1) / math.sqrt(5))
+    own = np.sqrt(np.square(column(rows, "std_error")).sum()) / 5 / (64 * math.log(2))
+    assert found["bits_per_dim_estimator_error"] == pytest.approx(own)
+
+
+def test_a_value_depends_on_neither_batch_nor_resumption(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["likelihood=hutchinson", "likelihood.num_examples=7", "likelihood.repeat=0.4", *LOOSE]
+    whole = score("digits", *options, "likelihood.batch_size=7")
+    assert {row["std_error"] == "" for row in whole} == {True, False}
+    Path("o/likelihood.csv").unlink()
+
+    calls, original = [], FlowEstimator.__call__
+
+    def stopping(self: FlowEstimator, batch: Any) -> Scores:
+        calls.append(len(batch.seeds))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    monkeypatch.setattr(FlowEstimator, "__call__", stopping)
+    again = [*options, "likelihood.batch_size=2"]
+    with pytest.raises(SystemExit) as stopped:
+        command(sample_main, "run=runs/digits", *SMALL, *again)
+    assert stopped.value.code == 130 and len(table(Path("o/likelihood.csv"))) == 4
+    text = Path("o/likelihood.csv").read_text()
+    Path("o/likelihood.csv").write_text(text[:-9])  # a line that a power cut left unfinished
+    parts = score("digits", *again)
+
+    assert calls[3:] == [2, 2]
+    assert [row["index"] for row in parts] == [row["index"] for row in whole]
+    np.testing.assert_allclose(column(parts, "nats"), column(whole, "nats"), atol=2e-3)
+    np.testing.assert_allclose(column(parts, "std_error"), column(whole, "std_error"), atol=2e-3)
+    assert column(parts, "nfe").tolist() == column(whole, "nfe").tolist()
+
+
+def test_a_bound_goes_on_with_whole_batches_and_more_examples(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["likelihood=elbo", "likelihood.samples=4", "likelihood.batch_size=3"]
+    whole = score("digits", *options, "likelihood.num_examples=8")
+    whole_text = Path("o/likelihood.csv").read_text()
+    Path("o/likelihood.csv").unlink()
+    score("digits", *options, "likelihood.num_examples=4")
+    capsys.readouterr()
+    score("digits", *options, "likelihood.num_examples=8")
+    assert "has 3 of 8 rows already" in capsys.readouterr().out
+    assert Path("o/likelihood.csv").read_text() == whole_text
+    terms = column(whole, "prior") + column(whole, "diffusion") + column(whole, "reconstruction")
+    np.testing.assert_allclose(terms, -column(whole, "nats"), rtol=1e-5)
+
+
+def test_another_evaluation_is_set_aside_and_replaced_on_request(work: Path) -> None:
+    options = ["likelihood=elbo", "likelihood.samples=2", "likelihood.num_examples=3"]
+    score("digits", *options)
+    first = Path("o/likelihood.csv").read_bytes()
+    score("digits", *options, "seed=1")
+    assert Path("o/likelihood-1.csv").read_bytes() == first != Path("o/likelihood.csv").read_bytes()
+    assert json.loads(Path("o/likelihood-1.json").read_text())["seed"] == 0
+    score("digits", *options, "likelihood.resume=false")
+    assert Path("o/likelihood.csv").read_bytes() == first and not Path("o/likelihood-2.csv").exists()
+    before = Path("o/likelihood.csv").stat().st_mtime_ns
+    score("digits", *options)
+    assert Path("o/likelihood.csv").stat().st_mtime_ns == before
+    assert "form 'dsm'" in sentence("run=runs/digits", *SMALL, *options, "likelihood.form=best")
+    assert Path("o/likelihood.csv").read_bytes() == first
+    score("digits", *options, "likelihood.csv=o/other.csv", "seed=1")
+    assert len(table(Path("o/other.csv"))) == 3
+
+
+def test_bounds_of_levels_have_a_decoder_over_them(work: Path) -> None:
+    rows = score(
+        "digits", "likelihood=elbo", "likelihood.t_start=0.02", "likelihood.samples=4", "likelihood.num_examples=3"
+    )
+    trained = load_run("runs/digits")
+    examples = likelihood_command.own_examples(trained, None, 0, [])
+    seed = likelihood_command.mix(likelihood_command.mix(0) ^ int(examples.index[0])) >> 1
+    decoder = DiscretizedGaussian(levels=17, value_range=(-1, 1))
+    x = Cells(levels=17).centre(examples.x[:3])
+    expected = elbo(trained.model, x, samples=4, t_start=0.02, decoder=decoder,  # type: ignore[arg-type]
+                    generator=torch.Generator().manual_seed(seed))  # fmt: skip
+    np.testing.assert_allclose(column(rows, "nats"), expected.log_prob, rtol=1e-4)
+    assert (column(rows, "nats") < 0).all()
+
+
+def test_a_bound_of_continuous_data_is_in_their_own_units(work: Path) -> None:
+    rows = score("toy", "likelihood=elbo", "likelihood.samples=4", "likelihood.num_examples=3")
+    trained = load_run("runs/toy")
+    examples = likelihood_command.own_examples(trained, None, 0, [])
+    seed = likelihood_command.mix(likelihood_command.mix(0) ^ int(examples.index[0])) >> 1
+    x = trained.codec.encode(examples.x[:3])
+    expected = elbo(trained.model, x, samples=4, generator=torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+    np.testing.assert_allclose(column(rows, "nats"), expected.log_prob.double() - trained.codec.log_det, rtol=1e-4)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("options", "law"),
+    [
+        (["likelihood=vlb", "likelihood.steps=5", "likelihood.variance=large"], "chain of 5 steps"),
+        (
+            ["likelihood=vlb", "likelihood.steps=5", "likelihood.variance=optimal", "variance=hessian"],
+            "chain of 5 steps",
+        ),
+        (["likelihood=elbo", "likelihood.form=ssm"], "reverse SDE"),
+        (["likelihood=hutchinson", "likelihood.dequantization=truncated_normal", *LOOSE], "probability-flow ODE"),
+        (["likelihood=hutchinson", "likelihood.samples=2", "likelihood.importance=true", *LOOSE], "probability-flow"),
+    ],
+    ids=str,
+)
+def test_every_kind_says_what_it_is_about(
+    options: list[str], law: str, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = score("digits", *options, "likelihood.num_examples=3")
+    said = capsys.readouterr().out
+    assert law in said and re.search(r"bits/dim \d+\.\d+ ± \d+\.\d+ \(standard error over 3 test images", said)
+    assert len(rows) == 3 and (column(rows, "bits_per_dim") > 0).all()
+
+
+def test_a_report_puts_three_laws_side_by_side(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    part = ["likelihood.ode.rtol=0.1", "likelihood.ode.atol=0.1", "likelihood.vlb.steps=4", "likelihood.num_examples=3"]
+    rows = score("toy", "likelihood=report", *part)
+    said = capsys.readouterr().out
+    for words in ("probability-flow ODE", "upper bound of −log p_SDE", "chain of 4 steps: upper bound of −log p_chain"):
+        assert words in said
+    for name, key in (("ODE", "nats"), ("SDE bound", "sde_nats"), ("VLB", "chain_nats")):
+        line = next(line for line in said.splitlines() if line.startswith(f"{name} "))
+        assert float(line[len(name) :].split()[0]) == pytest.approx(-column(rows, key).mean(), abs=1e-3)
+
+
+def test_rows_of_a_file_are_scored_in_order_and_bad_ones_are_named(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = digits().test.x[:6, 0].numpy().astype(float)
+    x[1, 0, 0], x[2, 3, 3], x[4, 1, 1] = np.nan, 99, 0.5
+    x[3] = np.random.default_rng(0).integers(0, 17, (8, 8))
+    np.save("my.npy", x)
+    rows = score("digits", "likelihood=hutchinson", *LOOSE, *MINE)
+
+    assert [row["index"] for row in rows] == ["0", "1", "2", "3", "4", "5"]
+    assert [row["status"] == "ok" for row in rows] == [True, False, False, True, False, True]
+    assert rows[1]["status"] == "holds NaN or infinity" and rows[1]["nats"] == ""
+    assert "outside 0..16" in rows[2]["status"] and "not integers" in rows[4]["status"]
+    said = capsys.readouterr().out
+    assert "failed: 1 of 6 rows, the first is row 2: holds values outside 0..16" in said
+    assert "least likely: row " in said and metrics()["likelihood_failed"] == 3
+    assert metrics()["likelihood_lowest"] == [int(row["index"]) for row in sorted(
+        (row for row in rows if row["nats"]), key=lambda row: float(row["nats"]))]  # fmt: skip
+
+    np.save("clean.npy", x[[0, 3, 5]].astype(np.uint8))
+    clean = score("digits", "likelihood=hutchinson", *LOOSE, "data=array", "data.path=clean.npy")
+    np.testing.assert_allclose(column(clean, "nats")[0], column(rows, "nats")[0], atol=2e-3)
+
+
+def test_the_run_s_own_codec_is_used_for_a_file(work: Path) -> None:
+    trained = load_run("runs/toy")
+    x = 3 * np.random.default_rng(0).standard_normal((4, 2)).astype(np.float32)  # another scale than the training data
+    x[1, 1] = np.inf
+    np.savez("my.npz", x=x, y=np.array([0, 1, 1, 0]))
+    rows = score("toy", "likelihood=exact", "data=array", "data.path=my.npz", *LOOSE)
+    good = [0, 2, 3]
+    result = log_prob(trained.model, trained.codec.encode(torch.from_numpy(x[good])), divergence="exact", rtol=0.1,
+                      atol=0.1)  # type: ignore[arg-type]  # fmt: skip
+    expected = result.log_prob.double() - trained.codec.log_det  # type: ignore[union-attr]
+    np.testing.assert_allclose(column(rows, "nats")[good], expected, atol=1e-4)
+    assert [row["label"] for row in rows] == ["0", "1", "1", "0"] and "infinity" in rows[1]["status"]
+
+
+def test_a_row_whose_integration_fails_does_not_stop_the_others(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = FlowEstimator.__call__
+
+    def failing(self: FlowEstimator, batch: Any) -> Scores:
+        if bool((batch.x[:, 0] > 1e3).any()):
+            raise FloatingPointError("log_prob stopped: the denoiser returned NaN")
+        return original(self, batch)
+
+    monkeypatch.setattr(FlowEstimator, "__call__", failing)
+    np.save("my.npy", np.array([[0.1, 0.2], [1e4, 0.0], [0.5, -0.5]]))
+    rows = score("toy", "likelihood=hutchinson", *MINE, *LOOSE)
+    assert [row["status"] for row in rows] == ["ok", "log_prob stopped: the denoiser returned NaN", "ok"]
+
+
+def test_data_in_other_units_and_undeclared_levels_are_warned_about(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save("my.npy", 500 + np.random.default_rng(0).standard_normal((4, 2)))
+    score("toy", "likelihood=elbo", *MINE)
+    assert re.search(
+        r"warning: .* of its standard deviations typically: are they in the same units\?", capsys.readouterr().out
+    )
+    np.save("my.npy", np.random.default_rng(0).integers(0, 3, (64, 2)).astype(float))
+    score("toy", "likelihood=elbo", *MINE)
+    assert "only 3 different numbers, so their density has no upper limit" in capsys.readouterr().out
+
+
+def test_bits_per_dim_below_zero_name_their_cause(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained = load_run("runs/digits")
+    row = {"index": "0", "nats": "3.0", "bits_per_dim": "-0.1", "std_error": "", "solver_error": "", "nfe": "9",
+           "status": "ok"}  # fmt: skip
+    estimator = FlowEstimator(trained=trained, ode={}, dequantization=None)
+    found = findings([row, row], Unit.of(trained), estimator, "test images", 1.0, False)
+    assert "bits/dim below 0" in capsys.readouterr().out
+    assert found["bits_per_dim"] < 0 and found["bits_per_dim_estimator_error"] is None
+
+
+def test_which_solver_and_options_evaluate_a_likelihood(work: Path) -> None:
+    fast = ["solver.steps=2", "num_samples=2", "likelihood.num_examples=2", "out=o"]
+    command(sample_main, "run=runs/toy", *fast)
+    assert not Path("o/likelihood.csv").exists()
+    command(sample_main, "run=runs/toy", "likelihood=elbo", *fast)
+    assert len(table(Path("o/likelihood.csv"))) == 2 and metrics()["num_samples"] == 2
+    for off in ("likelihood=none", "likelihood.num_examples=0"):
+        command(sample_main, "run=runs/toy", "solver=ode", "solver.rtol=0.1", "solver.atol=0.1", off, "out=p",
+                "num_samples=2")  # fmt: skip
+        assert not Path("p/likelihood.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["likelihood=exact", *MINE], r"data.path to it; my.npy does not exist"),
+        (["likelihood=exact", "data=array", "data.path=float.npy"],
+         r"none of the 3 .*float.npy can be scored .* values that are not integers"),
+        (["likelihood=exact", "data=array", "data.path=wide.npy"], r"outside 0\.\.16.*values from \d+ to \d+"),
+        (["likelihood=exact", "data=array", "data.path=shape.npy"], r"events of shape \(7,\).*\(1, 8, 8\)"),
+        (["data=array", "data.path=wide.npy", "data.levels=256"], "have 256 levels, but runs/digits was trained on 17"),
+        (["data=toy"], "continuous values, but runs/digits was trained on 17 levels"),
+        (["run=runs/toy", "data=array", "data.path=wide.npy", "data.levels=256"], "drop data.levels"),
+        (["run=runs/toy", "data=array", "data.path=nan.npy"], "none of the 3 .* holds NaN or infinity"),
+        (["data=array", "data.path=text.npy"], "needs real numbers"),
+        (["likelihood=best"], "Could not find 'likelihood/best'"),
+        (["likelihood=exact", "likelihood.kind=best"], "needs to be one of exact, hutchinson, elbo, vlb, report"),
+        (["likelihood=exact", "likelihood.split=val"], "one of test, train, all, got 'val'"),
+        (["likelihood=exact", "likelihood.batch_size=0"], "batch_size needs a whole number of at least 1, got 0"),
+        (["likelihood=exact", "likelihood.num_examples=few"], "at least 0, or null, got 'few'"),
+        (["likelihood=exact", "likelihood.dequantization=best"], "uniform, truncated_normal, variational, got 'best'"),
+        (["likelihood=exact", "likelihood.dequantization=variational"], "digits_dequantization of=runs/digits"),
+        (["likelihood=elbo", "likelihood.decoder=best"], "discretized or categorical, got 'best'"),
+        (["likelihood=vlb", "likelihood.variance=optimal"], "needs a covariance: add variance=analytic or"),
+        (["likelihood=vlb", "likelihood.variance=learned"], "variance='learned' needs"),
+        (["likelihood=exact", "likelihood.csv=values.txt"], r"ends in \.csv, got values\.txt"),
+        (["likelihood=exact", "likelihood.t_start=0", "likelihood.num_examples=2"], "t_start|noise|σ"),
+        (["likelihood=hutchinson", "likelihood.repeat=2"], "a share between 0 and 1, got 2"),
+        (["likelihood=report", "likelihood.vlb.steps=many"], "steps needs a whole number, got 'many'"),
+        ([], "num_samples=0 leaves nothing to do"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_mistakes_get_one_sentence(options: list[str], message: str, work: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.save("float.npy", rng.random((3, 8, 8)))
+    np.save("wide.npy", rng.integers(100, 256, (3, 8, 8)))
+    np.save("shape.npy", rng.integers(0, 17, (3, 7)))
+    np.save("nan.npy", np.full((3, 2), np.nan))
+    np.save("text.npy", np.array([["a", "b"]]))
+    run = [] if any(option.startswith("run=") for option in options) else ["run=runs/digits"]
+    said = sentence(*run, *SMALL, *options)
+    assert re.search(message, said), said
+    assert not Path("o").exists()
+
+
+def test_a_table_reads_back_what_it_wrote(tmp_path: Path) -> None:
+    path, columns = tmp_path / "deep/t.csv", ["a", "status"]
+    first = GrowingTable(path, columns, {"seed": 0})
+    first.append([{"a": 0.1, "status": 'said "no", twice'}, {"status": "x\ny"}])
+    first.close()
+    again = GrowingTable(path, columns, {"seed": 0})
+    assert again.rows == first.rows == [{"a": "0.1", "status": 'said "no", twice'}, {"a": "", "status": "x\ny"}]
+    again.append([{"a": 2.0}])
+    again.close()
+    assert [row["a"] for row in GrowingTable(path, columns, {"seed": 0}).rows] == ["0.1", "", "2.0"]
+    whole = path.read_text()
+    for damaged in (
+        whole[:-1],
+        whole[:-3] + "\n4.0,ok\n",
+    ):  # cut off within the last line; a line too short, then another
+        path.write_text(damaged)
+        assert [row["a"] for row in GrowingTable(path, columns, {"seed": 0}).rows] == ["0.1", ""]
+    path.with_suffix(".json").unlink()
+    assert GrowingTable(path, columns, {"seed": 0}).aside == tmp_path / "deep/t-1.csv"
+    with pytest.raises(ValueError, match=r"ends in \.csv"):
+        GrowingTable(tmp_path / "t.txt", columns, {})
+
+
+def test_options_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ConfigError, match="seed needs a whole number of at least 0, or null, got True"):
+        likelihood_command.check_options({"kind": "exact", "num_examples": None, "batch_size": 1, "seed": True})
