@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -13,6 +14,50 @@ from scoresde.sde.base import SDE
 from scoresde.sde.continuous import VPSDE
 
 Grid = Callable[[SDE, int, float], Tensor]
+
+
+class Start(ABC):
+    """A way from t = 1 to the first time of a grid that begins below, which needs no network."""
+
+    @abstractmethod
+    def __call__(self, sde: SDE, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Take x (B, *) from t to s, both () in float64; s > t is the way back."""
+
+
+class StartedGrid(ABC):
+    """A grid that may begin below t = 1, and brings what leads there. Pass the object itself as a solver's grid.
+
+    Attributes:
+        start: None if the grid begins at t = 1.
+    """
+
+    start: Start | None
+
+    @abstractmethod
+    def times(self, sde: SDE, steps: int, t_end: float) -> Tensor:
+        """steps + 1 times, float64, decreasing."""
+
+    def __call__(self, sde: SDE, steps: int, t_end: float) -> Tensor:
+        """The times alone, which mean the same only if there is nothing before them."""
+        if self.start is not None:
+            raise TypeError(
+                f"{type(self).__name__} begins below t = 1 and brings the way there, which a function of its times "
+                f"would lose: pass the object itself as grid=..."
+            )
+        return self.times(sde, steps, t_end)
+
+
+def checked_grid(grid: Grid | StartedGrid, sde: SDE, steps: int, t_end: float) -> tuple[Tensor, Start | None]:
+    """The times of a grid on the CPU, strictly decreasing in [0, 1], and what leads to the first of them."""
+    start = grid.start if isinstance(grid, StartedGrid) else None
+    times = grid(sde, steps, t_end) if start is None else grid.times(sde, steps, t_end)  # type: ignore[union-attr]
+    if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or not 0 <= times[-1] < times[0] <= 1:
+        shown = [round(value, 6) for value in times.flatten()[:6].tolist()]
+        raise ValueError(
+            f"A grid must be a strictly decreasing 1-d tensor of times between 1 and 0, got {shown}"
+            f"{'...' if times.numel() > 6 else ''} with {times.numel()} entries."
+        )
+    return times.cpu(), start
 
 
 def uniform_grid(sde: SDE, steps: int, t_end: float) -> Tensor:

@@ -1,57 +1,9 @@
 """Solvers of the reverse SDE and of the probability-flow ODE."""
 
-from scoresde.solvers.adams import ExponentialAdams
-from scoresde.solvers.adaptive_sde import AdaptiveSDE
-from scoresde.solvers.ancestral import DDIM, DDPM, EulerMaruyama, ReverseDiffusion
 from scoresde.solvers.base import Plan, Solver, Step, StepSolver
-from scoresde.solvers.dpm_solver import DPMSolver, DPMSolverFast, DPMSolverPP2S, DPMSolverPP3S
-from scoresde.solvers.exponential_sde import ERSDE, SEEDS, er_sde_scale, power_scale
-from scoresde.solvers.heun import Heun
-from scoresde.solvers.langevin import AnnealedLangevin, Langevin, PredictorCorrector
-from scoresde.solvers.multistep import IPNDM, DPMSolverMultistep, DPMSolverPP2M, DPMSolverPP3M
-from scoresde.solvers.ode import ProbabilityFlowODE
-from scoresde.solvers.reverse_sde import ReverseSDE
-from scoresde.solvers.reversible import OBELM, Reversible, ReversibleState
-from scoresde.solvers.sa_solver import SASolver
-from scoresde.solvers.sde_dpm_solver import DPMSolverPPSDE, SDEDPMSolverPP
-from scoresde.solvers.tabulated import TabulatedSolver
-from scoresde.solvers.unipc import UniPC
+from scoresde.solvers.ddim import DDIM
+from scoresde.solvers.ddpm import DDPM
+from scoresde.solvers.dpm_solver_pp import DPMSolverPP2M
+from scoresde.solvers.euler_maruyama import EulerMaruyama, ReverseDiffusion
 
-__all__ = [
-    "AdaptiveSDE",
-    "AnnealedLangevin",
-    "DDIM",
-    "DDPM",
-    "DPMSolver",
-    "DPMSolverFast",
-    "DPMSolverMultistep",
-    "DPMSolverPP2M",
-    "DPMSolverPP2S",
-    "DPMSolverPP3M",
-    "DPMSolverPP3S",
-    "DPMSolverPPSDE",
-    "ERSDE",
-    "EulerMaruyama",
-    "ExponentialAdams",
-    "Heun",
-    "IPNDM",
-    "Langevin",
-    "OBELM",
-    "Plan",
-    "PredictorCorrector",
-    "ProbabilityFlowODE",
-    "ReverseDiffusion",
-    "ReverseSDE",
-    "Reversible",
-    "ReversibleState",
-    "SASolver",
-    "SDEDPMSolverPP",
-    "SEEDS",
-    "Solver",
-    "Step",
-    "StepSolver",
-    "TabulatedSolver",
-    "UniPC",
-    "er_sde_scale",
-    "power_scale",
-]
+__all__ = ["DDIM", "DDPM", "DPMSolverPP2M", "EulerMaruyama", "Plan", "ReverseDiffusion", "Solver", "Step", "StepSolver"]
