@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser, KnowsCovariance, KnowsFullCovariance, PredictsRange
-from scoresde.sde.levels import Interval, Levels
+from scoresde.sde.levels import Interval, Level, Levels
 
 FIXED = ("small", "large")
 
@@ -48,12 +48,21 @@ def learned_std(denoiser: Denoiser, x: Tensor, interval: Interval) -> tuple[Tens
     return x0, std * (interval.t.sigma / interval.s.sigma) ** v
 
 
-def limited(std: Any, solver: HasVariance, interval: Interval) -> Any:
-    """The standard deviation of a step's noise with `clip_last_noise`: E|σ z| = σ √(2/π) ≤ y w for the last noise."""
-    if solver.clip_last_noise is None or not interval.last_noise:
-        return std
-    low, high = solver.clip_denoised or (-1.0, 1.0)
-    most = solver.clip_last_noise * (high - low) / 255 * math.sqrt(math.pi / 2)
+def optimal(denoiser: Denoiser, x: Tensor, t: Level, std: Any, gain: Any) -> tuple[Tensor, Any]:
+    """x̂0 and √(σ² + c² Cov[x0 | x_t]), for a step with c x̂0 + σ z: the variance of x_s is what is unknown of x0, too.
+
+    Raises:
+        TypeError: If the denoiser does not know its covariance.
+    """
+    check_known(denoiser, "optimal")
+    x0, covariance = denoiser.mean_and_covariance(x, t.time)
+    return x0, (std**2 + gain**2 * covariance) ** 0.5
+
+
+def limited_std(std: Any, y: float, data_range: tuple[float, float] | None) -> Any:
+    """The standard deviation of a last noise z with E|σ z| = σ √(2/π) ≤ y w, w = 1/255 of the data's range."""
+    low, high = data_range or (-1.0, 1.0)
+    most = y * (high - low) / 255 * math.sqrt(math.pi / 2)
     return std.clamp(max=most) if isinstance(std, Tensor) else min(std, most)
 
 

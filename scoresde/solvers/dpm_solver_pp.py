@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +39,9 @@ class DPMSolverPP2M(StepSolver):
     def step(
         self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: Any
     ) -> tuple[Tensor, Any]:
-        t, s, h = interval.t, interval.s, interval.h
+        t, s = interval.t, interval.s
         x0 = denoiser.x0(x, t)
-        keep, gain = s.sigma / t.sigma, s.alpha * interval.decay
-        if state is None:
-            return linear((keep, x), (gain, x0)), (x0, h)
-        x0_before, h_before = state
-        slope = 0.5 * interval.over(h_before)
-        return linear((keep, x), (gain * (1 + slope), x0), (-gain * slope, x0_before)), (x0, h)
+        x0_before, h_before = state or (x0, math.inf)
+        gain, slope = s.alpha * interval.decay, 0.5 * interval.over(h_before)
+        x_s = linear((s.sigma / t.sigma, x), (gain * (1 + slope), x0), (-gain * slope, x0_before))
+        return x_s, (x0, interval.h)
