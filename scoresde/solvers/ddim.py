@@ -56,7 +56,7 @@ class DDIM(StepSolver):
         std = self.eta * s.sigma * interval.removed**0.5 if self.eta else 0.0  # λ
         direction = (s.sigma**2 - std**2) ** 0.5 / t.sigma  # √(σ_s² − λ²) ε̂ = direction (x − α_t x̂0)
         gain = s.alpha - direction * t.alpha
-        x0, std = (denoiser.x0(x, t), std) if self.variance == "small" else optimal(denoiser, x, t, std, gain)
+        x0, std = (denoiser.x0(x, t), std) if self.variance == "small" else optimal(denoiser, x, interval, std, gain)
         x_s = linear((direction, x), (gain, x0))
         if self.clip_denoised is not None:
             x_s = x_s + s.alpha * (x0.clamp(*self.clip_denoised) - x0)

@@ -53,7 +53,7 @@ class DDPM(StepSolver):
         gain = s.alpha * removed
         std = (t if self.variance == "large" else s).sigma * removed**0.5  # √β or √β̃
         if self.variance == "optimal":
-            x0, std = optimal(denoiser, x, t, std, gain)
+            x0, std = optimal(denoiser, x, interval, std, gain)
         elif self.variance == "learned":
             x0, std = learned_std(denoiser, x, interval)
         else:
