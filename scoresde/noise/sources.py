@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from scoresde.noise.keyed import deliver, keyed_normals, mix, sample_keys
-from scoresde.noise.keyed import sample_seeds as sample_seeds
 
 NoiseSource = Callable[[Tensor, Tensor], Tensor]
 
