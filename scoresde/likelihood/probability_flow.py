@@ -17,7 +17,8 @@ from scoresde.integrate.coordinates import ADAPTIVE_METHODS, FlowCoordinates, ch
 from scoresde.integrate.methods import Attempt, Field, State
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
 from scoresde.likelihood.trace import Trace, check_trace, mean_and_error, trace_of
-from scoresde.noise.keyed import deliver, keyed_normals, mix, sample_keys
+from scoresde.noise.keyed import deliver, keyed_normals
+from scoresde.noise.streams import sample_seeds, stream_seed
 from scoresde.sde import expand
 from scoresde.solvers.ode import adaptive_method
 
@@ -25,7 +26,6 @@ STEP_SHARE = 0.3  # of atol √d nats, for one step: a path has tens of them
 PAIR, ADAMS = (200.0, 2.0), (2.0, 1.0)  # c and q of the solver error; fitted to Gaussians, mixtures and digits
 ROUNDING = 4.0  # of a step's change of log p, in units of the dtype's resolution
 NOISE_RESOLUTION = 0.5  # least σ_t_start / α_t_start that changes x, in units of its rounding
-_NOISE = 0x6E6F697365  # sets the noise of x_ε apart from the probes
 
 
 class LogProb(NamedTuple):
@@ -125,13 +125,13 @@ def log_prob(
     if failures:
         x = x.index_fill(0, torch.tensor(list(failures), device=x.device), 0.0)
     _check_resolution(flow, x)
-    keys = sample_keys(_drawn_seeds(x, generator) if seeds is None else seeds, len(x), "log_prob")
-    trace, entries = trace_of(divergence, x, probes, probe, keys), x.shape[1:].numel()
+    seeds = sample_seeds(_drawn_seeds(x, generator) if seeds is None else seeds, len(x), "log_prob")
+    trace, entries = trace_of(divergence, x, probes, probe, seeds), x.shape[1:].numel()
 
     with nullcontext() if create_graph else torch.no_grad():
         start, gap = x, x.new_zeros(len(x), dtype=torch.float64)
         if below == "decoder":
-            start, gap = _decoded(flow, denoiser, x, decoder, keys)
+            start, gap = _decoded(flow, denoiser, x, decoder, seeds)
         state = start.double() / flow.scale(t_start), gap.new_zeros(len(x), trace.values)
         field = likelihood_field(flow, denoiser, trace, len(x), x.dtype, create_graph=create_graph)
         error = torch.zeros_like(gap)
@@ -235,12 +235,13 @@ def _fixed_steps(
 
 
 def _decoded(
-    flow: FlowCoordinates, denoiser: Denoiser, x: Tensor, decoder: Decoder, keys: Sequence[int]
+    flow: FlowCoordinates, denoiser: Denoiser, x: Tensor, decoder: Decoder, seeds: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """x_ε ~ q(x_ε | x0) and log p(x0 | x_ε) − log q(x_ε | x0), (B,), at t_start."""
     t = torch.tensor(flow.t_end, dtype=torch.float64, device=x.device)
     alpha, sigma = denoiser.sde.alpha(t), denoiser.sde.sigma(t)
-    normals = keyed_normals([mix(key ^ _NOISE) for key in keys], x.shape[1:].numel(), torch.Generator())
+    keys = [stream_seed(seed, "noise") for seed in seeds]
+    normals = keyed_normals(keys, x.shape[1:].numel(), torch.Generator())
     noise = deliver(normals, x.shape, x.dtype, x.device)
     noisy = alpha * x + sigma * noise
     mean = denoiser(noisy, t)
