@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.sde import expand
+from scoresde.sde.quadrature import gauss_legendre
 
 State = tuple[Tensor, ...]  # parts with a common leading batch axis: (y,), or (y, log p)
 
@@ -210,10 +211,6 @@ class Adams:
         return Memory(memory.z[:, keep], tuple(part[keep] for part in memory.slopes), memory.real[keep])
 
 
-_POINTS = (0.06943184420297371, 0.33000947820757187, 0.6699905217924281, 0.9305681557970263)  # Gauss-Legendre
-_SHARES = (0.17392742256872692, 0.32607257743127307, 0.32607257743127307, 0.17392742256872692)  # on [0, 1]
-
-
 def _terms(nodes: Tensor, z: Tensor, z_to: Tensor, count: Tensor) -> Tensor:
     """∫ from z to z_to of the terms of Newton's polynomial through slopes at the first `count` nodes, as their weights.
 
@@ -232,8 +229,9 @@ def _terms(nodes: Tensor, z: Tensor, z_to: Tensor, count: Tensor) -> Tensor:
     used = (places <= places.T)[..., None] & real[None]  # [j, m]: j ≤ m < count
     differences = s[:, None] - s + torch.eye(len(nodes), device=s.device, dtype=s.dtype)[..., None]
     products = differences.cumprod(1)  # [j, m]: Π_{i≤m, i≠j} (s_j − s_i)
-    basis = (s.new_tensor(_POINTS)[:, None, None] - s[:-1]).cumprod(1)  # [point, m − 1]: Π_{i<m} (u − s_i)
-    integrals = torch.cat([torch.ones_like(s[:1]), torch.einsum("p,pmb->mb", s.new_tensor(_SHARES), basis)])
+    points, masses = (values.to(s) for values in gauss_legendre(4))
+    basis = (points[:, None, None] - s[:-1]).cumprod(1)  # [point, m − 1]: Π_{i<m} (u − s_i)
+    integrals = torch.cat([torch.ones_like(s[:1]), torch.einsum("p,pmb->mb", masses, basis)])
     return torch.where(used, h * integrals / products, 0.0).transpose(0, 1)
 
 
