@@ -16,6 +16,3 @@ def test_gauss_legendre_is_exact_for_polynomials(points: int) -> None:
     integrals = (masses[:, None] * nodes[:, None] ** degrees).sum(0)
     torch.testing.assert_close(integrals, 1 / (degrees + 1), rtol=1e-13, atol=0)
     integrals.sum().backward()
-    assert float((masses * nodes ** (2 * points)).sum()) != pytest.approx(1 / (2 * points + 1), rel=1e-13, abs=0) or (
-        points > 8  # whose error is below rounding
-    )
