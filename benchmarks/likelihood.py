@@ -31,7 +31,7 @@ from torch import Tensor
 from scoresde import VPSDE, Denoiser, GaussianMixtureDenoiser
 from scoresde.commands.build import build
 from scoresde.commands.load import load_run, read_config
-from scoresde.likelihood.probability_flow import log_prob
+from scoresde.likelihood.flow_density import log_prob
 from scoresde.likelihood.trace import draw_probes
 from scoresde.noise import sample_seeds
 from scoresde.training import RunDirectory

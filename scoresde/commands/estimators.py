@@ -17,7 +17,7 @@ from scoresde.denoiser import Denoiser
 from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.dequantization import Dequantization
 from scoresde.likelihood.discrete import discrete_log_prob
-from scoresde.likelihood.probability_flow import LogProb, log_prob
+from scoresde.likelihood.flow_density import LogProb, log_prob
 from scoresde.likelihood.report import PROBABILITY_FLOW
 from scoresde.noise import stream_seed
 

@@ -134,8 +134,8 @@ def _rate(denoiser: Denoiser, x: Tensor, t: Tensor, spacing: float, cond: dict[s
             f"{low:.4g} to {high:.4g}: choose t inside, or a smaller spacing."
         )
     total = torch.zeros_like(x)
-    for places, weight in STENCIL:
-        near = sde.time(logsnr - 2 * places * spacing)
+    for offset, weight in STENCIL:
+        near = sde.time(logsnr - 2 * offset * spacing)
         y = expand(sde.alpha(near) / alpha, x) * x
         total = total + weight / spacing * denoiser.eps(y, near, **cond)
     return total

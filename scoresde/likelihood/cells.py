@@ -14,7 +14,7 @@ class Cells:
 
         cell k = [lo + k w, lo + (k+1) w),   w = (hi − lo)/levels,   centre = lo + (k + ½) w
 
-    The default is 8-bit images on (−1, 1), as in VDM (arXiv:2107.00630). DDPM's places 2k/255 − 1 are the centres of
+    The default is 8-bit images on (−1, 1), as in VDM (arXiv:2107.00630). DDPM's values 2k/255 − 1 are the centres of
     value_range (−256/255, 256/255).
 
     Args:

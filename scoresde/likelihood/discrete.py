@@ -1,4 +1,4 @@
-"""Log-probabilities of discrete data, by a density and a law that spreads the levels over their cells."""
+"""Log-probabilities of discrete data, by a density and a dequantisation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.likelihood import probability_flow
+from scoresde.likelihood import flow_density
 from scoresde.likelihood.dequantization import Dequantization
 from scoresde.noise.keyed import deliver, keyed_normals
 from scoresde.noise.streams import sample_seeds, stream_seed
@@ -94,7 +94,7 @@ def discrete_log_prob(
     """
     if samples < 1 or (batch is not None and batch < 1):
         raise ValueError(f"discrete_log_prob needs samples and batch of at least 1, got {samples} and {batch}.")
-    density = probability_flow.log_prob if log_prob is None else log_prob
+    density = flow_density.log_prob if log_prob is None else log_prob
     seeds = None if seeds is None else sample_seeds(seeds, len(k), "discrete_log_prob")
     graph = torch.is_grad_enabled() and bool(options.get("create_graph", False))
     parts: list[Tensor] = []
@@ -140,13 +140,13 @@ def _combined(
     if importance:
         value = log_w.logsumexp(0) - math.log(samples)
         share = log_w.softmax(0)
-        spread = samples * share  # weights over their mean
+        terms = samples * share  # weights over their mean
     else:
-        value, share, spread = log_w.mean(0), torch.full_like(log_w, 1 / samples), log_w
+        value, share, terms = log_w.mean(0), torch.full_like(log_w, 1 / samples), log_w
     unknown = torch.full_like(value, math.nan)
     return DiscreteLogProb(
         value,
-        spread.std(0) / math.sqrt(samples) if samples > 1 else unknown,
+        terms.std(0) / math.sqrt(samples) if samples > 1 else unknown,
         (share * probe_error).square().sum(0).sqrt(),
         (share * solver_error).sum(0),
         nfe.sum(0).round().long(),
