@@ -59,7 +59,7 @@ class UniformDequantization(Cells):
         k = checked_levels("UniformDequantization", k, self)
         u = uniforms(k, generator, u)
         log_q = u.new_full(k.shape[:1], -k[0].numel() * math.log(self.width))
-        return Dequantized(inside_cells(k, u, self, dtype), log_q, None)
+        return Dequantized(self.inside(k, u, dtype), log_q, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,21 +121,6 @@ def uniforms(k: Tensor, generator: torch.Generator | None, u: Tensor | None) -> 
     if u is None:
         return torch.rand(k.shape, generator=generator, dtype=torch.float64, device=k.device)
     return u.to(k.device, torch.float64)
-
-
-def inside_cells(k: Tensor, u: Tensor, cells: Cells, dtype: torch.dtype) -> Tensor:
-    """x = lo + (k + u) w in `dtype`, strictly inside cell k even after rounding; differentiable in u.
-
-    Args:
-        k: Levels, int64, (B, *).
-        u: Position within the cell, in [0, 1], the shape of k.
-    """
-    x = (cells.value_range[0] + (k + u.double().clamp(2**-30, 1 - 2**-30)) * cells.width).to(dtype)
-    rounded = x.detach()
-    above = (cells.level(rounded) > k) | (rounded >= cells.value_range[1])
-    inside = torch.where(above, torch.nextafter(rounded, rounded.new_tensor(-math.inf)), rounded)
-    inside = torch.where(cells.level(rounded) < k, torch.nextafter(rounded, rounded.new_tensor(math.inf)), inside)
-    return x + (inside - rounded)
 
 
 def checked_levels(owner: str, k: Tensor, cells: Cells) -> Tensor:

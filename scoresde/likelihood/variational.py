@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scoresde.likelihood.cells import Cells
-from scoresde.likelihood.dequantization import Dequantized, checked_levels, inside_cells, uniforms
+from scoresde.likelihood.dequantization import Dequantized, checked_levels, uniforms
 from scoresde.sde import SDE
 
 SMALLEST_BIN = 1e-3
@@ -81,7 +81,7 @@ class VariationalDequantization(nn.Module):
         k = checked_levels("VariationalDequantization", k, self.cells)
         u, log_det = self.transform(k, uniforms(k, generator, u))
         log_q = -log_det - k[0].numel() * math.log(self.cells.width)
-        return Dequantized(inside_cells(k, u, self.cells, dtype), log_q, None)
+        return Dequantized(self.cells.inside(k, u, dtype), log_q, None)
 
     def transform(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The flow itself: u and log |∂u/∂v|.

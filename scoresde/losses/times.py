@@ -29,7 +29,7 @@ def lognormal_times(sde: SDE, u: Tensor, *, mean: float = -1.2, std: float = 1.2
 
 
 def logsnr_times(sde: SDE, u: Tensor) -> Tensor:
-    """logsnr uniform between t_min and 1: importance sampling for likelihood weighting, p(t) ∝ g²/σ² (arXiv:2101.09258).
+    """logsnr uniform from t_min to 1: importance sampling for likelihood weighting, p(t) ∝ g²/σ² (arXiv:2101.09258).
 
     On every linear SDE g²/σ² = −d logsnr/dt. For VP this is B(t) = log(1 + (e^B_ε − 1)((e^B_1 − 1)/(e^B_ε − 1))^u).
     Its companion is `importance_weighting`.
