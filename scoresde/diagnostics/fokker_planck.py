@@ -109,7 +109,7 @@ def fokker_planck_by_noise(
     """
     if probes is not None and probes < 2:
         raise ValueError(f"fokker_planck_by_noise needs at least 2 probes, or None for all entries, got {probes}.")
-    edges = bins.double().cpu() if isinstance(bins, Tensor) else logsnr_edges(denoiser.sde, bins)
+    edges = logsnr_edges(denoiser.sde, bins)
     squares: list[list[Tensor]] = [[] for _ in edges[1:]]
     margin = 4.01 * spacing  # two steps in n, doubled in logsnr
     for at in noisy_examples(denoiser.sde, examples, edges, margin=margin, generator=generator, progress=progress):

@@ -68,7 +68,7 @@ def loss_by_noise(
     References:
         Kingma et al., "Variational Diffusion Models", 2021, arXiv:2107.00630.
     """
-    edges = bins.double().cpu() if isinstance(bins, Tensor) else logsnr_edges(denoiser.sde, bins)
+    edges = logsnr_edges(denoiser.sde, bins)
     losses: list[list[Tensor]] = [[] for _ in edges[1:]]
     optima: list[list[Tensor]] = [[] for _ in edges[1:]]
     excesses: list[list[Tensor]] = [[] for _ in edges[1:]]
@@ -109,7 +109,7 @@ def optimum_by_noise(
     progress: Progress | None = None,
 ) -> Curve:
     """The least loss on a known distribution in bins of log-SNR, from examples of it; arguments as before."""
-    edges = bins.double().cpu() if isinstance(bins, Tensor) else logsnr_edges(exact.sde, bins)
+    edges = logsnr_edges(exact.sde, bins)
     optima: list[list[Tensor]] = [[] for _ in edges[1:]]
     for at in noisy_examples(exact.sde, examples, edges, generator=generator, progress=progress):
         optima[at.bin].append(optimal_loss(exact, at.x, at.t))
