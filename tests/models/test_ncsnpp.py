@@ -93,6 +93,23 @@ def tiny(**options: Any) -> NCSNpp:
     return NCSNpp(**{**defaults, **options}).eval()
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, 30.13062),
+        ({"block": "ddpm", "progressive_output": "residual", "num_classes": 3, "condition_dim": 2}, 26.70476),
+        ({"progressive_input": "input_skip", "progressive_combine": "cat", "progressive_output": "output_skip"}, 19.77437),
+        ({"channel_mults": (1, 2, 1), "num_res_blocks": 2, "attention_resolutions": [8, 2]}, 48.92967),
+        ({"time_conditional": False, "fir": False, "block": "ddpm", "resample_with_conv": False}, -15.28296),
+    ],
+)
+def test_a_seed_draws_the_same_network_as_ever(options: dict[str, Any], expected: float) -> None:
+    """Σ_k cos(k) w_k over all initial weights in order: another order of drawing or listing them changes it."""
+    w = torch.cat([parameter.detach().flatten() for parameter in tiny(**options).parameters()]).double()
+    actual = torch.arange(len(w), dtype=torch.float64).cos() @ w
+    assert actual.item() == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.fixture
 def x() -> Tensor:
     return torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(1))
