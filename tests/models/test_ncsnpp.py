@@ -98,7 +98,10 @@ def tiny(**options: Any) -> NCSNpp:
     [
         ({}, 30.13062),
         ({"block": "ddpm", "progressive_output": "residual", "num_classes": 3, "condition_dim": 2}, 26.70476),
-        ({"progressive_input": "input_skip", "progressive_combine": "cat", "progressive_output": "output_skip"}, 19.77437),
+        (
+            {"progressive_input": "input_skip", "progressive_combine": "cat", "progressive_output": "output_skip"},
+            19.77437,
+        ),
         ({"channel_mults": (1, 2, 1), "num_res_blocks": 2, "attention_resolutions": [8, 2]}, 48.92967),
         ({"time_conditional": False, "fir": False, "block": "ddpm", "resample_with_conv": False}, -15.28296),
     ],
