@@ -1,14 +1,15 @@
-"""One thread and one seed for every test."""
+"""One thread and one seed for every test, a worker for every core, and which tests are slow."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of a worker and of what it starts; torch reads it on import
+
 import pytest
 import torch
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
