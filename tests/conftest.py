@@ -11,6 +11,26 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of a worker and of what it star
 import pytest
 import torch
 
+TESTS = Path(__file__).parent
+# Files, and tests of other files, that take seconds: `pytest -m "not slow"` leaves them out and answers in a minute.
+SLOW = (
+    "commands/",
+)  # fmt: skip
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """A worker for every core, but none for a single file: that answers sooner, and prints, in this process."""
+    return 0 if len(config.args) == 1 and Path(config.args[0].split("::")[0]).is_file() else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if " at 0x" in item.nodeid:  # workers would not agree on what there is to run
+            raise pytest.UsageError(f"{item.nodeid} has another name in every process: give it ids=closed_forms.name.")
+        place = f"{item.path.relative_to(TESTS).as_posix()}::{item.name}"
+        if place.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
