@@ -15,9 +15,14 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 OBSERVER = "import os\nraise SystemExit(f\"torch sees {os.environ.get('OMP_WAIT_POLICY')}\")\n"
 
 
-@pytest.mark.parametrize("script", ["train.py", "sample.py"])
 @pytest.mark.parametrize(
-    "chosen, seen", [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "active"), ({"GOMP_SPINCOUNT": "5"}, "None")]
+    "script, chosen, seen",
+    [
+        ("train.py", {}, "PASSIVE"),
+        ("sample.py", {}, "PASSIVE"),
+        ("train.py", {"OMP_WAIT_POLICY": "active"}, "active"),
+        ("train.py", {"GOMP_SPINCOUNT": "5"}, "None"),
+    ],
 )
 def test_torch_is_imported_with_threads_that_sleep_unless_the_user_chose(
     script: str, chosen: dict[str, str], seen: str, tmp_path: Path
