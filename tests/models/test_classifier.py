@@ -7,8 +7,6 @@ import torch
 
 from scoresde.models import Classifier
 
-torch.set_num_threads(1)
-
 
 def test_learns_to_tell_noisy_patterns_apart() -> None:
     torch.manual_seed(0)
