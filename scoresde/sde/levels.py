@@ -32,6 +32,7 @@ class Levels:
         sde: The forward process.
         t, alpha, sigma: Times and their coefficients.
         lam: λ = log(α/σ) = ½ logsnr; infinite where σ is 0.
+        whole: Whether these are all levels of a run: the first one has none before it, the last one none after it.
     """
 
     sde: SDE
@@ -39,6 +40,7 @@ class Levels:
     alpha: Tensor
     sigma: Tensor
     lam: Tensor
+    whole: bool = field(default=False, kw_only=True)
 
     @classmethod
     def of(cls, sde: SDE, times: Tensor) -> Levels:
@@ -48,7 +50,7 @@ class Levels:
         return len(self.t)
 
     def __getitem__(self, rows: slice | Tensor) -> Levels:
-        return Levels(self.sde, self.t[rows], self.alpha[rows], self.sigma[rows], self.lam[rows])
+        return Levels(self.sde, self.t[rows], self.alpha[rows], self.sigma[rows], self.lam[rows], whole=self.whole)
 
     @property
     def ratio(self) -> Tensor:
@@ -173,6 +175,12 @@ class Interval:
         """Whether t and s are at one time: the call that ends a run at x̂0, which is no step of a method in t."""
         return self.to_data and bool(self.t.t == self.s.t)
 
+    @property
+    def left(self) -> int | None:
+        """How many steps are left in a run, this one included; None by hand."""
+        levels = self.t.schedule.levels
+        return len(levels) - 1 - self.t.index if levels.whole else None
+
     def over(self, h_before: Any) -> Any:
         """h/h' for an earlier step of length h'; 0 to noise 0, where no polynomial in λ has a limit."""
         if isinstance(self.h, float):
@@ -187,7 +195,7 @@ class Interval:
             before: The levels visited before t, the latest first; in a run they are known.
         """
         schedule, index = self.t.schedule, self.t.index
-        if schedule.whole:
+        if schedule.levels.whole:
             return schedule.weights(solver)[index]
         visited = [level.schedule.levels[level.index :][:1] for level in (*reversed(before), self.t, self.s)]
         return Schedule(Levels.joined(visited), (), (), schedule.like).weights(solver)[-1]
@@ -212,14 +220,12 @@ class Schedule:
         times: Their times for the denoiser: n tensors, () or (B,).
         host_times: The same for noise sources.
         like: States that the values are to broadcast against; None for Python numbers.
-        whole: Whether these are all levels of a run, so that the first one has none before it.
     """
 
     levels: Levels
     times: Sequence[Tensor]
     host_times: Sequence[Tensor]
     like: Tensor | None = None
-    whole: bool = False
     kept: dict[tuple[str, int], tuple[object, list[Any]]] = field(default_factory=dict, init=False)
 
     @cached_property

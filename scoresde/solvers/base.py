@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -210,7 +210,7 @@ class StepSolver(Solver):
         if self.denoise and not backward and bool(levels.sigma[-1] > 0):
             levels = levels.landed()
         clock = levels.t if device is None else levels.t.to(device)
-        intervals = Schedule(levels, clock.unbind(), levels.t.unbind(), whole=True).intervals
+        intervals = Schedule(replace(levels, whole=True), clock.unbind(), levels.t.unbind()).intervals
         return Plan(sde, intervals, None if backward else start)
 
     def _times(self, sde: SDE, steps: int | None = None) -> tuple[Tensor, Start | None]:
