@@ -201,6 +201,11 @@ class Interval:
         """From s to t."""
         return self.t.schedule.reversed.intervals[-1 - self.t.index]
 
+    @property
+    def resting(self) -> Interval:
+        """From s to s, for what improves a state where it is."""
+        return Interval(self.s, self.s, 0.0 * self.s.sigma, False)
+
 
 class HasWeights(Protocol):
     """A solver whose steps need weights that are functions of several levels."""

@@ -5,5 +5,19 @@ from scoresde.solvers.ddim import DDIM
 from scoresde.solvers.ddpm import DDPM
 from scoresde.solvers.dpm_solver_pp import DPMSolverPP2M
 from scoresde.solvers.euler_maruyama import EulerMaruyama, ReverseDiffusion
+from scoresde.solvers.langevin import AnnealedLangevin, Langevin, PredictorCorrector
 
-__all__ = ["DDIM", "DDPM", "DPMSolverPP2M", "EulerMaruyama", "Plan", "ReverseDiffusion", "Solver", "Step", "StepSolver"]
+__all__ = [
+    "AnnealedLangevin",
+    "DDIM",
+    "DDPM",
+    "DPMSolverPP2M",
+    "EulerMaruyama",
+    "Langevin",
+    "Plan",
+    "PredictorCorrector",
+    "ReverseDiffusion",
+    "Solver",
+    "Step",
+    "StepSolver",
+]
