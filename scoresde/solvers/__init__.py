@@ -6,6 +6,8 @@ from scoresde.solvers.ddpm import DDPM
 from scoresde.solvers.dpm_solver_pp import DPMSolverPP2M
 from scoresde.solvers.euler_maruyama import EulerMaruyama, ReverseDiffusion
 from scoresde.solvers.langevin import AnnealedLangevin, Langevin, PredictorCorrector
+from scoresde.solvers.obelm import OBELM
+from scoresde.solvers.reversible import Reversible, ReversibleState
 
 __all__ = [
     "AnnealedLangevin",
@@ -14,9 +16,12 @@ __all__ = [
     "DPMSolverPP2M",
     "EulerMaruyama",
     "Langevin",
+    "OBELM",
     "Plan",
     "PredictorCorrector",
     "ReverseDiffusion",
+    "Reversible",
+    "ReversibleState",
     "Solver",
     "Step",
     "StepSolver",

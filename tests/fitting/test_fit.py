@@ -46,7 +46,7 @@ from scoresde.fitting import (
     pilot_paths,
 )
 from scoresde.sde.levels import Levels
-from scoresde.solvers.reversible import OBELM
+from scoresde.solvers.obelm import OBELM
 
 DIM, ITERATIONS = 4, 40
 
