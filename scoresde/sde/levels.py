@@ -223,6 +223,7 @@ class Schedule:
         host_times: The same for noise sources.
         like: States that the values are to broadcast against; None for Python numbers.
         whole: Whether these are all levels of a run, so that the first one has none before it.
+        unbind: The entries of a column along its first axis, where values are tensors.
     """
 
     levels: Levels
@@ -230,6 +231,7 @@ class Schedule:
     host_times: Sequence[Tensor]
     like: Tensor | None = None
     whole: bool = False
+    unbind: Callable[[Tensor], Sequence[Tensor]] = Tensor.unbind
     kept: dict[int, tuple[object, list[Any]]] = field(default_factory=dict, init=False)
 
     @cached_property
@@ -261,16 +263,16 @@ class Schedule:
 
     def values(self, column: Tensor) -> Sequence[Any]:
         """One value per entry of the first axis: numbers, or tensors that broadcast against the states."""
-        return column.tolist() if self.like is None else [expand(row, self.like) for row in column.unbind()]
+        return column.tolist() if self.like is None else [expand(row, self.like) for row in self.unbind(column)]
 
     def _entries(self, value: Tensor | Levels | Sequence[Tensor]) -> Sequence[Any]:
         if isinstance(value, Tensor):
             return self.values(value)
         if not isinstance(value, Levels):
             return list(zip(*map(self.values, value), strict=True))
-        times = value.t.unbind()
-        moved = value.t.to(self.times[0].device).unbind() if self.times else times
-        return Schedule(value, moved, times, self.like).all
+        times = self.unbind(value.t)
+        moved = self.unbind(value.t.to(self.times[0].device)) if self.times else times
+        return Schedule(value, moved, times, self.like, unbind=self.unbind).all
 
 
 def expm1(value: Any) -> Any:

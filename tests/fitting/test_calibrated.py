@@ -17,11 +17,12 @@ from torch import Tensor
 from scoresde import EDMSDE, SDE, VESDE, VPSDE, CosineSDE, ExponentialAdams, GaussianDenoiser
 from scoresde.fitting import CalibratedMultistep, GaussianFlow, OptimisedGrid
 from scoresde.fitting.calibrated import Calibration
+from scoresde.sde.grids import StartedGrid
 from scoresde.sde.levels import Levels
 from scoresde.solvers.exponential import adams_weights
 
 ONE = torch.ones((), dtype=torch.float64)
-RECORD = {"rms": 0.1, "pilots": 3, "pilot_nfe": 300}
+RECORD = {"rms": 0.1, "paths": 3, "paths_nfe": 300}
 
 
 def flow_of(rank: int = 2) -> GaussianFlow:
@@ -48,13 +49,13 @@ def adams(sde: SDE, nfe: int, order: int, std: float) -> Calibration:
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
+class Given(StartedGrid):
     """A grid of given levels that brings its start."""
 
     logsnr: Tensor
     start: GaussianFlow
 
-    def __call__(self, sde: SDE, steps: int, t_end: float) -> Tensor:
+    def times(self, sde: SDE, steps: int, t_end: float) -> Tensor:
         return sde.time(self.logsnr)
 
 
@@ -268,6 +269,6 @@ def test_a_grid_without_a_start_begins_at_one() -> None:
     times = grid(sde, 2, 1e-5)
     assert times[0] == 1
     torch.testing.assert_close(sde.logsnr(times[1:]), torch.tensor([0.1, 6.0], dtype=torch.float64))
-    below = FITS["grid with a start"]()(sde, 2, 1e-5)
+    below = FITS["grid with a start"]().times(sde, 2, 1e-5)
     assert below[0] < 1
     torch.testing.assert_close(sde.logsnr(below), torch.tensor([-4.0, 0.1, 6.0], dtype=torch.float64))
