@@ -107,14 +107,12 @@ def marginal_gap(
 
     def draw(solver: StepSolver) -> list[Tensor]:
         parts: list[list[Tensor]] = [[] for _ in places]
-        plan = solver.plan(denoiser, device=device)
+        plan = solver.plan(denoiser, device=device)  # of the process and the times, whatever the conditions
         for first in range(0, samples, batch_size):
             rows = slice(first, min(first + batch_size, samples))
             x = denoiser.sde.prior_sample((rows.stop - first, *shape), generator=generator, device=device, dtype=dtype)
-            if cond:
-                bound = denoiser.given(**{key: value[rows] for key, value in cond.items()})
-                plan = solver.plan(bound, device=device)
-            for step in solver.trajectory(denoiser, x, noise=gaussian_noise(x, generator), plan=plan):
+            given = denoiser.given(**{key: value[rows] for key, value in cond.items()}) if cond else denoiser
+            for step in solver.trajectory(given, x, noise=gaussian_noise(x, generator), plan=plan):
                 if step.index in places:
                     parts[places.index(step.index)].append(step.x)
             if progress is not None:
