@@ -22,9 +22,9 @@ class Denoiser(nn.Module, ABC):
         score    = ∇ log p_t(x) = −ε̂ / σ                            (Tweedie's formula)
         velocity = f x − ½ g² score                                 (probability-flow ODE, Song et al. 2021, eq. 13)
 
-    A subclass has an `sde` and writes `forward`, or `x0` if it asks other denoisers or wants α and σ: the other of the two
-    follows. Conditions are keyword tensors that both receive. `x0`, `eps_at` and `score_at` take a `Level`, whose α and
-    σ a run has read once for the whole grid.
+    A subclass has an `sde` and writes `forward`, or `x0` if it asks other denoisers or wants α and σ; the other of the
+    two follows. Conditions are keyword tensors that both receive. `x0`, `eps_at` and `score_at` take a `Level`, whose α
+    and σ a run has read once for the whole grid.
 
     References:
         Song et al., "Score-Based Generative Modeling through SDEs", 2021, arXiv:2011.13456.
@@ -197,32 +197,41 @@ class NetworkDenoiser(Denoiser):
         self.net, self.sde, self.parameterization = net, sde, parameterization
 
     def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
-        skip, out, _, _, c_in, c_noise = level.read(self.parameterization, self._coefficients)
+        skip, out, c_in, c_noise = level.read("x0", self.parameterization, self._x0_coefficients)
         return skip * x + out * self._network(x, c_in, c_noise, cond)
 
     def eps_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
-        _, _, skip, out, c_in, c_noise = level.read(self.parameterization, self._coefficients)
+        skip, out, c_in, c_noise = level.read("eps", self.parameterization, self._eps_coefficients)
         return skip * x + out * self._network(x, c_in, c_noise, cond)
 
     def select(self, index: Tensor, batch: int) -> Denoiser:
         return self
 
-    def _coefficients(self, levels: Levels) -> tuple[Tensor, ...]:
-        """Of x and of the network in x̂0 and in ε̂, of x in the network's input, and its noise label."""
+    def _x0_coefficients(self, levels: Levels) -> tuple[Tensor, ...]:
+        """Of x and of the network in x̂0, of x in the network's input, and its noise label."""
         alpha, sigma, rule = levels.alpha, levels.sigma, self.parameterization
-        c_skip, c_out = rule.skip_out(alpha, sigma)
-        # ε̂ = (x − α x̂0)/σ with the coefficients combined first: exact for ε-networks, no cancellation as σ → 0
-        eps_skip, eps_out = (1 - alpha * c_skip) / sigma, -alpha * c_out / sigma
-        return c_skip, c_out, eps_skip, eps_out, rule.c_in(alpha, sigma), rule.c_noise(alpha, sigma)
+        return *rule.skip_out(alpha, sigma), rule.c_in(alpha, sigma), rule.c_noise(alpha, sigma)
+
+    def _eps_coefficients(self, levels: Levels) -> tuple[Tensor, ...]:
+        """The same for ε̂ = (x − α x̂0)/σ, combined first: exact for ε-networks, no cancellation as σ → 0."""
+        alpha, sigma = levels.alpha, levels.sigma
+        skip, out, *rest = self._x0_coefficients(levels)
+        return (1 - alpha * skip) / sigma, -alpha * out / sigma, *rest
 
     def _network(self, x: Tensor, c_in: Any, c_noise: Any, cond: dict[str, Any]) -> Tensor:
-        parameter = next(self.net.parameters(), None)
-        dtype = x.dtype if parameter is None else parameter.dtype
-        label = c_noise.to(x.device, dtype) if isinstance(c_noise, Tensor) else x.new_full((), c_noise, dtype=dtype)
-        output = self.net((c_in * x).to(dtype), label.reshape(-1).expand(x.shape[0]), **cond)
+        dtype = next((parameter.dtype for parameter in self.net.parameters()), x.dtype)
+        if isinstance(c_noise, Tensor):
+            label = c_noise.to(x.device, dtype).reshape(-1).expand(x.shape[0])
+        else:
+            label = x.new_full((x.shape[0],), c_noise, dtype=dtype)
+        output = self.net((c_in * x).to(dtype), label, **cond)
         if output.shape != x.shape:
-            raise ValueError(
-                f"{type(self.net).__name__} must return the shape of its input {tuple(x.shape)}, "
-                f"got {tuple(output.shape)}: build the network for this data."
-            )
+            raise _wrong_shape(self.net, x, output)
         return output.to(x.dtype)
+
+
+def _wrong_shape(net: nn.Module, x: Tensor, output: Tensor) -> ValueError:
+    return ValueError(
+        f"{type(net).__name__} must return the shape of its input {tuple(x.shape)}, got {tuple(output.shape)}: build "
+        f"the network for this data."
+    )

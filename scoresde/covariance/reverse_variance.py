@@ -48,12 +48,23 @@ def learned_std(denoiser: Denoiser, x: Tensor, interval: Interval) -> tuple[Tens
     return x0, std * (interval.t.sigma / interval.s.sigma) ** v
 
 
-def limited(std: Any, solver: HasVariance, interval: Interval) -> Any:
-    """The standard deviation of a step's noise with `clip_last_noise`: E|σ z| = σ √(2/π) ≤ y w for the last noise."""
-    if solver.clip_last_noise is None or not interval.last_noise:
-        return std
-    low, high = solver.clip_denoised or (-1.0, 1.0)
-    most = solver.clip_last_noise * (high - low) / 255 * math.sqrt(math.pi / 2)
+def optimal(denoiser: Denoiser, x: Tensor, interval: Interval, std: Any, gain: Any) -> tuple[Tensor, Any]:
+    """x̂0 and √(σ² + c² Cov[x0 | x_t]), for a step with c x̂0 + σ z: the variance of x_s is what is unknown of x0, too.
+
+    Raises:
+        TypeError: If the denoiser does not know its covariance.
+    """
+    check_known(denoiser, "optimal")
+    if interval.to_data:  # without noise
+        return denoiser.x0(x, interval.t), std
+    x0, covariance = denoiser.mean_and_covariance(x, interval.t.time)
+    return x0, (std**2 + gain**2 * covariance) ** 0.5
+
+
+def limited_std(std: Any, y: float, data_range: tuple[float, float] | None) -> Any:
+    """The standard deviation of a last noise z with E|σ z| = σ √(2/π) ≤ y w, w = 1/255 of the data's range."""
+    low, high = data_range or (-1.0, 1.0)
+    most = y * (high - low) / 255 * math.sqrt(math.pi / 2)
     return std.clamp(max=most) if isinstance(std, Tensor) else min(std, most)
 
 
@@ -77,7 +88,7 @@ def check_known(denoiser: Denoiser, variance: str) -> None:
 
 
 def check_variance(solver: HasVariance, allowed: tuple[str, ...]) -> None:
-    """Raise ValueError if the options of the variance make no sense."""
+    """Raise ValueError if the options of the variance make no sense; `clip_denoised` becomes a pair of numbers."""
     name, clip, last = type(solver).__name__, solver.clip_denoised, solver.clip_last_noise
     if solver.variance not in allowed:
         names = ", ".join(f"'{kind}'" for kind in allowed[:-1])
@@ -86,3 +97,5 @@ def check_variance(solver: HasVariance, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} needs clip_last_noise > 0, in levels of 8 bits, or None, got {last}.")
     if clip is not None and (len(clip) != 2 or not clip[0] < clip[1]):
         raise ValueError(f"{name} needs clip_denoised (low, high) with low < high, got {clip}.")
+    if clip is not None:
+        object.__setattr__(solver, "clip_denoised", (float(clip[0]), float(clip[1])))

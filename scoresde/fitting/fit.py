@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +177,10 @@ def _end(
 ) -> Tensor:
     """Where the solver ends on levels of a stencil, with gradients by the parameters of the levels."""
     times = parts.unbind(levels.t)
-    schedule = Schedule(levels, [time.to(x.device) for time in times], times, x, whole=True, unbind=parts.unbind)
-    for x, _ in solver._run(denoiser, Plan(levels.sde, schedule.intervals, start), x, None, solver.step):  # noqa: B007, B020
-        pass
-    return x
+    schedule = Schedule(replace(levels, whole=True), [time.to(x.device) for time in times], times, x, parts.unbind)
+    plan = Plan(levels.sde, schedule.intervals, start)
+    ((end, _),) = deque(solver._run(denoiser, plan, x, None, solver.step), maxlen=1)
+    return end
 
 
 def _fit(

@@ -14,6 +14,7 @@ from scoresde.sde.base import SDE
 from scoresde.sde.continuous import VPSDE
 
 Grid = Callable[[SDE, int, float], Tensor]
+Clock = Callable[[Tensor], Tensor]  # elementwise, monotone
 
 
 class Start(ABC):
@@ -47,19 +48,6 @@ class StartedGrid(ABC):
         return self.times(sde, steps, t_end)
 
 
-def checked_grid(grid: Grid | StartedGrid, sde: SDE, steps: int, t_end: float) -> tuple[Tensor, Start | None]:
-    """The times of a grid on the CPU, strictly decreasing in [0, 1], and what leads to the first of them."""
-    start = grid.start if isinstance(grid, StartedGrid) else None
-    times = grid(sde, steps, t_end) if start is None else grid.times(sde, steps, t_end)  # type: ignore[union-attr]
-    if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or not 0 <= times[-1] < times[0] <= 1:
-        shown = [round(value, 6) for value in times.flatten()[:6].tolist()]
-        raise ValueError(
-            f"A grid must be a strictly decreasing 1-d tensor of times between 1 and 0, got {shown}"
-            f"{'...' if times.numel() > 6 else ''} with {times.numel()} entries."
-        )
-    return times.cpu(), start
-
-
 def uniform_grid(sde: SDE, steps: int, t_end: float) -> Tensor:
     """Equal steps in t."""
     return torch.linspace(1, t_end, steps + 1, dtype=torch.float64)
@@ -79,13 +67,10 @@ def vp_grid(sde: SDE, steps: int, t_end: float, *, power: float = 2.0) -> Tensor
     `quadratic_grid` and power 1 `uniform_grid`.
     """
 
-    def place(first: float, last: float) -> Tensor:
-        vp = VPSDE()
-        ends = vp.time(torch.tensor([first, last], dtype=torch.float64)) ** (1 / power)
-        ramp = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-        return vp.logsnr((ends[0] + ramp * (ends[1] - ends[0])) ** power)
-
-    return _from_logsnr(sde, t_end, place)
+    vp = VPSDE()
+    return _spaced(
+        sde, steps, t_end, lambda logsnr: vp.time(logsnr) ** (1 / power), lambda place: vp.logsnr(place**power)
+    )
 
 
 def few_step_grid(sde: SDE, steps: int, t_end: float) -> Tensor:
@@ -100,18 +85,12 @@ def few_step_grid(sde: SDE, steps: int, t_end: float) -> Tensor:
 
 def logsnr_grid(sde: SDE, steps: int, t_end: float) -> Tensor:
     """Equal steps in log-SNR."""
-    return _from_logsnr(sde, t_end, lambda first, last: torch.linspace(first, last, steps + 1, dtype=torch.float64))
+    return _spaced(sde, steps, t_end, lambda logsnr: logsnr, lambda place: place)
 
 
 def karras_grid(sde: SDE, steps: int, t_end: float, *, rho: float = 7.0) -> Tensor:
     """Equal steps in (σ/α)^(1/ρ) (Karras et al. 2022, arXiv:2206.00364, eq. 5)."""
-
-    def place(first: float, last: float) -> Tensor:
-        roots = (torch.tensor([first, last], dtype=torch.float64) * (-0.5 / rho)).exp()
-        ramp = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-        return -2 * rho * (roots[0] + ramp * (roots[1] - roots[0])).log()
-
-    return _from_logsnr(sde, t_end, place)
+    return _spaced(sde, steps, t_end, lambda logsnr: torch.exp(-0.5 / rho * logsnr), lambda root: -2 * rho * root.log())
 
 
 def subsequence_grid(sde: SDE, steps: int, t_end: float, *, length: int = 1000, spacing: str = "uniform") -> Tensor:
@@ -142,13 +121,19 @@ def subsequence_grid(sde: SDE, steps: int, t_end: float, *, length: int = 1000, 
     return torch.cat([times[times > t_end], times.new_tensor([t_end])])
 
 
-def _from_logsnr(sde: SDE, t_end: float, place: Callable[[float, float], Tensor]) -> Tensor:
+def _spaced(sde: SDE, steps: int, t_end: float, clock: Clock, logsnr: Clock) -> Tensor:
+    """Equal steps in clock(logsnr), of which `logsnr` is the inverse."""
     ends = sde.logsnr(torch.tensor([1.0, t_end], dtype=torch.float64))
     if not bool(torch.isfinite(ends).all()):
-        raise ValueError(
-            f"A grid in log-SNR needs noise at both ends: σ is 0 at t_end={t_end} of {type(sde).__name__}. "
-            f"Use t_end > 0, for example the SDE's t_min={sde.t_min:g}."
-        )
-    times = sde.time(place(ends[0].item(), ends[1].item()))
+        raise _no_noise(sde, t_end)
+    first, last = clock(ends).unbind()
+    times = sde.time(logsnr(first + (last - first) * torch.linspace(0, 1, steps + 1, dtype=torch.float64)))
     times[0], times[-1] = 1.0, t_end
     return times
+
+
+def _no_noise(sde: SDE, t_end: float) -> ValueError:
+    return ValueError(
+        f"A grid in log-SNR needs noise at both ends: σ is 0 at t_end={t_end} of {type(sde).__name__}. "
+        f"Use t_end > 0, for example the SDE's t_min={sde.t_min:g}."
+    )

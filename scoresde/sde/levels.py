@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -31,6 +32,7 @@ class Levels:
         sde: The forward process.
         t, alpha, sigma: Times and their coefficients.
         lam: λ = log(α/σ) = ½ logsnr; infinite where σ is 0.
+        whole: Whether these are all levels of a run: the first one has none before it, the last one none after it.
     """
 
     sde: SDE
@@ -38,16 +40,17 @@ class Levels:
     alpha: Tensor
     sigma: Tensor
     lam: Tensor
+    whole: bool = field(default=False, kw_only=True)
 
     @classmethod
     def of(cls, sde: SDE, times: Tensor) -> Levels:
-        return cls(sde, times, sde.alpha(times), sde.sigma(times), 0.5 * sde.logsnr(times))
+        return cls(sde, times, alpha := sde.alpha(times), sigma := sde.sigma(times), torch.log(alpha / sigma))
 
     def __len__(self) -> int:
         return len(self.t)
 
     def __getitem__(self, rows: slice | Tensor) -> Levels:
-        return Levels(self.sde, self.t[rows], self.alpha[rows], self.sigma[rows], self.lam[rows])
+        return Levels(self.sde, self.t[rows], self.alpha[rows], self.sigma[rows], self.lam[rows], whole=self.whole)
 
     @property
     def ratio(self) -> Tensor:
@@ -96,35 +99,34 @@ class Level:
     @property
     def t(self) -> Any:
         """t in [0, 1]."""
-        return self.read("t", lambda levels: (levels.t,))[0]
+        return self.read("t", None, lambda levels: (levels.t,))[0]
 
     @property
     def lam(self) -> Any:
         """λ = ½ logsnr."""
-        return self.read("λ", lambda levels: (levels.lam,))[0]
+        return self.read("λ", None, lambda levels: (levels.lam,))[0]
 
     @property
     def f(self) -> Any:
         """f(t)."""
-        return self.read("f", lambda levels: (levels.sde.f(levels.t),))[0]
+        return self.read("f", None, lambda levels: (levels.sde.f(levels.t),))[0]
 
     @property
     def g(self) -> Any:
         """g(t)."""
-        return self.read("g", lambda levels: (levels.sde.g(levels.t),))[0]
+        return self.read("g", None, lambda levels: (levels.sde.g(levels.t),))[0]
 
-    def read(self, owner: object, columns: Callable[[Levels], Iterable[Tensor]]) -> tuple[Any, ...]:
-        """This level's row of `columns(levels)`: computed once for a whole run, and kept for `owner`.
+    def read(self, name: str, owner: object, columns: Callable[[Levels], Iterable[Tensor]]) -> tuple[Any, ...]:
+        """This level's row of `columns(levels)`: computed once for a whole run, and kept.
 
         Args:
-            owner: What the columns are of: a frozen object such as a parameterization, or a name.
+            name, owner: What they are kept as: a name, and a frozen object that they depend on.
             columns: Elementwise functions of the levels.
         """
-        schedule = self.schedule
-        if id(owner) not in schedule.kept:
-            rows = list(zip(*map(schedule.values, columns(schedule.levels)), strict=True))
-            schedule.kept[id(owner)] = owner, rows
-        return schedule.kept[id(owner)][1][self.index]  # type: ignore[no-any-return]
+        schedule, key = self.schedule, (name, id(owner))
+        if key not in schedule.kept:
+            schedule.kept[key] = owner, list(zip(*map(schedule.values, columns(schedule.levels)), strict=True))
+        return schedule.kept[key][1][self.index]  # type: ignore[no-any-return]
 
 
 @dataclass(eq=False, slots=True)
@@ -134,6 +136,8 @@ class Interval:
     Attributes:
         t, s: The levels.
         h: λ_s − λ_t; infinite from no signal and to noise 0.
+        decay: 1 − e^(−h).
+        removed: 1 − SNR_t/SNR_s, the share of the noise that the step takes away; β̃ = σ_s² removed, β = σ_t² removed.
         to_data: Whether s is noise 0: the last step of a run that ends at x̂0.
         last_noise: Whether the next step of the run is `to_data`.
     """
@@ -141,6 +145,8 @@ class Interval:
     t: Level
     s: Level
     h: Any
+    decay: Any
+    removed: Any
     to_data: bool
     last_noise: bool = False
 
@@ -154,7 +160,8 @@ class Interval:
             x: The states (B, *), if every sample has its own times.
         """
         sde = model if isinstance(model, SDE) else model.sde
-        levels = Levels.of(sde, torch.stack(torch.broadcast_tensors(t.double(), s.double())))
+        pair = (t, s) if t.shape == s.shape else torch.broadcast_tensors(t, s)
+        levels = Levels.of(sde, torch.stack(pair).double())
         if x is None and levels.t.ndim > 1:
             raise ValueError(
                 f"Interval.between needs the states for one time per sample, t of shape {tuple(t.shape)}: pass x."
@@ -169,14 +176,10 @@ class Interval:
         return self.to_data and bool(self.t.t == self.s.t)
 
     @property
-    def removed(self) -> Any:
-        """1 − SNR_t/SNR_s: the share of the noise that the step takes away; β̃ = σ_s² removed, β = σ_t² removed."""
-        return -expm1(-2 * self.h)
-
-    @property
-    def decay(self) -> Any:
-        """1 − e^(−h)."""
-        return -expm1(-self.h)
+    def left(self) -> int | None:
+        """How many steps are left in a run, this one included; None by hand."""
+        levels = self.t.schedule.levels
+        return len(levels) - 1 - self.t.index if levels.whole else None
 
     def over(self, h_before: Any) -> Any:
         """h/h' for an earlier step of length h'; 0 to noise 0, where no polynomial in λ has a limit."""
@@ -192,7 +195,7 @@ class Interval:
             before: The levels visited before t, the latest first; in a run they are known.
         """
         schedule, index = self.t.schedule, self.t.index
-        if schedule.whole:
+        if schedule.levels.whole:
             return schedule.weights(solver)[index]
         visited = [level.schedule.levels[level.index :][:1] for level in (*reversed(before), self.t, self.s)]
         return Schedule(Levels.joined(visited), (), (), schedule.like).weights(solver)[-1]
@@ -204,7 +207,8 @@ class Interval:
     @property
     def resting(self) -> Interval:
         """From s to s, for what improves a state where it is."""
-        return Interval(self.s, self.s, 0.0 * self.s.sigma, False)
+        nothing = 0.0 * self.s.sigma
+        return Interval(self.s, self.s, nothing, nothing, nothing, False)
 
 
 class HasWeights(Protocol):
@@ -222,7 +226,6 @@ class Schedule:
         times: Their times for the denoiser: n tensors, () or (B,).
         host_times: The same for noise sources.
         like: States that the values are to broadcast against; None for Python numbers.
-        whole: Whether these are all levels of a run, so that the first one has none before it.
         unbind: The entries of a column along its first axis, where values are tensors.
     """
 
@@ -230,9 +233,8 @@ class Schedule:
     times: Sequence[Tensor]
     host_times: Sequence[Tensor]
     like: Tensor | None = None
-    whole: bool = False
     unbind: Callable[[Tensor], Sequence[Tensor]] = Tensor.unbind
-    kept: dict[int, tuple[object, list[Any]]] = field(default_factory=dict, init=False)
+    kept: dict[tuple[str, int], tuple[object, list[Any]]] = field(default_factory=dict, init=False)
 
     @cached_property
     def all(self) -> list[Level]:
@@ -243,9 +245,11 @@ class Schedule:
     @cached_property
     def intervals(self) -> list[Interval]:
         """The steps between neighbours."""
-        levels, h = self.all, self.values(self.levels.lam.diff(dim=0))
-        clean = (self.levels.sigma.reshape(len(levels), -1) == 0).all(1).tolist()
-        return [Interval(*row) for row in zip(levels, levels[1:], h, clean[1:], [*clean[2:], False], strict=False)]
+        expm1: Any = math.expm1 if self.like is None else torch.expm1
+        h = [after - before for before, after in pairwise(self.values(self.levels.lam))]
+        clean = [not (level.sigma if self.like is None else level.sigma.any()) for level in self.all[1:]]
+        shares = [-expm1(-step) for step in h], [-expm1(-2 * step) for step in h]
+        return [Interval(*row) for row in zip(self.all, self.all[1:], h, *shares, clean, [*clean[1:], False])]  # noqa: B905
 
     @cached_property
     def reversed(self) -> Schedule:
@@ -255,11 +259,12 @@ class Schedule:
 
     def weights(self, solver: HasWeights) -> list[Any]:
         """The rows of `solver.weights(levels)`, one per interval, with attributes of these names."""
-        if id(solver) not in self.kept:
+        key = ("weights", id(solver))
+        if key not in self.kept:
             named = solver.weights(self.levels)
             rows = zip(*map(self._entries, named.values()), strict=True)
-            self.kept[id(solver)] = solver, [SimpleNamespace(**dict(zip(named, row, strict=True))) for row in rows]
-        return self.kept[id(solver)][1]
+            self.kept[key] = solver, [SimpleNamespace(**dict(zip(named, row, strict=True))) for row in rows]
+        return self.kept[key][1]
 
     def values(self, column: Tensor) -> Sequence[Any]:
         """One value per entry of the first axis: numbers, or tensors that broadcast against the states."""
@@ -272,9 +277,4 @@ class Schedule:
             return list(zip(*map(self.values, value), strict=True))
         times = self.unbind(value.t)
         moved = self.unbind(value.t.to(self.times[0].device)) if self.times else times
-        return Schedule(value, moved, times, self.like, unbind=self.unbind).all
-
-
-def expm1(value: Any) -> Any:
-    """e^value − 1 of a number or a tensor."""
-    return math.expm1(value) if isinstance(value, float) else torch.expm1(value)
+        return Schedule(value, moved, times, self.like, self.unbind).all

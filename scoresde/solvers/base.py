@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,12 +15,12 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource, standard_normal
 from scoresde.sde import SDE
-from scoresde.sde.grids import Grid, Start, StartedGrid, checked_grid, uniform_grid
+from scoresde.sde.grids import Grid, Start, StartedGrid, uniform_grid
 from scoresde.sde.levels import Interval, Levels, Schedule, Weights
 from scoresde.solvers.gradients import differentiable
 
-State = Any  # what a step returns for the next one
-Advance = Callable[[Denoiser, Tensor, Interval, NoiseSource, State], tuple[Tensor, State]]
+# a step, or one that keeps something for gradients: (denoiser, x, interval, noise, state) -> (x, state)
+Advance = Callable[[Denoiser, Tensor, Interval, NoiseSource, Any], tuple[Tensor, Any]]
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,8 @@ class StepSolver(Solver):
 
     @abstractmethod
     def step(
-        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: State
-    ) -> tuple[Tensor, State]:
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: Any
+    ) -> tuple[Tensor, Any]:
         """Advance x (B, *) over an interval, from level t to level s.
 
         Args:
@@ -138,7 +139,7 @@ class StepSolver(Solver):
         plan: Plan | None = None,
         gradient: str | bool = "none",
         gradient_steps: int | None = None,
-        state: State = None,
+        state: Any = None,
     ) -> Tensor:
         """Integrate from x at t = 1 (B, *) to data (B, *).
 
@@ -156,16 +157,14 @@ class StepSolver(Solver):
         Raises:
             FloatingPointError: If the result is not finite; the message says at which step it went wrong.
         """
-        plan = self.plan(denoiser, device=x.device) if plan is None else plan
-        start, advance = x, self.step
-        if gradient not in ("none", False) or gradient_steps is not None:
-            advance = differentiable(self, plan, gradient, gradient_steps)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and gradient not in ("none", False)):
-            for x, _ in self._run(denoiser, plan, x, noise, advance, state):  # noqa: B007, B020
-                pass
-        if not bool(torch.isfinite(x).all()):
-            raise self._diagnosis(denoiser, plan, start, noise, state)
-        return x
+        plan = plan or self.plan(denoiser, device=x.device)
+        kept = gradient not in ("none", False)
+        advance = differentiable(self, plan, gradient, gradient_steps) if kept or gradient_steps else self.step
+        with torch.set_grad_enabled(kept and torch.is_grad_enabled()):
+            ((end, _),) = deque(self._run(denoiser, plan, x, noise, advance, state), maxlen=1)
+        if not bool(torch.isfinite(end).all()):
+            raise self._diagnosis(denoiser, plan, x, noise, state)
+        return end
 
     @torch.no_grad()
     def trajectory(
@@ -175,10 +174,10 @@ class StepSolver(Solver):
         *,
         noise: NoiseSource | None = None,
         plan: Plan | None = None,
-        state: State = None,
+        state: Any = None,
     ) -> Iterator[Step]:
         """Yield x at every time of the grid; with `denoise`, one more Step that holds x̂0 from t_end."""
-        plan = self.plan(denoiser, device=x.device) if plan is None else plan
+        plan = plan or self.plan(denoiser, device=x.device)
         times = [plan.intervals[0].t.time, *(interval.s.time for interval in plan.intervals)]
         run = self._run(denoiser, plan, x, noise, self.step, state)
         for index, (time, (value, _)) in enumerate(zip(times, run, strict=True)):
@@ -202,8 +201,7 @@ class StepSolver(Solver):
                 f"Use t_end > 0, for example the SDE's t_min={denoiser.sde.t_min:g}."
             )
         plan = self.plan(denoiser, device=x.device, backward=True)
-        for x, _ in self._run(denoiser, plan, x, None, self.step):  # noqa: B007, B020
-            pass
+        ((x, _),) = deque(self._run(denoiser, plan, x, None, self.step), maxlen=1)
         first, one = plan.intervals[-1].s.host_time, torch.ones((), dtype=torch.float64)
         start = self.grid.start if isinstance(self.grid, StartedGrid) else None
         return x if start is None else start(denoiser.sde, x, first, one)
@@ -219,29 +217,25 @@ class StepSolver(Solver):
         if self.denoise and not backward and bool(levels.sigma[-1] > 0):
             levels = levels.landed()
         clock = levels.t if device is None else levels.t.to(device)
-        schedule = Schedule(levels, clock.unbind(), levels.t.unbind(), whole=True)
-        return Plan(sde, schedule.intervals, None if backward else start)
+        intervals = Schedule(replace(levels, whole=True), clock.unbind(), levels.t.unbind()).intervals
+        return Plan(sde, intervals, None if backward else start)
 
-    def _times(self, sde: SDE) -> tuple[Tensor, Start | None]:
-        """The times of a run, and what leads to the first of them."""
-        return checked_grid(self.grid, sde, self.steps, self.end(sde))
+    def _times(self, sde: SDE, steps: int | None = None) -> tuple[Tensor, Start | None]:
+        """The times of a run, on the CPU, and what leads to the first of them."""
+        started = isinstance(self.grid, StartedGrid)
+        place, start = (self.grid.times, self.grid.start) if started else (self.grid, None)
+        times = place(sde, steps or self.steps, sde.t_min if self.t_end is None else self.t_end).cpu()
+        if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or times[0] > 1 or times[-1] < 0:
+            raise _bad_grid(times)
+        return times, start
 
     def _run(
-        self,
-        denoiser: Denoiser,
-        plan: Plan,
-        x: Tensor,
-        noise: NoiseSource | None,
-        advance: Advance,
-        state: State = None,
-    ) -> Iterator[tuple[Tensor, State]]:
-        """The start, and what `advance` returns after every interval of the plan."""
+        self, denoiser: Denoiser, plan: Plan, x: Tensor, noise: NoiseSource | None, advance: Advance, state: Any = None
+    ) -> Iterator[tuple[Tensor, Any]]:
+        """The one sampling loop: the start, and what `advance` returns after every interval of the plan."""
         if x.dtype not in (torch.float32, torch.float64):
-            raise TypeError(
-                f"{type(self).__name__} needs a float32 or float64 state, got {x.dtype}: "
-                f"half precision loses the small steps near the data. Use autocast for the network instead."
-            )
-        noise = partial(standard_normal, x.detach()) if noise is None else noise
+            raise _half_precision(self, x.dtype)
+        noise = noise or partial(standard_normal, x.detach())
         if plan.start is not None:
             x = plan.start(plan.sde, x, torch.ones((), dtype=torch.float64), plan.intervals[0].t.host_time)
         yield x, state
@@ -251,7 +245,7 @@ class StepSolver(Solver):
 
     @torch.no_grad()
     def _diagnosis(
-        self, denoiser: Denoiser, plan: Plan, x: Tensor, noise: NoiseSource | None, state: State
+        self, denoiser: Denoiser, plan: Plan, x: Tensor, noise: NoiseSource | None, state: Any
     ) -> FloatingPointError:
         """Run again, looking at every state: only a run that failed pays for looking."""
         advice = "Check the model's weights and its output at that time, or take more steps."
@@ -271,15 +265,11 @@ class StepSolver(Solver):
         return FloatingPointError(f"{type(self).__name__} returned NaN or infinity in one run but not in the next.")
 
 
-def linear(*terms: tuple[Any, Tensor]) -> Tensor:
+def linear(first: tuple[Any, Tensor], *rest: tuple[Any, Tensor]) -> Tensor:
     """Σ c x over pairs (c, x), c a number or a tensor that broadcasts against x."""
-    (c, x), *rest = terms
-    out = c * x
+    out = first[0] * first[1]
     for c, x in rest:
-        if not isinstance(c, float):
-            out = out + c * x
-        elif c:
-            out = out.add_(x, alpha=c)
+        out = out.add_(x, alpha=c) if isinstance(c, float) else out + c * x
     return out
 
 
@@ -302,6 +292,21 @@ def check_choice(owner: object, name: str, value: object, choices: tuple[object,
     if value not in choices or isinstance(value, bool):
         listed = f"{', '.join(map(str, choices[:-1]))} or {choices[-1]}"
         raise ValueError(f"{type(owner).__name__} needs {name} {listed}, got {value!r}.")
+
+
+def _half_precision(solver: Solver, dtype: torch.dtype) -> TypeError:
+    return TypeError(
+        f"{type(solver).__name__} needs a float32 or float64 state, got {dtype}: "
+        f"half precision loses the small steps near the data. Use autocast for the network instead."
+    )
+
+
+def _bad_grid(times: Tensor) -> ValueError:
+    shown = [round(value, 6) for value in times.flatten()[:6].tolist()]
+    return ValueError(
+        f"A grid must be a strictly decreasing 1-d tensor of times between 1 and 0, got {shown}"
+        f"{'...' if times.numel() > 6 else ''} with {times.numel()} entries."
+    )
 
 
 def _noise_level(sde: SDE, t: Tensor) -> float:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from scoresde.covariance.reverse_variance import check_known, check_variance, limited
+from scoresde.covariance.reverse_variance import check_variance, limited_std, optimal
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde.levels import Interval
-from scoresde.solvers.base import Plan, StepSolver, add_noise, check_eta, linear
+from scoresde.solvers.base import StepSolver, add_noise, check_eta, linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +49,6 @@ class DDIM(StepSolver):
     def deterministic(self) -> bool:
         return self.eta == 0 and self.variance == "small"
 
-    def plan(self, denoiser: Denoiser, *, device: Any = None, backward: bool = False) -> Plan:
-        check_known(denoiser, self.variance)
-        return super().plan(denoiser, device=device, backward=backward)
-
     def step(
         self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
     ) -> tuple[Tensor, None]:
@@ -61,12 +56,10 @@ class DDIM(StepSolver):
         std = self.eta * s.sigma * interval.removed**0.5 if self.eta else 0.0  # λ
         direction = (s.sigma**2 - std**2) ** 0.5 / t.sigma  # √(σ_s² − λ²) ε̂ = direction (x − α_t x̂0)
         gain = s.alpha - direction * t.alpha
-        if self.variance == "small":
-            x0 = denoiser.x0(x, t)
-        else:
-            x0, covariance = denoiser.mean_and_covariance(x, t.time)
-            std = (std**2 + gain**2 * covariance) ** 0.5
+        x0, std = (denoiser.x0(x, t), std) if self.variance == "small" else optimal(denoiser, x, interval, std, gain)
         x_s = linear((direction, x), (gain, x0))
         if self.clip_denoised is not None:
             x_s = x_s + s.alpha * (x0.clamp(*self.clip_denoised) - x0)
-        return add_noise(x_s, limited(std, self, interval), noise, interval), None
+        if self.clip_last_noise is not None and interval.last_noise:
+            std = limited_std(std, self.clip_last_noise, self.clip_denoised)
+        return add_noise(x_s, std, noise, interval), None

@@ -1,17 +1,16 @@
-"""Ancestral sampling: denoising diffusion probabilistic models, and what Improved DDPM and Analytic-DPM made of them."""
+"""Ancestral sampling: DDPM, and the variances of Improved DDPM and Analytic-DPM."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from scoresde.covariance.reverse_variance import check_known, check_variance, learned_std, limited
+from scoresde.covariance.reverse_variance import check_variance, learned_std, limited_std, optimal
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde.levels import Interval
-from scoresde.solvers.base import Plan, StepSolver, add_noise, linear
+from scoresde.solvers.base import StepSolver, add_noise, linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +46,6 @@ class DDPM(StepSolver):
         super().__post_init__()
         check_variance(self, ("small", "large", "optimal", "learned"))
 
-    def plan(self, denoiser: Denoiser, *, device: Any = None, backward: bool = False) -> Plan:
-        check_known(denoiser, self.variance)
-        return super().plan(denoiser, device=device, backward=backward)
-
     def step(
         self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
     ) -> tuple[Tensor, None]:
@@ -58,12 +53,13 @@ class DDPM(StepSolver):
         gain = s.alpha * removed
         std = (t if self.variance == "large" else s).sigma * removed**0.5  # √β or √β̃
         if self.variance == "optimal":
-            x0, covariance = denoiser.mean_and_covariance(x, t.time)
-            std = (std**2 + gain**2 * covariance) ** 0.5
+            x0, std = optimal(denoiser, x, interval, std, gain)
         elif self.variance == "learned":
             x0, std = learned_std(denoiser, x, interval)
         else:
             x0 = denoiser.x0(x, t)
         x0 = x0 if self.clip_denoised is None else x0.clamp(*self.clip_denoised)
         mean = linear((gain, x0), (t.alpha / s.alpha * (s.sigma / t.sigma) ** 2, x))
-        return add_noise(mean, limited(std, self, interval), noise, interval), None
+        if self.clip_last_noise is not None and interval.last_noise:
+            std = limited_std(std, self.clip_last_noise, self.clip_denoised)
+        return add_noise(mean, std, noise, interval), None

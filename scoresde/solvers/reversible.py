@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -80,8 +81,7 @@ class ReversibleSolver(StepSolver):
         plan = replace(self, denoise=False).plan(denoiser, device=x.device)
         last = plan.intervals[-1]
         if not backward:
-            for x, state in self._run(denoiser, plan, x, None, self.step, state):  # noqa: B007, B020
-                pass
+            ((x, state),) = deque(self._run(denoiser, plan, x, None, self.step, state), maxlen=1)
             return ReversibleState(x, self._residual(denoiser, x, last, state))
 
         def back(
@@ -90,8 +90,7 @@ class ReversibleSolver(StepSolver):
             return self.inverse(denoiser, x, interval, state)
 
         state, up = self._history(denoiser, x, last, state), Plan(plan.sde, plan.intervals[::-1])
-        for x, state in self._run(denoiser, up, x, None, back, state):  # noqa: B007, B020
-            pass
+        ((x, state),) = deque(self._run(denoiser, up, x, None, back, state), maxlen=1)
         if plan.start is not None:
             x = plan.start(plan.sde, x, plan.intervals[0].t.host_time, torch.ones((), dtype=torch.float64))
         return ReversibleState(x, state[0])

@@ -222,11 +222,11 @@ def test_coefficients_are_differentiated_also_where_torch_cannot(solver: StepSol
 
     def plain(logits: Tensor) -> list[float]:
         levels = Levels.of(sde, sde.time(parts(logits))).landed()
-        return numbers(Schedule(levels, levels.t.unbind(), levels.t.unbind(), whole=True))
+        return numbers(Schedule(replace(levels, whole=True), levels.t.unbind(), levels.t.unbind()))
 
-    levels, here = parts.stencil(sde).landed(), parts.logits.detach()
+    levels, here = replace(parts.stencil(sde).landed(), whole=True), parts.logits.detach()
     times = parts.unbind(levels.t)
-    moving = numbers(Schedule(levels, times, times, torch.ones(1, 1), whole=True, unbind=parts.unbind))
+    moving = numbers(Schedule(levels, times, times, torch.ones(1, 1), parts.unbind))
     values = [float(value.detach()) for value in moving]
     torch.testing.assert_close(values, plain(here), rtol=1e-9, atol=1e-12, equal_nan=True)
     scales = [k + 1 if math.isfinite(value) else 0 for k, value in enumerate(values)]
