@@ -150,7 +150,7 @@ class CalibratedMultistep(TabulatedSolver):
 
 def weighted_rows(levels: Levels, keep: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
     """Columns c_x, c_0, a, b_0, b_1, ... of steps in x, from a and b of steps in y; levels scaled by c."""
-    c_x, c_0 = prediction_coefficients(levels, "v")
+    c_x, c_0 = prediction_coefficients(levels.alpha, levels.sigma, "v")
     norm = torch.hypot(levels.alpha, levels.sigma)
     columns = (norm[1:, None] * weights).unbind(1)
     return (c_x[:-1], c_0[:-1], keep * norm[1:] / norm[:-1], *columns)
