@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scoresde.sde.base import SDE, expand
 
-Weights = Mapping[str, "Tensor | Levels | Sequence[Tensor]"]  # by name, one entry per interval along the first axis
+Weights = Mapping[str, "Tensor | Levels | Sequence[Tensor | Levels]"]  # by name, one entry per interval
 
 
 class HasSDE(Protocol):
@@ -258,11 +258,11 @@ class Schedule:
         """One value per entry of the first axis: numbers, or tensors that broadcast against the states."""
         return column.tolist() if self.like is None else [expand(row, self.like) for row in column.unbind()]
 
-    def _entries(self, value: Tensor | Levels | Sequence[Tensor]) -> Sequence[Any]:
+    def _entries(self, value: Tensor | Levels | Sequence[Tensor | Levels]) -> Sequence[Any]:
         if isinstance(value, Tensor):
             return self.values(value)
         if not isinstance(value, Levels):
-            return list(zip(*map(self.values, value), strict=True))
+            return list(zip(*map(self._entries, value), strict=True))
         times = value.t.unbind()
         moved = value.t.to(self.times[0].device).unbind() if self.times else times
         return Schedule(value, moved, times, self.like).all
