@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from scoresde.sde.grids import Grid, logsnr_grid
 from scoresde.sde.levels import Interval, Levels, Weights
 from scoresde.sde.quadrature import gauss_legendre
 from scoresde.solvers.base import StepSolver, add_noise, check_choice, linear
-from scoresde.solvers.exponential import difference_weights
+from scoresde.solvers.exponential import NOTHING, History, difference_weights
 
 NoiseScale = Callable[[Tensor], Tensor]
 
@@ -85,11 +84,11 @@ class ERSDE(StepSolver):
         return {"r": shrink, "std": variance.clamp_min(0).sqrt(), "c1": first, "c2": second}
 
     def step(
-        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: Any
-    ) -> tuple[Tensor, Any]:
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: History | None
+    ) -> tuple[Tensor, History]:
         t, s, w = interval.t, interval.s, interval.weights(self)
         x0, ratio = denoiser.x0(x, t), t.sigma / t.alpha
-        values, ratios = state or ((), ())  # x̂0', x̂0'' and ρ', ρ''
+        values, ratios = state or NOTHING  # x̂0', x̂0'' and ρ', ρ''
         slope = bend = near = far = 0.0
         if ratios:
             slope, near = w.c1, 1 / (ratio - ratios[0])

@@ -31,8 +31,11 @@ from scoresde.sde.quadrature import gauss_legendre
 from scoresde.solvers.base import linear
 from scoresde.solvers.transfer import phi
 
+History = tuple[tuple[Tensor, ...], tuple[Any, ...]]  # earlier values and where they are, the latest first
+
 PREDICTIONS = ("eps", "data", "v", "flow")
 CLOCKS = ("own", "logsnr", "ratio", "time")
+NOTHING: History = ((), ())
 _POINTS = 32
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +84,7 @@ class SASolver(StepSolver):
             return adams_weights(levels, "data", offsets, self.clock, rate=rate, extrapolate=self.clock == "ratio")
 
         keep, predict = adams(range(self.predictor_order))
-        named = {"keep": keep, "std": levels.sigma[1:] * fresh.clamp_min(0).sqrt(), "predict": predict}
+        named: dict[str, Any] = {"keep": keep, "std": levels.sigma[1:] * fresh.clamp_min(0).sqrt(), "predict": predict}
         if self.corrector_order:
             named["correct"] = adams(range(-1, self.corrector_order - 1))[1]
         return named
@@ -99,7 +100,7 @@ class SASolver(StepSolver):
         base = add_noise(w.keep * x, 0.0 if self.deterministic else w.std, noise, interval)
         x_s = linear((1.0, base), *zip(w.predict, x0, strict=False))
         count = max(self.predictor_order, self.corrector_order) - 1
-        return x_s, Past((t, *past.levels)[:count], x0[: max(count, 1)], base, w)
+        return x_s, Past((t, *past.levels)[:count], x0[:count], base, w)
 
     def _tau(self, levels: Levels) -> Tensor:
         """τ of every step, which the level at its end decides."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, logsnr_grid
 from scoresde.sde.levels import Interval, Levels, Weights, expm1
 from scoresde.solvers.base import StepSolver, add_noise, check_choice, check_eta, linear
-from scoresde.solvers.exponential import difference_weights, inner_levels, kernel_moments, linear_part
+from scoresde.solvers.exponential import NOTHING, History, difference_weights, inner_levels, kernel_moments, linear_part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +23,12 @@ class SDEDPMSolverPP(StepSolver):
         M_n = ∫₀¹ H e^(−H(1−u)) uⁿ du,   H = (1 + η²) h,   M₀ = 1 − e^(−H)
 
     D₁ and D₂ are the first and second Taylor coefficients of x̂0 in u = (λ − λ_t)/h by finite differences of the last
-    `order` values; the first steps are of lower order, and so is a step to σ_s = 0, which is x̂0.
+    `order` values, where primes are earlier steps:
+
+        D  = (x̂0 − x̂0') h/h',             D' = (x̂0' − x̂0'') h/h''
+        D₁ = D + (D − D') h'/(h' + h''),   D₂ = (D − D') h/(h' + h'')
+
+    The first steps are of lower order, and so is a step to σ_s = 0, which is x̂0.
 
         order 2    w₁ = M₀/2, the midpoint rule of the paper                    exact: M₁ (k-diffusion's "heun")
         order 3    w₁ = M₁, w₂ = M₂/2, as published                             exact: M₂
@@ -65,18 +69,17 @@ class SDEDPMSolverPP(StepSolver):
         return {"w1": w1, "w2": m2 if self.exact else 0.5 * m2}
 
     def step(
-        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: Any
-    ) -> tuple[Tensor, Any]:
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: History | None
+    ) -> tuple[Tensor, History]:
         t, s, h, w = interval.t, interval.s, interval.h, interval.weights(self)
-        values, lengths = state or ((), ())  # x̂0', x̂0'' and h', h''
-        near, far, bend = 0.0, 0.0, 0.0
+        values, lengths = state or NOTHING  # x̂0', x̂0'' and h', h''
+        bend = near = far = 0.0
         if lengths:
             near = interval.over(lengths[0])
         if len(lengths) > 1:
             both = lengths[0] + lengths[1]
             far, bend = interval.over(lengths[1]), w.w1 * lengths[0] / both + w.w2 * interval.over(both)
-        m0 = -expm1(-(1 + self.eta**2) * h)
-        weights = difference_weights(m0, w.w1, bend, near, far)
+        weights = difference_weights(-expm1(-(1 + self.eta**2) * h), w.w1, bend, near, far)
         keep, std = linear_part(t, s, self.eta)
         values = (denoiser.x0(x, t), *values)
         mean = linear((keep, x), *((s.alpha * c, v) for c, v in zip(weights, values, strict=False)))
