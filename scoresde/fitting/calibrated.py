@@ -131,7 +131,7 @@ class CalibratedMultistep(StepSolver):
         object.__setattr__(self, "steps", made)
         super().__post_init__()
 
-    def _times(self, sde: SDE) -> tuple[Tensor, Start]:
+    def _times(self, sde: SDE, steps: int | None = None) -> tuple[Tensor, Start]:
         times = sde.time(self.calibration.logsnr)
         check_levels("CalibratedMultistep", sde, self.calibration.logsnr, times)
         return times, self.calibration.start
@@ -139,7 +139,7 @@ class CalibratedMultistep(StepSolver):
     def weights(self, levels: Levels) -> Weights:
         """c_x and c_0 of v̂ = c_x x + c_0 x̂0, and a and b of a step in x: those in y, by the norms of y = x/norm."""
         made, levels = self.calibration, levels.scaled(self.calibration.sigma_data)
-        c_x, c_0 = prediction_coefficients(levels, "v")
+        c_x, c_0 = prediction_coefficients(levels.alpha, levels.sigma, "v")
         norm = torch.hypot(levels.alpha, levels.sigma)
         rows = (len(levels) - 1, *[1] * (norm.ndim - 1))  # by hand, those of the steps taken so far
         keep, *past = (column[: rows[0]].reshape(rows) for column in (made.keep, *made.weights.unbind(1)))

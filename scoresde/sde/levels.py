@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scoresde.sde.base import SDE, expand
 
-Weights = Mapping[str, "Tensor | Levels | Sequence[Tensor]"]  # by name, one entry per interval along the first axis
+Weights = Mapping[str, "Tensor | Levels | Sequence[Tensor | Levels]"]  # by name, one entry per interval
 
 
 class HasSDE(Protocol):
@@ -270,11 +270,16 @@ class Schedule:
         """One value per entry of the first axis: numbers, or tensors that broadcast against the states."""
         return column.tolist() if self.like is None else [expand(row, self.like) for row in self.unbind(column)]
 
-    def _entries(self, value: Tensor | Levels | Sequence[Tensor]) -> Sequence[Any]:
+    def _entries(self, value: Tensor | Levels | Sequence[Tensor | Levels]) -> Sequence[Any]:
         if isinstance(value, Tensor):
             return self.values(value)
         if not isinstance(value, Levels):
-            return list(zip(*map(self.values, value), strict=True))
+            return list(zip(*map(self._entries, value), strict=True))
         times = self.unbind(value.t)
         moved = self.unbind(value.t.to(self.times[0].device)) if self.times else times
         return Schedule(value, moved, times, self.like, self.unbind).all
+
+
+def expm1(value: Any) -> Any:
+    """e^value − 1 of a number or a tensor."""
+    return math.expm1(value) if isinstance(value, float) else torch.expm1(value)
