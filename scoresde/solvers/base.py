@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -140,6 +139,7 @@ class StepSolver(Solver):
         plan: Plan | None = None,
         gradient: str | bool = "none",
         gradient_steps: int | None = None,
+        state: Any = None,
     ) -> Tensor:
         """Integrate from x at t = 1 (B, *) to data (B, *).
 
@@ -153,6 +153,7 @@ class StepSolver(Solver):
                 solvers whose steps have an exact inverse. The last three give the same gradients. False is "none",
                 True is "full".
             gradient_steps: Only the last so many steps, and the call at t_end, are differentiated; None is all.
+            state: What the first step gets.
         Raises:
             FloatingPointError: If the result is not finite; the message says at which step it went wrong.
         """
@@ -160,19 +161,25 @@ class StepSolver(Solver):
         kept = gradient not in ("none", False)
         advance = differentiable(self, plan, gradient, gradient_steps) if kept or gradient_steps else self.step
         with torch.set_grad_enabled(kept and torch.is_grad_enabled()):
-            ((end, _),) = deque(self._run(denoiser, plan, x, noise, advance), maxlen=1)
+            ((end, _),) = deque(self._run(denoiser, plan, x, noise, advance, state), maxlen=1)
         if not bool(torch.isfinite(end).all()):
-            raise self._diagnosis(denoiser, plan, x, noise)
+            raise self._diagnosis(denoiser, plan, x, noise, state)
         return end
 
     @torch.no_grad()
     def trajectory(
-        self, denoiser: Denoiser, x: Tensor, *, noise: NoiseSource | None = None, plan: Plan | None = None
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        *,
+        noise: NoiseSource | None = None,
+        plan: Plan | None = None,
+        state: Any = None,
     ) -> Iterator[Step]:
         """Yield x at every time of the grid; with `denoise`, one more Step that holds x̂0 from t_end."""
         plan = plan or self.plan(denoiser, device=x.device)
         times = [plan.intervals[0].t.time, *(interval.s.time for interval in plan.intervals)]
-        run = self._run(denoiser, plan, x, noise, self.step)
+        run = self._run(denoiser, plan, x, noise, self.step, state)
         for index, (time, (value, _)) in enumerate(zip(times, run, strict=True)):
             yield Step(index, time, value)
 
@@ -236,17 +243,23 @@ class StepSolver(Solver):
             x, state = advance(denoiser, x, interval, noise, state)
             yield x, state
 
-    def _diagnosis(self, denoiser: Denoiser, plan: Plan, x: Tensor, noise: NoiseSource | None) -> FloatingPointError:
+    @torch.no_grad()
+    def _diagnosis(
+        self, denoiser: Denoiser, plan: Plan, x: Tensor, noise: NoiseSource | None, state: Any
+    ) -> FloatingPointError:
         """Run again, looking at every state: only a run that failed pays for looking."""
         advice = "Check the model's weights and its output at that time, or take more steps."
         if not bool(torch.isfinite(x).all()):
             return FloatingPointError(f"{type(self).__name__} was given a start that holds NaN or infinity.")
-        for before, after in pairwise(self.trajectory(denoiser, x, noise=noise, plan=plan)):
-            bad = ~torch.isfinite(after.x).flatten(1).all(1)
+        run = self._run(denoiser, plan, x, noise, self.step, state)
+        next(run)
+        for index, (interval, (after, _)) in enumerate(zip(plan.intervals, run, strict=True), 1):
+            bad = ~torch.isfinite(after).flatten(1).all(1)
             if bool(bad.any()):
+                t = interval.t.time
                 return FloatingPointError(
-                    f"{type(self).__name__} got NaN or infinity at step {after.index} of {len(plan.times) - 1}, from "
-                    f"t = {float(before.t):.6g} (σ/α = {_noise_level(plan.sde, before.t):.4g}), in "
+                    f"{type(self).__name__} got NaN or infinity at step {index} of {len(plan.times) - 1}, from "
+                    f"t = {float(t):.6g} (σ/α = {_noise_level(plan.sde, t):.4g}), in "
                     f"{int(bad.sum())} of {len(bad)} samples, the first of them {int(bad.nonzero()[0])}. {advice}"
                 )
         return FloatingPointError(f"{type(self).__name__} returned NaN or infinity in one run but not in the next.")
