@@ -1,5 +1,21 @@
-"""What the command lines do; `load` is for notebooks too."""
+"""What the command lines do; `load` is for notebooks too, and the classes are what YAML names."""
 
+from scoresde.commands.bounds import ELBO, VLB, LikelihoodReport
+from scoresde.commands.diagnostics import DenoiserDiagnostics
+from scoresde.commands.flow_likelihood import FlowLikelihood
+from scoresde.commands.interfaces import Diagnostics, Estimand, Likelihood, Scores, StoredBatch
 from scoresde.commands.load import load
 
-__all__ = ["load"]
+__all__ = [
+    "ELBO",
+    "VLB",
+    "DenoiserDiagnostics",
+    "Diagnostics",
+    "Estimand",
+    "FlowLikelihood",
+    "Likelihood",
+    "LikelihoodReport",
+    "Scores",
+    "StoredBatch",
+    "load",
+]

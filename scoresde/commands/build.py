@@ -6,12 +6,15 @@ import importlib
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from functools import partial
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
 
+from scoresde.commands.interfaces import Diagnostics, Likelihood
 from scoresde.covariance import LearnedRange
 from scoresde.data import Dataset, Quantized
 from scoresde.denoiser import NetworkDenoiser
@@ -21,8 +24,9 @@ from scoresde.parameterization import Parameterization
 from scoresde.sde import SDE
 from scoresde.solvers import Solver
 
-INTERFACES = (SDE, Parameterization, Solver, nn.Module, torch.optim.Optimizer)
+INTERFACES = (SDE, Parameterization, Solver, nn.Module, torch.optim.Optimizer, Likelihood, Diagnostics)
 ANY_INTERFACE = "*"  # in `extensions`: any class that implements one of INTERFACES
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 class ConfigError(ValueError):
@@ -67,21 +71,56 @@ def build(node: Any, where: str = "config", extensions: Sequence[str] = (), /, *
     return node
 
 
+def build_as(interface: type, node: Any, where: str, extensions: Sequence[str] = ()) -> Any:
+    """`build` of a node that must name a class of an interface; those of another are refused before their arguments.
+
+    Raises:
+        ConfigError: As for `build`, and if the node names nothing, or something else.
+    """
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise ConfigError(f"{where} names no class: its YAML needs _target_.")
+    target = find_target(node["_target_"], where, extensions)
+    if isinstance(target, type) and not issubclass(target, interface):
+        raise ConfigError(f"{where} must be a scoresde.{interface.__name__}, got {target.__name__}.")
+    return _require(build(node, where, extensions), interface, where)
+
+
 def _check_types(target: Any, arguments: Mapping[str, Any], where: str) -> None:
-    """Raise if a number, flag or text stands where the signature's default says another kind belongs."""
-    kinds: dict[type, tuple[Any, str]] = {
-        bool: (bool, "true or false"),
-        int: (int, "a whole number"),
-        float: ((int, float), "a number"),
-        str: (str, "text"),
-    }
+    """Raise if an argument is not of the kind that its annotation says, or without one its default.
+
+    Numbers, flags and texts are told apart, null is, and the classes of INTERFACES.
+    """
+    hints = _hints(target)
     for name, parameter in inspect.signature(target).parameters.items():
-        value, default = arguments.get(name), parameter.default
-        if name not in arguments or value is None or type(default) not in kinds:
+        if name not in arguments:
             continue
-        allowed, words = kinds[type(default)]
-        if not isinstance(value, allowed) or (isinstance(value, bool) and type(default) is not bool):
-            raise ConfigError(f"{where}.{name} needs {words}, got {value!r}.")
+        value, hint, default = arguments[name], hints.get(name), type(parameter.default)
+        members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        kinds = [kind for kind in KINDS if kind in members] or [kind for kind in KINDS if kind is default]
+        null = NoneType in members or (value is None and hint not in KINDS)
+        others = set(members) - {*KINDS, NoneType, None}
+        classes = tuple(other for other in others if isinstance(other, type) and issubclass(other, INTERFACES))
+        if value is None and null:
+            continue
+        if classes and len(classes) == len(set(members) - {NoneType}) and not isinstance(value, classes):
+            raise ConfigError(f"{where}.{name} must be a scoresde.{classes[0].__name__}, got {type(value).__name__}.")
+        judged = isinstance(value, tuple(KINDS)) or not others
+        if kinds and judged and not any(_is_of(value, kind) for kind in kinds):
+            words = " or ".join(KINDS[kind] for kind in kinds) + (", or null" if null else "")
+            raise ConfigError(f"{where}.{name} needs {words}, got {'null' if value is None else repr(value)}.")
+
+
+def _is_of(value: Any, kind: type) -> bool:
+    allowed = (int, float) if kind is float else kind
+    return isinstance(value, allowed) and (kind is bool or not isinstance(value, bool))
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    """The annotations of what a call takes; none if they name what is not there at run time."""
+    try:
+        return get_type_hints(target if is_dataclass(target) or not isinstance(target, type) else target.__init__)  # type: ignore[misc]
+    except (NameError, TypeError, AttributeError):
+        return {}
 
 
 def find_target(name: Any, where: str, extensions: Sequence[str] = ()) -> Any:

@@ -31,7 +31,8 @@ class TrainedModel:
         codec: Map between the data's own values and the model's.
         shape: Event shape.
         step: Number of training steps behind the weights.
-        dequantize: Whether it was trained on levels spread over their cells rather than on the centres.
+        dequantize: Whether it was trained on dequantised levels rather than on the centres of their cells.
+        extensions: The user's own modules that its classes may come from.
     """
 
     run: RunDirectory
@@ -41,6 +42,7 @@ class TrainedModel:
     shape: tuple[int, ...]
     step: int
     dequantize: bool = True
+    extensions: Sequence[str] = ()
 
 
 def load(path: str | Path, *, device: str | torch.device | None = None, extensions: Sequence[str] = ()) -> Denoiser:
@@ -85,6 +87,7 @@ def load_run(
         shape=tuple(codec["shape"]),
         step=int(state.get("step", 0)),
         dequantize=_dequantizes(config.get("loss"), extensions),
+        extensions=extensions,
     )
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import time
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.commands.build import ConfigError, build
+from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as
 from scoresde.commands.calls import CallCounter
 from scoresde.commands.device import pick_device
 from scoresde.commands.fitting import with_grid
 from scoresde.commands.guidance import Guidance, choose_labels
-from scoresde.commands.likelihood import Evaluation, is_wanted
+from scoresde.commands.interfaces import Covariance, Diagnostics
+from scoresde.commands.likelihood import Evaluation, chosen_likelihood, is_wanted
 from scoresde.commands.load import TrainedModel, load_run, newest_run
 from scoresde.commands.pictures import save_picture, save_scatter
 from scoresde.commands.variance import KINDS, with_variance
@@ -53,20 +55,24 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(solver, Solver):
         raise ConfigError(f"solver must be a scoresde.Solver, got {type(solver).__name__}.")
     out = Path(config["out"]) if config["out"] is not None else trained.run.samples
-    evaluation = Evaluation(config, trained, out, device) if is_wanted(config, solver) else None
-    diagnostics = config.get("diagnostics") or {"kind": "none"}
-    if n == 0 and evaluation is None and diagnostics["kind"] == "none":
+    evaluation = None
+    options, likelihood = chosen_likelihood(config["likelihood"], extensions)
+    if likelihood is not None and is_wanted(config, options, solver):
+        evaluation = Evaluation(config, options, likelihood, trained, out, device, _covariance_of(config))
+    diagnostics = None
+    if config["diagnostics"] != {"_target_": None}:
+        diagnostics = build_as(Diagnostics, config["diagnostics"], "diagnostics", [*extensions, ANY_INTERFACE])
+    if n == 0 and evaluation is None and diagnostics is None:
         raise ConfigError("num_samples=0 leaves nothing to do: add likelihood=hutchinson or a diagnostics=...")
 
     metrics: dict[str, Any] = {"run": str(trained.run.path), "step": trained.step, "seed": config["seed"]}
     if n > 0:
-        metrics |= draw_samples(config, trained, solver, out, device)
+        elsewhere = likelihood is not None and likelihood.uses_covariance
+        metrics |= draw_samples(config, trained, solver, out, device, covariance_is_used=elsewhere)
     if evaluation is not None:
         metrics |= evaluation.run()
-    if diagnostics["kind"] != "none":
-        from scoresde.commands.diagnostics import diagnose
-
-        metrics |= diagnose(trained, diagnostics, config["seed"], config["batch_size"], device, extensions, out)
+    if diagnostics is not None:
+        metrics |= diagnostics(trained, seed=config["seed"], batch_size=config["batch_size"], out=out)
     make_folder(out)
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=2).encode())
     print(f"wrote {out / 'metrics.json'}")
@@ -74,12 +80,18 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw_samples(
-    config: dict[str, Any], trained: TrainedModel, solver: Solver, out: Path, device: torch.device
+    config: dict[str, Any],
+    trained: TrainedModel,
+    solver: Solver,
+    out: Path,
+    device: torch.device,
+    *,
+    covariance_is_used: bool,
 ) -> dict[str, Any]:
     """Samples as pictures and arrays; returns what metrics.json says of them."""
     n, batch_size, model = config["num_samples"], config["batch_size"], trained.model
     assert isinstance(model, Denoiser)
-    spread = covariance(config, solver, trained)
+    spread = covariance(config, solver, trained, is_used=covariance_is_used)
     solver = with_grid(solver, config["grid"], trained, device, config["extensions"])
     labels = choose_labels(config["label"], n, trained, config["guidance"]["kind"])
     guide = Guidance(config["guidance"], trained, device, config["extensions"])
@@ -108,8 +120,12 @@ def draw_samples(
     }  # fmt: skip
 
 
-def covariance(config: dict[str, Any], solver: Solver, trained: TrainedModel) -> CovarianceDenoiser | None:
+def covariance(
+    config: dict[str, Any], solver: Solver, trained: TrainedModel, *, is_used: bool
+) -> CovarianceDenoiser | None:
     """The run's denoiser with the covariance that a solver with the optimal variance asks for; None for other solvers.
+
+    `is_used` says that a likelihood has a use for it, if the solver has none.
 
     Raises:
         ConfigError: If the solver needs a covariance and there is none, or if nothing needs the one that there is.
@@ -121,15 +137,21 @@ def covariance(config: dict[str, Any], solver: Solver, trained: TrainedModel) ->
             raise ConfigError(f"solver.variance=optimal needs a covariance: add variance={' or '.join(KINDS)}.")
         return None
     if not asks:
-        bound = config["likelihood"]
-        if "optimal" in (bound.get("variance"), bound.get("vlb", {}).get("variance")):
-            return None  # it is for that
+        if is_used:
+            return None
         has = f"variance={solver.variance}" if hasattr(solver, "variance") else "no variance to choose"
         raise ConfigError(
             f"variance={kind} needs solver=ddpm or solver=ddim with solver.variance=optimal, got a "
             f"{type(solver).__name__} with {has}."
         )
     return with_variance(trained, kind, extensions=config["extensions"], **options)
+
+
+def _covariance_of(config: dict[str, Any]) -> Covariance | None:
+    """What the `variance` group gives a run."""
+    options = dict(config["variance"])
+    kind = options.pop("kind")
+    return None if kind == "none" else partial(with_variance, kind=kind, extensions=config["extensions"], **options)
 
 
 def asks_for_covariance(solver: Any) -> bool:

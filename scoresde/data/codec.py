@@ -12,38 +12,31 @@ from warnings import warn
 import torch
 from torch import Tensor
 
+from scoresde.likelihood.cells import Cells
+
 PER_FEATURE_LIMIT = 1024
 """Events with more entries than this are standardised by one mean and one std, as images are."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantized:
+class Quantized(Cells):
     """Codec of data with a finite number of levels per entry, such as images.
-
-        cell k = [lo + k w, lo + (k+1) w),   w = (hi − lo) / levels,   (lo, hi) = value_range
 
     A density p on the range gives the levels the probabilities P(k) = ∫_cell p, so bits/dim of dequantised
     data bounds the bits/dim of the levels (Theis et al. 2016, §3.1). The cell edges are rounded to float32
     once, and both directions use those edges: `decode(encode(k))` is k for every level and every draw.
 
     Args:
-        levels: Number of levels, 2 to 65536.
-        value_range: (lo, hi), the outer edges of the first and the last cell.
+        levels, value_range: See `Cells`; at most 65536 levels.
 
     References:
         Theis et al., "A note on the evaluation of generative models", 2016, arXiv:1511.01844.
     """
 
-    levels: int = 256
-    value_range: tuple[float, float] = (-1.0, 1.0)
-
     def __post_init__(self) -> None:
-        if not isinstance(self.levels, int) or not 2 <= self.levels <= 2**16:
-            raise ValueError(f"Quantized needs an integer number of levels from 2 to 65536, got {self.levels!r}")
-        lo, hi = (float(value) for value in self.value_range)
-        object.__setattr__(self, "value_range", (lo, hi))
-        if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
-            raise ValueError(f"Quantized needs a finite value_range with lo < hi, got {self.value_range}")
+        super().__post_init__()
+        if self.levels > 2**16:
+            raise ValueError(f"Quantized needs at most 65536 levels, got {self.levels}")
         if (self._edges(torch.device("cpu")).diff() <= 0).any():
             raise ValueError(
                 f"Quantized cannot tell {self.levels} cells of value_range={self.value_range} apart in "
@@ -62,10 +55,9 @@ class Quantized:
         """
         if k.is_floating_point():
             raise TypeError(f"Quantized.encode needs integer levels, got {k.dtype}")
-        lo, hi = self.value_range
         edges, k = self._edges(k.device), k.long()
         u = _uniform(k, generator) if dequantize else 0.5
-        x = lo + (k + u) * ((hi - lo) / self.levels)
+        x = self.value_range[0] + (k + u) * self.width
         below = torch.nextafter(edges, edges.new_tensor(-math.inf))
         return x.float().clamp(edges[k], below[k + 1])
 

@@ -239,15 +239,20 @@ def decoder_nll(
 
 def check_chain(denoiser: Denoiser, variance: str, decoder_variance: float | str | None, *, owner: str = "vlb") -> None:
     """Raise one sentence, before any call, if the variances make no sense or the denoiser cannot give them."""
-    if variance not in VARIANCES:
-        names = ", ".join(f"'{name}'" for name in VARIANCES[:-1])
-        raise ValueError(f"{owner} needs variance {names} or '{VARIANCES[-1]}', got {variance!r}.")
+    check_variances(owner, variance, decoder_variance)
     require_spread(denoiser, variance)
     if variance == "full" and not hasattr(denoiser, "covariance"):
         raise TypeError(
             f"variance='full' needs a denoiser with a method covariance(x, t) that returns (B, d, d), as those of "
             f"scoresde.analytic have, got {type(denoiser).__name__}."
         )
+
+
+def check_variances(owner: str, variance: str, decoder_variance: float | str | None) -> None:
+    """Raise one sentence if the variances of a chain make no sense."""
+    if variance not in VARIANCES:
+        names = ", ".join(f"'{name}'" for name in VARIANCES[:-1])
+        raise ValueError(f"{owner} needs variance {names} or '{VARIANCES[-1]}', got {variance!r}.")
     if isinstance(decoder_variance, int | float):
         known = 0 < decoder_variance < math.inf
     else:

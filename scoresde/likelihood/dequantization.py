@@ -1,4 +1,4 @@
-"""Laws that spread the levels of discrete data over their cells, so that a density bounds their probability."""
+"""Noise that puts the levels of discrete data anywhere in their cells, so that a density bounds their probability."""
 
 from __future__ import annotations
 

@@ -79,11 +79,11 @@ class VariationalDequantization(nn.Module):
     ) -> Dequantized:
         """Draw x, differentiable in the parameters, for k (B, *shape), integers in 0..levels−1; u replaces v."""
         k = checked_levels("VariationalDequantization", k, self.cells)
-        u, log_det = self.spread(k, uniforms(k, generator, u))
+        u, log_det = self.flow(k, uniforms(k, generator, u))
         log_q = -log_det - k[0].numel() * math.log(self.cells.width)
         return Dequantized(place(k, u, self.cells, dtype), log_q, None)
 
-    def spread(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def flow(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The flow itself: u and log |∂u/∂v|.
 
         Args:
