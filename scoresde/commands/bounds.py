@@ -146,7 +146,7 @@ class LikelihoodReport(Likelihood):
             scores = first(batch)
             terms = dict(scores.terms)
             for prefix, other in others.items():
-                terms |= {f"{prefix}{name}": value for name, value in zip(REPORTED, other(batch), strict=False)}
+                terms |= {f"{prefix}{name}": value for name, value in zip(REPORTED, other(batch)[:3], strict=True)}
             return scores._replace(terms=terms)
 
         return score

@@ -97,9 +97,9 @@ def _check_types(target: Any, arguments: Mapping[str, Any], where: str) -> None:
         value, hint, default = arguments[name], hints.get(name), type(parameter.default)
         members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         kinds = [kind for kind in KINDS if kind in members] or [kind for kind in KINDS if kind is default]
-        null = NoneType in members or (value is None and hint not in KINDS)
         others = set(members) - {*KINDS, NoneType, None}
         classes = tuple(other for other in others if isinstance(other, type) and issubclass(other, INTERFACES))
+        null = NoneType in members or (value is None and hint not in KINDS and not classes)
         if value is None and null:
             continue
         if classes and len(classes) == len(set(members) - {NoneType}) and not isinstance(value, classes):

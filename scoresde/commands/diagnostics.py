@@ -110,6 +110,14 @@ class DenoiserDiagnostics(Diagnostics):
         return (self.which,) if isinstance(self.which, str) else tuple(self.which or ())
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoDiagnostics(Diagnostics):
+    """Nothing is looked at."""
+
+    def __call__(self, trained: TrainedModel, *, seed: int, batch_size: int, out: Path) -> dict[str, Any]:
+        return {}
+
+
 def _loss(options: DenoiserDiagnostics, model: Denoiser, test: _Test, edges: Tensor) -> dict[str, Any]:
     rows = test.rows(options.num_examples)
     with _bar("loss", len(rows) * options.bins) as progress:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as
 from scoresde.commands.companion import labelled
 from scoresde.commands.examples import SPLITS, given_examples, own_examples
-from scoresde.commands.interfaces import Covariance, Likelihood, Scores, StoredBatch
+from scoresde.commands.interfaces import Covariance, Likelihood, Scorer, Scores, StoredBatch
 from scoresde.commands.likelihood_words import Unit, means, print_summary, with_error
 from scoresde.commands.load import TrainedModel
 from scoresde.commands.tables import GrowingTable
@@ -60,23 +60,29 @@ class EvaluationOptions:
 SHARED = tuple(field.name for field in fields(EvaluationOptions))
 
 
-def chosen_likelihood(
-    node: Mapping[str, Any], extensions: Sequence[str]
-) -> tuple[EvaluationOptions, Likelihood | None]:
-    """What a `likelihood` configuration asks for: which examples, and how; None for likelihood=none."""
+def chosen_likelihood(node: Mapping[str, Any], extensions: Sequence[str]) -> tuple[EvaluationOptions, Likelihood]:
+    """What a `likelihood` configuration asks for: which examples, and how."""
     shared = {key: node[key] for key in SHARED if key in node}
     own = {key: value for key, value in node.items() if key not in SHARED}
     options = build({"_target_": f"{__name__}.EvaluationOptions", **shared}, "likelihood")
-    if own == {"_target_": None}:
-        return options, None
     return options, build_as(Likelihood, own, "likelihood", [*extensions, ANY_INTERFACE])
 
 
-def is_wanted(config: dict[str, Any], options: EvaluationOptions, solver: Solver) -> bool:
+@dataclass(frozen=True, kw_only=True)
+class NoLikelihood(Likelihood):
+    """Nothing is evaluated."""
+
+    def prepare(self, trained: TrainedModel, covariance: Covariance | None = None) -> Scorer:
+        raise ConfigError("likelihood=none evaluates nothing: use likelihood=hutchinson, or another.")
+
+
+def is_wanted(config: dict[str, Any], options: EvaluationOptions, likelihood: Likelihood, solver: Solver) -> bool:
     """Whether the likelihood is to be evaluated: always, with `data`, or with the solver that exists for it."""
     steered = config["guidance"]["kind"] != "none" or config["label"] is not None
     asked = options.when == "always" or config.get("data") is not None
-    return options.num_examples != 0 and (asked or (isinstance(solver, ProbabilityFlowODE) and not steered))
+    if isinstance(likelihood, NoLikelihood) or options.num_examples == 0:
+        return False
+    return asked or (isinstance(solver, ProbabilityFlowODE) and not steered)
 
 
 class Evaluation:

@@ -17,6 +17,7 @@ from torch import Tensor
 from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as
 from scoresde.commands.calls import CallCounter
 from scoresde.commands.device import pick_device
+from scoresde.commands.diagnostics import NoDiagnostics
 from scoresde.commands.fitting import with_grid
 from scoresde.commands.guidance import Guidance, choose_labels
 from scoresde.commands.interfaces import Covariance, Diagnostics
@@ -57,22 +58,19 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
     out = Path(config["out"]) if config["out"] is not None else trained.run.samples
     evaluation = None
     options, likelihood = chosen_likelihood(config["likelihood"], extensions)
-    if likelihood is not None and is_wanted(config, options, solver):
+    if is_wanted(config, options, likelihood, solver):
         evaluation = Evaluation(config, options, likelihood, trained, out, device, _covariance_of(config))
-    diagnostics = None
-    if config["diagnostics"] != {"_target_": None}:
-        diagnostics = build_as(Diagnostics, config["diagnostics"], "diagnostics", [*extensions, ANY_INTERFACE])
-    if n == 0 and evaluation is None and diagnostics is None:
+    diagnostics = build_as(Diagnostics, config["diagnostics"], "diagnostics", [*extensions, ANY_INTERFACE])
+    if n == 0 and evaluation is None and isinstance(diagnostics, NoDiagnostics):
         raise ConfigError("num_samples=0 leaves nothing to do: add likelihood=hutchinson or a diagnostics=...")
 
     metrics: dict[str, Any] = {"run": str(trained.run.path), "step": trained.step, "seed": config["seed"]}
     if n > 0:
-        elsewhere = likelihood is not None and likelihood.uses_covariance
-        metrics |= draw_samples(config, trained, solver, out, device, covariance_is_used=elsewhere)
+        used = likelihood.uses_covariance
+        metrics |= draw_samples(config, trained, solver, out, device, covariance_is_used=used)
     if evaluation is not None:
         metrics |= evaluation.run()
-    if diagnostics is not None:
-        metrics |= diagnostics(trained, seed=config["seed"], batch_size=config["batch_size"], out=out)
+    metrics |= diagnostics(trained, seed=config["seed"], batch_size=config["batch_size"], out=out)
     make_folder(out)
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=2).encode())
     print(f"wrote {out / 'metrics.json'}")
