@@ -115,6 +115,26 @@ def find_target(name: Any, where: str, extensions: Sequence[str] = ()) -> Any:
     return target
 
 
+def require(built: Any, interface: type, where: str) -> Any:
+    """What was built, if it is of the kind that its place needs.
+
+    Args:
+        built: The object.
+        interface: The class that it must be an instance of.
+        where: The group, for the message: what the user wrote in front of "=".
+    Raises:
+        ConfigError: If it is something else.
+    """
+    if isinstance(built, interface):
+        return built
+    article = "an" if interface.__name__[0] in "AEIO" else "a"
+    if isinstance(built, Mapping):
+        got = f"options without a class ({', '.join(map(str, built)) or 'none'}): name one with _target_"
+    else:
+        got = getattr(built, "__name__", type(built).__name__)
+    raise ConfigError(f"{where}=... must be {article} {interface.__name__}, got {got}.")
+
+
 def fill(config: dict[str, Any], data: Dataset) -> dict[str, Any]:
     """The configuration with what the data decide in place of nulls: shapes, classes, widths, sigma_data.
 
@@ -180,21 +200,15 @@ def build_model(
     config: Mapping[str, Any], extensions: Sequence[str] = ()
 ) -> NetworkDenoiser | LearnedRange | NoisyClassifier:
     """The denoiser or classifier that a filled-in training configuration describes, with fresh weights."""
-    sde = _require(build(config["sde"], "sde", extensions), SDE, "sde")
-    rule = _require(
+    sde = require(build(config["sde"], "sde", extensions), SDE, "sde")
+    rule = require(
         build(config["parameterization"], "parameterization", extensions), Parameterization, "parameterization"
     )
-    net = _require(build(config["model"], "model", extensions), nn.Module, "model")
+    net = require(build(config["model"], "model", extensions), nn.Module, "model")
     if config.get("variance_output", "fixed") == "learned_range":
         return LearnedRange(net, sde, rule, steps=config["loss"].get("steps"))
     kind = NoisyClassifier if config["task"] == "classifier" else NetworkDenoiser
     return kind(net, sde, rule)
-
-
-def _require(built: Any, interface: type, where: str) -> Any:
-    if not isinstance(built, interface):
-        raise ConfigError(f"{where} must be a scoresde.{interface.__name__}, got {type(built).__name__}.")
-    return built
 
 
 def _suited_unet(shape: Sequence[int], channel_mults: Sequence[int] | None) -> dict[str, Any]:
