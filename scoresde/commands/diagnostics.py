@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from scoresde.analytic import EmpiricalDenoiser
 from scoresde.commands.build import ConfigError
-from scoresde.commands.companion import data_of, labelled
 from scoresde.commands.diagnostics_picture import draw
 from scoresde.commands.diagnostics_words import summary
 from scoresde.commands.load import TrainedModel
@@ -74,7 +73,7 @@ def diagnose(
     model = trained.model
     if not isinstance(model, Denoiser):
         raise ConfigError(f"{trained.run.path} is the run of a classifier: name the run of a denoiser with run=...")
-    data, start = data_of(trained, extensions), time.perf_counter()
+    data, start = trained.data(), time.perf_counter()
     test = _Test(trained, data, seed, batch_size, device)
     edges = logsnr_edges(model.sde, options["bins"])
     report: dict[str, Any] = {
@@ -142,7 +141,8 @@ class _Test:
     """Test examples in the model's scaling, with their conditions; training examples if there are too few."""
 
     def __init__(self, trained: TrainedModel, data: Dataset, seed: int, batch_size: int, device: torch.device) -> None:
-        self.codec, self.batch_size, self.device, self.labelled = trained.codec, batch_size, device, labelled(trained)
+        self.codec, self.batch_size, self.device = trained.codec, batch_size, device
+        self.labelled = trained.classes is not None
         self.data, self.seed = data, seed
         self.split: Split = data.test if len(data.test) > 1 else data.train
         self.name = "test examples" if len(data.test) > 1 else "training examples"

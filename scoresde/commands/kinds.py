@@ -11,9 +11,9 @@ import torch
 
 from scoresde.commands.build import ConfigError
 from scoresde.commands.estimators import BoundEstimator, Estimator, FlowEstimator, ReportEstimator
+from scoresde.commands.interfaces import Variance
 from scoresde.commands.load import TrainedModel
-from scoresde.commands.variance import KINDS as VARIANCES
-from scoresde.commands.variance import with_variance
+from scoresde.commands.variance import NoVariance
 from scoresde.covariance import CovarianceDenoiser, LearnedRange
 from scoresde.data import Quantized
 from scoresde.likelihood import CategoricalDecoder, Cells, Decoder, DiscretizedGaussian, gaussian_decoder
@@ -31,7 +31,7 @@ HANDOVER = 1.5  # half cells per σ/α where a bound of spread levels ends: abou
 
 
 def estimator(
-    options: Mapping[str, Any], variance: Mapping[str, Any], trained: TrainedModel, extensions: Sequence[str]
+    options: Mapping[str, Any], variance: Variance, trained: TrainedModel, extensions: Sequence[str]
 ) -> Estimator:
     """The estimator that a `likelihood` configuration asks for; `variance` is that group's.
 
@@ -92,7 +92,7 @@ def flow_estimator(options: Mapping[str, Any], trained: TrainedModel, extensions
 
 
 def bound_estimator(
-    options: Mapping[str, Any], variance: Mapping[str, Any], trained: TrainedModel, extensions: Sequence[str]
+    options: Mapping[str, Any], variance: Variance, trained: TrainedModel, extensions: Sequence[str]
 ) -> BoundEstimator:
     decoder = _decoder(options["decoder"], trained)
     options = {**options, "t_start": _last_time(options["t_start"], trained)}
@@ -125,15 +125,15 @@ def _dequantization(options: Mapping[str, Any], trained: TrainedModel, extension
         t = _filling_time(trained, width, CUT) if options["t_start"] is None else options["t_start"]
         return TruncatedNormalDequantization(levels=levels, value_range=value_range, t=t)
     if kind == "variational":
-        from scoresde.commands.dequantization import load_dequantization
+        from scoresde.commands.auxiliary import load_dequantization
 
-        return load_dequantization(trained, extensions=extensions)
+        return load_dequantization(trained)
     raise ConfigError(f"likelihood.dequantization needs to be one of {', '.join(DEQUANTIZATIONS)}, got {kind!r}.")
 
 
 def _filling_time(trained: TrainedModel, width: float, halves: float) -> float:
     """Where half a cell is so many standard deviations, σ/α = w/(2 halves); t_min if there is more noise there."""
-    sde = trained.model.sde
+    sde = trained.denoiser.sde
     t = sde.time(torch.tensor(-2 * math.log(width / (2 * halves)), dtype=torch.float64)).item()
     return max(t, sde.t_min)
 
@@ -162,13 +162,14 @@ def _decoder(name: str, trained: TrainedModel) -> Decoder:
 
 
 def _spread(
-    kind: str, variance: Mapping[str, Any], trained: TrainedModel, extensions: Sequence[str]
+    kind: str, variance: Variance, trained: TrainedModel, extensions: Sequence[str]
 ) -> CovarianceDenoiser | None:
     """What likelihood.variance=optimal needs: the covariance of the `variance` group."""
-    options = dict(variance)
-    group = options.pop("kind")
-    if kind != "optimal" or (group == "none" and isinstance(trained.model, LearnedRange)):
+    none = isinstance(variance, NoVariance)
+    if kind != "optimal" or (none and isinstance(trained.model, LearnedRange)):
         return None
-    if group == "none":
-        raise ConfigError(f"likelihood.variance=optimal needs a covariance: add variance={' or '.join(VARIANCES)}.")
-    return with_variance(trained, group, extensions=extensions, **options)
+    if none:
+        raise ConfigError(
+            "likelihood.variance=optimal needs a covariance: add variance=analytic, corrected, hessian, npr or sn."
+        )
+    return variance(trained)

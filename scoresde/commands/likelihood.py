@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scoresde.commands.build import ConfigError
-from scoresde.commands.companion import labelled
 from scoresde.commands.estimators import Batch, Scores
 from scoresde.commands.examples import given_examples, own_examples
 from scoresde.commands.findings import Unit, findings, means, with_error
+from scoresde.commands.interfaces import Variance
 from scoresde.commands.kinds import KINDS, estimator
 from scoresde.commands.load import TrainedModel
 from scoresde.commands.tables import GrowingTable
@@ -33,12 +33,11 @@ NOT_VALUES = (
 )  # options that change no row, or are given apart
 
 
-def is_wanted(config: dict[str, Any], solver: Solver) -> bool:
+def is_wanted(config: dict[str, Any], solver: Solver, steered: bool) -> bool:
     """Whether a likelihood was asked for: by name, with `data`, or by the solver that exists for it."""
     options = config["likelihood"]
     if options["kind"] == "none" or options["num_examples"] == 0:
         return False
-    steered = config["guidance"]["kind"] != "none" or config["label"] is not None
     asked = options["when"] == "always" or config.get("data") is not None
     return asked or (isinstance(solver, ProbabilityFlowODE) and not steered)
 
@@ -58,7 +57,9 @@ class Evaluation:
         ConfigError: If the options, the data and the run do not fit together.
     """
 
-    def __init__(self, config: dict[str, Any], trained: TrainedModel, out: Path, device: torch.device) -> None:
+    def __init__(
+        self, config: dict[str, Any], trained: TrainedModel, variance: Variance, out: Path, device: torch.device
+    ) -> None:
         self.options, self.trained, self.device = check_options(config["likelihood"]), trained, device
         self.seed = config["seed"] if self.options["seed"] is None else self.options["seed"]
         self.given = config.get("data") is not None
@@ -66,7 +67,7 @@ class Evaluation:
             self.examples = given_examples(config["data"], trained, self.options["split"], config["extensions"])
         else:
             self.examples = own_examples(trained, self.options["split"], self.seed, config["extensions"])
-        self.score = estimator(self.options, config["variance"], trained, config["extensions"])
+        self.score = estimator(self.options, variance, trained, config["extensions"])
         self.unit = Unit.of(trained)
         self.count = min(len(self.examples), self.options["num_examples"] or len(self.examples))
         path = out / "likelihood.csv" if self.options["csv"] is None else Path(self.options["csv"]).expanduser()
@@ -132,7 +133,7 @@ class Evaluation:
     def _batch(self, positions: Sequence[int]) -> Batch:
         rows, examples = torch.as_tensor(positions), self.examples
         cond: dict[str, Tensor] = {}
-        if labelled(self.trained) and examples.label is not None:
+        if self.trained.classes is not None and examples.label is not None:
             cond["label"] = examples.label[rows].to(self.device)
         if examples.condition is not None:
             cond["condition"] = examples.condition[rows].to(self.device)
