@@ -10,9 +10,10 @@ from typing import ClassVar
 import torch
 
 from scoresde.commands.build import ConfigError
-from scoresde.commands.flow_likelihood import FlowLikelihood, filling_time, given
-from scoresde.commands.interfaces import Covariance, Estimand, Likelihood, Scorer, Scores, StoredBatch
+from scoresde.commands.flow_likelihood import FlowLikelihood, filling_time
+from scoresde.commands.interfaces import Estimand, Likelihood, Scorer, Scores, StoredBatch, Variance
 from scoresde.commands.load import TrainedModel
+from scoresde.commands.variance import NoVariance
 from scoresde.covariance import CovarianceDenoiser, LearnedRange
 from scoresde.data import Quantized
 from scoresde.likelihood.bound import Bound
@@ -54,7 +55,7 @@ class ELBO(Likelihood):
     def estimands(self) -> dict[str, Estimand]:
         return {"": Estimand("SDE bound", REVERSE_SDE)}
 
-    def prepare(self, trained: TrainedModel, covariance: Covariance | None = None) -> Scorer:
+    def prepare(self, trained: TrainedModel, variance: Variance) -> Scorer:
         bound = partial(
             elbo, form=self.form, samples=self.samples, sampling=self.sampling,
             t_start=_last_time(self.t_start, trained), decoder=_decoder(self.decoder, trained),
@@ -96,16 +97,18 @@ class VLB(Likelihood):
     def uses_covariance(self) -> bool:
         return self.variance == "optimal"
 
-    def prepare(self, trained: TrainedModel, covariance: Covariance | None = None) -> Scorer:
-        if self.uses_covariance and covariance is None and not isinstance(trained.model, LearnedRange):
-            raise ConfigError("likelihood.variance=optimal needs a covariance: add variance=analytic, or another.")
+    def prepare(self, trained: TrainedModel, variance: Variance) -> Scorer:
+        none = isinstance(variance, NoVariance)
+        if self.uses_covariance and none and not isinstance(trained.model, LearnedRange):
+            raise ConfigError(
+                "likelihood.variance=optimal needs a covariance: add variance=analytic, corrected, hessian, npr or sn."
+            )
         bound = partial(
             vlb, steps=self.steps, variance=self.variance, decoder=_decoder(self.decoder, trained),
             decoder_variance=self.decoder_variance, samples=self.samples, draws=self.draws,
             t_start=_last_time(self.t_start, trained),
         )  # fmt: skip
-        known = covariance(trained) if self.uses_covariance and covariance is not None else None
-        return partial(_bound_scores, trained, bound, known)
+        return partial(_bound_scores, trained, bound, variance(trained) if self.uses_covariance and not none else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +141,9 @@ class LikelihoodReport(Likelihood):
     def uses_covariance(self) -> bool:
         return any(part.uses_covariance for part in (self.ode, *self._others.values()))
 
-    def prepare(self, trained: TrainedModel, covariance: Covariance | None = None) -> Scorer:
-        first = self.ode.prepare(trained, covariance)
-        others = {prefix: part.prepare(trained, covariance) for prefix, part in self._others.items()}
+    def prepare(self, trained: TrainedModel, variance: Variance) -> Scorer:
+        first = self.ode.prepare(trained, variance)
+        others = {prefix: part.prepare(trained, variance) for prefix, part in self._others.items()}
 
         def score(batch: StoredBatch) -> Scores:
             scores = first(batch)
@@ -159,7 +162,7 @@ class LikelihoodReport(Likelihood):
 def _bound_scores(
     trained: TrainedModel, bound: Callable[..., Bound], covariance: CovarianceDenoiser | None, batch: StoredBatch
 ) -> Scores:
-    codec, denoiser = trained.codec, given(trained, batch)
+    codec, denoiser = trained.codec, trained.denoiser.given(**batch.cond)
     denoiser = denoiser if covariance is None else covariance.around(denoiser)
     generator = torch.Generator(batch.x.device).manual_seed(batch.seeds[0])
     result = bound(denoiser, codec.encode(batch.x, dequantize=False), generator=generator)

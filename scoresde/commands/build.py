@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import partial
@@ -14,17 +13,16 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import torch
 from torch import nn
 
-from scoresde.commands.interfaces import Diagnostics, Likelihood
-from scoresde.covariance import LearnedRange
-from scoresde.data import Dataset, Quantized
-from scoresde.denoiser import NetworkDenoiser
-from scoresde.guidance.noisy_classifier import NoisyClassifier
-from scoresde.models.fourier_features import level_exponents
+from scoresde.commands.interfaces import Diagnostics, Guidance, Likelihood, SolverGrid, Task, Variance
+from scoresde.losses import Loss
 from scoresde.parameterization import Parameterization
 from scoresde.sde import SDE
 from scoresde.solvers import Solver
 
-INTERFACES = (SDE, Parameterization, Solver, nn.Module, torch.optim.Optimizer, Likelihood, Diagnostics)
+INTERFACES = (
+    SDE, Parameterization, Solver, nn.Module, torch.optim.Optimizer, Loss, Guidance, Variance, SolverGrid, Task,
+    Likelihood, Diagnostics,
+)  # fmt: skip
 ANY_INTERFACE = "*"  # in `extensions`: any class that implements one of INTERFACES
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
@@ -71,20 +69,6 @@ def build(node: Any, where: str = "config", extensions: Sequence[str] = (), /, *
     return node
 
 
-def build_as(interface: type, node: Any, where: str, extensions: Sequence[str] = ()) -> Any:
-    """`build` of a node that must name a class of an interface; those of another are refused before their arguments.
-
-    Raises:
-        ConfigError: As for `build`, and if the node names nothing, or something else.
-    """
-    if not isinstance(node, Mapping) or "_target_" not in node:
-        raise ConfigError(f"{where} names no class: its YAML needs _target_.")
-    target = find_target(node["_target_"], where, extensions)
-    if isinstance(target, type) and not issubclass(target, interface):
-        raise ConfigError(f"{where} must be a scoresde.{interface.__name__}, got {target.__name__}.")
-    return _require(build(node, where, extensions), interface, where)
-
-
 def _check_types(target: Any, arguments: Mapping[str, Any], where: str) -> None:
     """Raise if an argument is not of the kind that its annotation says, or without one its default.
 
@@ -103,7 +87,7 @@ def _check_types(target: Any, arguments: Mapping[str, Any], where: str) -> None:
         if value is None and null:
             continue
         if classes and len(classes) == len(set(members) - {NoneType}) and not isinstance(value, classes):
-            raise ConfigError(f"{where}.{name} must be a scoresde.{classes[0].__name__}, got {type(value).__name__}.")
+            require(value, classes[0], f"{where}.{name}")
         judged = isinstance(value, tuple(KINDS)) or not others
         if kinds and judged and not any(_is_of(value, kind) for kind in kinds):
             words = " or ".join(KINDS[kind] for kind in kinds) + (", or null" if null else "")
@@ -154,118 +138,37 @@ def find_target(name: Any, where: str, extensions: Sequence[str] = ()) -> Any:
     return target
 
 
-def fill(config: dict[str, Any], data: Dataset) -> dict[str, Any]:
-    """The configuration with what the data decide in place of nulls: shapes, classes, widths, sigma_data.
+def build_as(interface: type, node: Any, where: str, extensions: Sequence[str] = ()) -> Any:
+    """`build` of a node that must name a class of an interface; one of another kind is refused before its arguments.
 
     Raises:
-        ConfigError: If the model or `conditional` does not suit the data.
+        ConfigError: As for `build`, and if the node names nothing, or something else.
     """
-    config = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
-    model, shape = config["model"], data.shape
-    labelled = bool(config["conditional"]) or config["task"] == "classifier"
-    if labelled and data.num_classes is None:
-        raise ConfigError(f"data={data.name} has no labels: it needs conditional=false and task=denoiser.")
-    if "image_size" in model and (len(shape) != 3 or shape[1] != shape[2]):
-        raise ConfigError(
-            f"model {model['_target_']} needs square images (channels, height, width), but data={data.name} has "
-            f"events of shape {shape}: use model=mlp."
+    if isinstance(node, Mapping) and "_target_" in node:
+        target = find_target(node["_target_"], where, extensions)
+        if isinstance(target, type) and not issubclass(target, interface):
+            require(target, interface, where)
+        node = build(node, where, extensions)
+    return require(node, interface, where)
+
+
+def require(built: Any, interface: type, where: str) -> Any:
+    """What was built, if it is of the kind that its place needs.
+
+    Args:
+        built: The object.
+        interface: The class that it must be an instance of.
+        where: The group, for the message: what the user wrote in front of "=".
+    Raises:
+        ConfigError: If it is something else.
+    """
+    if isinstance(built, interface):
+        return built
+    name = interface.__name__
+    if isinstance(built, Mapping):
+        got = f"options without a class ({', '.join(map(str, built)) or 'none'}): name one with _target_"
+    else:
+        got = (
+            repr(built) if built is None or isinstance(built, str) else getattr(built, "__name__", type(built).__name__)
         )
-    suited: dict[str, Any] = {"shape": list(shape), "num_classes": data.num_classes if labelled else None}
-    quantised = {}
-    if isinstance(data.codec, Quantized):
-        quantised = {"levels": data.codec.levels, "value_range": list(data.codec.value_range)}
-    suited |= quantised
-    if data.train.condition is not None:
-        suited["condition_dim"] = data.train.condition[0].numel()
-    if config.get("variance_output", "fixed") != "fixed":
-        _require_learned_range(config)
-        suited["out_channels"] = 2 * shape[0]
-    if "image_size" in model:
-        suited |= _suited_unet(shape, channel_mults=model.get("channel_mults"))
-    for key, value in suited.items():
-        if key in model and model[key] is None:
-            model[key] = value
-    if config["parameterization"].get("sigma_data", 0) is None:
-        config["parameterization"]["sigma_data"] = _standard_deviation(data)
-    known = {"sigma_data": config["parameterization"].get("sigma_data"), **quantised}
-    if model.get("fourier_features") == "levels":
-        model["fourier_features"] = _level_features(data)
-    if model.get("data_scale", 0) is None:
-        model["data_scale"] = known["sigma_data"] or 1.0
-    config["loss"] = _without_nulls(config["loss"], known)
-    return config
-
-
-def _without_nulls(node: Any, known: Mapping[str, Any]) -> Any:
-    """A node in which known values, at any depth, stand in place of nulls."""
-    if not isinstance(node, Mapping):
-        return node
-    filled = {key: _without_nulls(value, known) for key, value in node.items()}
-    return filled | {key: value for key, value in known.items() if key in node and node[key] is None}
-
-
-def _require_learned_range(config: Mapping[str, Any]) -> None:
-    kind = config["variance_output"]
-    if kind != "learned_range":
-        raise ConfigError(f"variance_output needs to be fixed or learned_range, got {kind!r}.")
-    if config["task"] != "denoiser" or "out_channels" not in config["model"]:
-        raise ConfigError(
-            f"variance_output=learned_range needs task=denoiser and a network with out_channels, for twice the "
-            f"channels of the data: use model=ncsnpp or model=mlp, got {config['model']['_target_']}."
-        )
-
-
-def build_model(
-    config: Mapping[str, Any], extensions: Sequence[str] = ()
-) -> NetworkDenoiser | LearnedRange | NoisyClassifier:
-    """The denoiser or classifier that a filled-in training configuration describes, with fresh weights."""
-    sde = _require(build(config["sde"], "sde", extensions), SDE, "sde")
-    rule = _require(
-        build(config["parameterization"], "parameterization", extensions), Parameterization, "parameterization"
-    )
-    net = _require(build(config["model"], "model", extensions), nn.Module, "model")
-    if config.get("variance_output", "fixed") == "learned_range":
-        return LearnedRange(net, sde, rule, steps=config["loss"].get("steps"))
-    kind = NoisyClassifier if config["task"] == "classifier" else NetworkDenoiser
-    return kind(net, sde, rule)
-
-
-def _require(built: Any, interface: type, where: str) -> Any:
-    if not isinstance(built, interface):
-        raise ConfigError(f"{where} must be a scoresde.{interface.__name__}, got {type(built).__name__}.")
-    return built
-
-
-def _suited_unet(shape: Sequence[int], channel_mults: Sequence[int] | None) -> dict[str, Any]:
-    """Defaults of a U-Net for images of this shape."""
-    channels, size = shape[0], shape[-1]
-    levels = 1
-    while levels < 4 and size % 2**levels == 0 and size >> levels >= 4:
-        levels += 1
-    levels = len(channel_mults) if channel_mults else levels
-    sizes = [size >> level for level in range(levels)]
-    return {
-        "channels": channels,
-        "image_size": size,
-        "width": 48 if size < 16 else 96 if size < 32 else 128,
-        "channel_mults": [1] + [2] * (levels - 1),
-        "num_res_blocks": 2 if size < 32 else 4,
-        "attention_resolutions": [s for s in sizes[1:] if s <= 16][:1] if size >= 16 else [],
-        "fir": size >= 16,
-        "progressive_input": "residual" if size >= 16 else "none",
-    }
-
-
-def _level_features(data: Dataset) -> list[float]:
-    """Exponents of `FourierFeatures` that tell the data's levels apart."""
-    if not isinstance(data.codec, Quantized):
-        raise ConfigError(f"model.fourier_features=levels needs data with levels, but data={data.name} is continuous.")
-    return list(level_exponents(data.codec.levels, data.codec.value_range))
-
-
-def _standard_deviation(data: Dataset) -> float:
-    """Standard deviation of the training data in model space over all entries, to three digits."""
-    x = data.train.x[:4096]
-    encoded = data.codec.encode(x, dequantize=False) if isinstance(data.codec, Quantized) else data.codec.encode(x)
-    value = encoded.double().std().item()
-    return float(f"{value:.3g}") if math.isfinite(value) and value > 0 else 1.0
+    raise ConfigError(f"{where}=... must be {'an' if name[0] in 'AEIO' or name == 'SDE' else 'a'} {name}, got {got}.")

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from scoresde.analytic import EmpiricalDenoiser
 from scoresde.commands.build import ConfigError
-from scoresde.commands.companion import data_of, labelled
 from scoresde.commands.diagnostics_picture import draw
 from scoresde.commands.diagnostics_words import summary
 from scoresde.commands.interfaces import Diagnostics
@@ -86,10 +85,7 @@ class DenoiserDiagnostics(Diagnostics):
 
     def __call__(self, trained: TrainedModel, *, seed: int, batch_size: int, out: Path) -> dict[str, Any]:
         """See `Diagnostics`; the entry "diagnostics" has a number or two of each measure."""
-        model = trained.model
-        if not isinstance(model, Denoiser):
-            raise ConfigError(f"{trained.run.path} is the run of a classifier: name the run of a denoiser with run=...")
-        start = time.perf_counter()
+        model, start = trained.denoiser, time.perf_counter()
         test = _Test(trained, seed, batch_size)
         edges = logsnr_edges(model.sde, self.bins)
         report: dict[str, Any] = {
@@ -175,9 +171,9 @@ class _Test:
     """Test examples in the model's scaling, with their conditions; training examples if there are too few."""
 
     def __init__(self, trained: TrainedModel, seed: int, batch_size: int) -> None:
-        self.codec, self.shape, self.labelled = trained.codec, trained.shape, labelled(trained)
-        self.seed, self.batch_size, self.device = seed, batch_size, next(trained.model.parameters()).device
-        self.data = data = data_of(trained, trained.extensions)
+        self.codec, self.shape, self.labelled = trained.codec, trained.shape, trained.classes is not None
+        self.seed, self.batch_size, self.device = seed, batch_size, trained.device
+        self.data = data = trained.data()
         self.split: Split = data.test if len(data.test) > 1 else data.train
         self.name = "test examples" if len(data.test) > 1 else "training examples"
         self.dequantize = trained.dequantize

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from scoresde.commands.build import ConfigError, build
-from scoresde.commands.companion import data_of
 from scoresde.commands.load import TrainedModel
 from scoresde.data import Dataset, Quantized
 from scoresde.data.arrays import class_labels, examples_key, given_conditions, read_arrays
@@ -58,7 +57,7 @@ class Examples:
 
 def own_examples(trained: TrainedModel, split: str | None, seed: int) -> Examples:
     """A split of the data that the run was trained on, in random order, so that any number of them stands for all."""
-    data = data_of(trained, trained.extensions)
+    data = trained.data()
     rows, name = _of_split(data, split or "test")
     if len(rows) == 0:
         raise ConfigError(f"the data of {trained.run.path} have no {name}: choose likelihood.split=train.")

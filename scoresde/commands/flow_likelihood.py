@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from scoresde.commands.dequantization import load_dequantization
-from scoresde.commands.interfaces import Covariance, Estimand, Likelihood, Scorer, Scores, StoredBatch
+from scoresde.commands.auxiliary import load_dequantization
+from scoresde.commands.interfaces import Estimand, Likelihood, Scorer, Scores, StoredBatch, Variance
 from scoresde.commands.load import TrainedModel
 from scoresde.data import Quantized, Standardized
 from scoresde.denoiser import Denoiser
@@ -82,7 +82,7 @@ class FlowLikelihood(Likelihood):
     def estimands(self) -> dict[str, Estimand]:
         return {"": Estimand("ODE", PROBABILITY_FLOW)}
 
-    def prepare(self, trained: TrainedModel, covariance: Covariance | None = None) -> Scorer:
+    def prepare(self, trained: TrainedModel, variance: Variance) -> Scorer:
         if isinstance(trained.codec, Standardized):
             once = self.probes == 1 and self.divergence != "exact"
             return partial(self._scores, partial(self._density, trained, trained.codec), once)
@@ -103,8 +103,8 @@ class FlowLikelihood(Likelihood):
 
     def _density(self, trained: TrainedModel, codec: Standardized, batch: StoredBatch, twice: bool) -> Scores:
         result = log_prob(
-            given(trained, batch), codec.encode(batch.x), below=self.below, seeds=batch.seeds, on_error="nan",
-            **{**self._ode, **({"probes": 2} if twice else {})},
+            trained.denoiser.given(**batch.cond), codec.encode(batch.x), below=self.below, seeds=batch.seeds,
+            on_error="nan", **{**self._ode, **({"probes": 2} if twice else {})},
         )  # fmt: skip
         nats, terms = result.log_prob.double() - codec.log_det, {"solver_error": result.solver_error}
         return Scores(nats, result.std_error, result.nfe, terms, result.failures)
@@ -117,7 +117,7 @@ class FlowLikelihood(Likelihood):
             return log_prob(model, x, **{**self._ode, **options, "t_start": start})
 
         result = discrete_log_prob(
-            given(trained, batch), batch.x, dequantization, samples=2 if twice else self.samples,
+            trained.denoiser.given(**batch.cond), batch.x, dequantization, samples=2 if twice else self.samples,
             importance=self.importance, seeds=batch.seeds, on_error="nan", log_prob=density,
         )  # fmt: skip
         terms = {"solver_error": result.solver_error}
@@ -129,15 +129,9 @@ class FlowLikelihood(Likelihood):
         return {name: value for name, value in vars(self).items() if name in ODE}
 
 
-def given(trained: TrainedModel, batch: StoredBatch) -> Denoiser:
-    """The run's denoiser with the conditions of a batch."""
-    assert isinstance(trained.model, Denoiser)
-    return trained.model.given(**batch.cond)
-
-
 def filling_time(trained: TrainedModel, codec: Quantized, halves: float) -> float:
     """Where half a cell is so many standard deviations, σ/α = w/(2 halves); t_min if there is more noise there."""
-    sde = trained.model.sde
+    sde = trained.denoiser.sde
     t = sde.time(torch.tensor(-2 * math.log(codec.width / (2 * halves)), dtype=torch.float64)).item()
     return max(t, sde.t_min)
 
@@ -152,7 +146,7 @@ def _truncated_normal(trained: TrainedModel, codec: Quantized, t_start: float | 
 
 
 def _variational(trained: TrainedModel, codec: Quantized, t_start: float | None) -> Dequantization:
-    return load_dequantization(trained, extensions=trained.extensions)
+    return load_dequantization(trained)
 
 
 DEQUANTIZATIONS = {"uniform": _uniform, "truncated_normal": _truncated_normal, "variational": _variational}

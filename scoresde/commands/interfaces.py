@@ -1,4 +1,4 @@
-"""What `likelihood` and `diagnostics` name: interfaces, so that a user's own is one class and one YAML."""
+"""What the groups of the command lines name: interfaces, so that a user's own is one class and one YAML."""
 
 from __future__ import annotations
 
@@ -10,9 +10,49 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from scoresde.covariance import CovarianceDenoiser
+from scoresde.denoiser import Denoiser
+from scoresde.solvers import Solver
 
 if TYPE_CHECKING:
     from scoresde.commands.load import TrainedModel
+
+Steering = Callable[[Tensor | None], Denoiser]  # labels (B,) of a batch, or None -> its guided denoiser
+
+
+class Guidance(ABC):
+    """How samples of a run are steered: `guidance=...`.
+
+    Attributes:
+        classifies: Whether it steers a model without classes to a label.
+    """
+
+    classifies: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, trained: TrainedModel) -> Steering:
+        """Load what it takes, once, and return the function that makes the guided denoiser of every batch.
+
+        Args:
+            trained: The run; `trained.given(label)` is its denoiser without guidance.
+        Raises:
+            ConfigError: If the run lacks what is needed.
+        """
+
+
+class Variance(ABC):
+    """What a run knows of Cov[x0 | x_t], for solvers and bounds of the optimal reverse variance: `variance=...`."""
+
+    @abstractmethod
+    def __call__(self, trained: TrainedModel) -> CovarianceDenoiser:
+        """The run's denoiser with its covariance."""
+
+
+class SolverGrid(ABC):
+    """Where a solver stops, as far as the run decides it: `grid=...`; other grids are functions (sde, steps, t_end)."""
+
+    @abstractmethod
+    def __call__(self, solver: Solver, trained: TrainedModel) -> Solver:
+        """The solver on this grid."""
 
 
 class StoredBatch(NamedTuple):
@@ -59,11 +99,10 @@ class Estimand(NamedTuple):
 
 
 Scorer = Callable[[StoredBatch], Scores]
-Covariance = Callable[["TrainedModel"], CovarianceDenoiser]  # what the `variance` group gives a run
 
 
 class Likelihood(ABC):
-    """A way to estimate log p of the examples of a run; its options are its fields.
+    """How log p of the examples of a run is estimated: `likelihood=...`.
 
     Attributes:
         columns: Names of `Scores.terms`.
@@ -74,12 +113,12 @@ class Likelihood(ABC):
     per_example: ClassVar[bool] = False
 
     @abstractmethod
-    def prepare(self, trained: TrainedModel, covariance: Covariance | None = None) -> Scorer:
+    def prepare(self, trained: TrainedModel, variance: Variance) -> Scorer:
         """The function that gives the values of a batch of the run's examples.
 
         Args:
             trained: The run.
-            covariance: What the `variance` group gives it; None for variance=none.
+            variance: What gives it a covariance.
         Raises:
             ConfigError: If the run lacks what is needed.
         """
@@ -101,7 +140,7 @@ class Likelihood(ABC):
 
 
 class Diagnostics(ABC):
-    """A look at a run; its options are its fields."""
+    """A look at a run: `diagnostics=...`."""
 
     @abstractmethod
     def __call__(self, trained: TrainedModel, *, seed: int, batch_size: int, out: Path) -> dict[str, Any]:
@@ -115,3 +154,11 @@ class Diagnostics(ABC):
         Returns:
             Entries of metrics.json.
         """
+
+
+class Task(ABC):
+    """What `train.py` does with its configuration: `task=...`. Those that train a model of data are `ModelTask`s."""
+
+    @abstractmethod
+    def __call__(self, config: dict[str, Any]) -> dict[str, float]:
+        """Train, or go on where an earlier training stopped; returns the metrics logged last."""

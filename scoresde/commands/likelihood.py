@@ -14,9 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as
-from scoresde.commands.companion import labelled
 from scoresde.commands.examples import SPLITS, given_examples, own_examples
-from scoresde.commands.interfaces import Covariance, Likelihood, Scorer, Scores, StoredBatch
+from scoresde.commands.interfaces import Likelihood, Scorer, Scores, StoredBatch, Variance
 from scoresde.commands.likelihood_words import Unit, means, print_summary, with_error
 from scoresde.commands.load import TrainedModel
 from scoresde.commands.tables import GrowingTable
@@ -72,16 +71,17 @@ def chosen_likelihood(node: Mapping[str, Any], extensions: Sequence[str]) -> tup
 class NoLikelihood(Likelihood):
     """Nothing is evaluated."""
 
-    def prepare(self, trained: TrainedModel, covariance: Covariance | None = None) -> Scorer:
+    def prepare(self, trained: TrainedModel, variance: Variance) -> Scorer:
         raise ConfigError("likelihood=none evaluates nothing: use likelihood=hutchinson, or another.")
 
 
-def is_wanted(config: dict[str, Any], options: EvaluationOptions, likelihood: Likelihood, solver: Solver) -> bool:
+def is_wanted(
+    config: dict[str, Any], options: EvaluationOptions, likelihood: Likelihood, solver: Solver, steered: bool
+) -> bool:
     """Whether the likelihood is to be evaluated: always, with `data`, or with the solver that exists for it."""
-    steered = config["guidance"]["kind"] != "none" or config["label"] is not None
-    asked = options.when == "always" or config.get("data") is not None
     if isinstance(likelihood, NoLikelihood) or options.num_examples == 0:
         return False
+    asked = options.when == "always" or config.get("data") is not None
     return asked or (isinstance(solver, ProbabilityFlowODE) and not steered)
 
 
@@ -97,8 +97,7 @@ class Evaluation:
         likelihood: How.
         trained: The run.
         out: Folder of the table.
-        device: Of the model.
-        covariance: What the `variance` group gives the run, if anything.
+        variance: What gives the run a covariance.
     Raises:
         ConfigError: If the options, the data and the run do not fit together.
     """
@@ -110,17 +109,16 @@ class Evaluation:
         likelihood: Likelihood,
         trained: TrainedModel,
         out: Path,
-        device: torch.device,
-        covariance: Covariance | None,
+        variance: Variance,
     ) -> None:
-        self.options, self.likelihood, self.trained, self.device = options, likelihood, trained, device
+        self.options, self.likelihood, self.trained = options, likelihood, trained
         self.seed = config["seed"] if options.seed is None else options.seed
         self.given = config.get("data") is not None
         if self.given:
             self.examples = given_examples(config["data"], trained, options.split, config["extensions"])
         else:
             self.examples = own_examples(trained, options.split, self.seed)
-        self.score = likelihood.prepare(trained, covariance)
+        self.score = likelihood.prepare(trained, variance)
         self.unit = Unit.of(trained)
         self.count = min(len(self.examples), options.num_examples or len(self.examples))
         path = out / "likelihood.csv" if options.csv is None else Path(options.csv).expanduser()
@@ -187,12 +185,12 @@ class Evaluation:
     def _batch(self, positions: Sequence[int]) -> StoredBatch:
         rows, examples = torch.as_tensor(positions), self.examples
         cond: dict[str, Tensor] = {}
-        if labelled(self.trained) and examples.label is not None:
-            cond["label"] = examples.label[rows].to(self.device)
+        if self.trained.classes is not None and examples.label is not None:
+            cond["label"] = examples.label[rows].to(self.trained.device)
         if examples.condition is not None:
-            cond["condition"] = examples.condition[rows].to(self.device)
+            cond["condition"] = examples.condition[rows].to(self.trained.device)
         seeds = [mix(mix(self.seed) ^ index) >> 1 for index in examples.index[rows].tolist()]
-        return StoredBatch(examples.x[rows].to(self.device), cond, seeds)
+        return StoredBatch(examples.x[rows].to(self.trained.device), cond, seeds)
 
     def _cells(self, scores: Scores, place: int) -> dict[str, Any]:
         nats = float(scores.nats[place])

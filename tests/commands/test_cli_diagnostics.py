@@ -15,7 +15,6 @@ from PIL import Image
 
 from scoresde.cli import config_dir, train_main
 from scoresde.commands.build import ConfigError
-from scoresde.commands.companion import data_of, labelled
 from scoresde.commands.diagnostics import KINDS, _cell_optimum, _Test, diagnose
 from scoresde.commands.load import TrainedModel, load_run
 from scoresde.diagnostics import asymmetry_by_noise, fokker_planck_by_noise, loss_by_noise, marginal_gap
@@ -46,12 +45,12 @@ def run(path: str = "runs/plain", **options: Any) -> tuple[dict[str, Any], dict[
 
 def batches(trained: TrainedModel, count: int) -> list[Any]:
     """Test examples as the command takes them, in batches of 8."""
-    split = data_of(trained, []).test
+    split = trained.data().test
     rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(3))[:count]
     x = trained.codec.encode(split.x[rows], generator=torch.Generator().manual_seed(3))
     labels = (
         [{}] * 9
-        if split.label is None or not labelled(trained)
+        if split.label is None or trained.classes is None
         else [{"label": part} for part in split.label[rows].split(8)]
     )
     return list(zip(x.split(8), labels, strict=False))
@@ -113,7 +112,7 @@ def test_the_picture(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_references_enclose_the_optimum(work: Path) -> None:
     loss = run(bins=12, num_examples=None, which="loss")[1]["loss"]
     pairs = list(zip(loss["memorising_optimum"], loss["linear_optimum"], strict=True))
-    assert loss["num_examples"] == len(data_of(load_run("runs/plain"), []).test)
+    assert loss["num_examples"] == len(load_run("runs/plain").data().test)
     assert all(low <= high * 1.1 for low, high in pairs)
     assert pairs[-1] == (pytest.approx(0, abs=0.3), pytest.approx(1, abs=1e-3))
     assert pairs[0][1] < 1e-2
@@ -122,7 +121,7 @@ def test_references_enclose_the_optimum(work: Path) -> None:
 def test_levels_have_a_cell_that_no_denoiser_sees_into(work: Path) -> None:
     """At high SNR a uniform cell looks flat: the loss tends to 1, from below the SNR of the cell as SNR w²/12."""
     trained = load_run("runs/labelled")
-    test = _Test(trained, data_of(trained, []), 0, 8, torch.device("cpu"))
+    test = _Test(trained, trained.data(), 0, 8, torch.device("cpu"))
     edges = torch.tensor([-4.0, -3.9, 13.0, 13.8], dtype=torch.float64)
     optimum = _cell_optimum(trained.model.sde, test, edges)
     low, high = trained.codec.value_range  # type: ignore[union-attr]
