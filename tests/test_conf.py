@@ -12,7 +12,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from scoresde.cli import config_dir
-from scoresde.commands.build import ConfigError, build, find_target
+from scoresde.commands import DenoiserDiagnostics, Diagnostics, Likelihood
+from scoresde.commands.build import ConfigError, build, build_as, find_target
+from scoresde.commands.likelihood import SHARED, EvaluationOptions
 from scoresde.data import Dataset
 from scoresde.parameterization import Parameterization
 from scoresde.sde import SDE
@@ -44,7 +46,10 @@ def nodes(value: Any) -> Iterator[dict[str, Any]]:
 
 
 TARGETS = [
-    (path.relative_to(ROOT).as_posix(), node) for path in FILES for node in nodes(yaml.safe_load(path.read_text()))
+    (path.relative_to(ROOT).as_posix(), node)
+    for path in FILES
+    for node in nodes(yaml.safe_load(path.read_text()))
+    if "defaults" not in node
 ]
 
 
@@ -89,6 +94,24 @@ def test_option_builds(path: Path) -> None:
     node = yaml.safe_load(path.read_text())
     built = build(node, group, **({"sigma_data": 0.5} if group == "parameterization" else {}))
     assert isinstance(built, {"sde": SDE, "solver": Solver, "parameterization": Parameterization}[group])
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "likelihood").glob("*.yaml")))
+def test_likelihood_has_its_own_arguments_and_the_shared_ones_with_their_defaults(name: str) -> None:
+    whole = composed("sample", f"likelihood={name}")["likelihood"]
+    shared = {key: whole.pop(key) for key in SHARED}
+    assert EvaluationOptions(**shared) == EvaluationOptions(when="ode" if name == "default" else "always")
+    assert isinstance(build_as(Likelihood, whole, "likelihood"), Likelihood)
+    for node in nodes(whole):
+        target = find_target(node["_target_"], name)
+        assert set(node) - {"_target_"} == set(inspect.signature(target).parameters)
+    bare = {"_target_": whole["_target_"], **({"divergence": whole["divergence"]} if "divergence" in whole else {})}
+    assert build_as(Likelihood, whole, "likelihood") == build_as(Likelihood, bare, "likelihood")
+
+
+def test_diagnostics_are_those_of_python() -> None:
+    shipped = composed("sample", "diagnostics=default")["diagnostics"]
+    assert build_as(Diagnostics, shipped, "diagnostics") == DenoiserDiagnostics()
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
 from functools import partial
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -78,15 +77,18 @@ def _check_types(target: Any, arguments: Mapping[str, Any], where: str) -> None:
     for name, parameter in inspect.signature(target).parameters.items():
         if name not in arguments:
             continue
-        value, hint, default = arguments[name], hints.get(name), type(parameter.default)
-        members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        kinds = [kind for kind in KINDS if kind in members] or [kind for kind in KINDS if kind is default]
-        others = set(members) - {*KINDS, NoneType, None}
-        classes = tuple(other for other in others if isinstance(other, type) and issubclass(other, INTERFACES))
-        null = NoneType in members or (value is None and hint not in KINDS and not classes)
+        value, hint = arguments[name], hints.get(name)
+        members = set(get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,))
+        kinds = [kind for kind in KINDS if kind in members] or [
+            kind for kind in KINDS if kind is type(parameter.default)
+        ]
+        others = members - {*KINDS, NoneType, None}
+        classes = [other for other in others if isinstance(other, type) and issubclass(other, INTERFACES)]
+        known = members <= {*KINDS, *classes, NoneType}
+        null = NoneType in members or parameter.default is None or not known
         if value is None and null:
             continue
-        if classes and len(classes) == len(set(members) - {NoneType}) and not isinstance(value, classes):
+        if known and len(classes) == 1 and not kinds:
             require(value, classes[0], f"{where}.{name}")
         judged = isinstance(value, tuple(KINDS)) or not others
         if kinds and judged and not any(_is_of(value, kind) for kind in kinds):
@@ -101,8 +103,9 @@ def _is_of(value: Any, kind: type) -> bool:
 
 def _hints(target: Any) -> dict[str, Any]:
     """The annotations of what a call takes; none if they name what is not there at run time."""
+    own = isinstance(target, type) and "__dataclass_fields__" not in vars(target)
     try:
-        return get_type_hints(target if is_dataclass(target) or not isinstance(target, type) else target.__init__)  # type: ignore[misc]
+        return get_type_hints(target.__init__ if own else target)
     except (NameError, TypeError, AttributeError):
         return {}
 
