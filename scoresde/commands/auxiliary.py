@@ -72,8 +72,8 @@ class AuxiliaryTask(Task):
         given = [key for key in ("run", "conditional", "sde", "parameterization", "data") if config.get(key)]
         if given:
             raise ConfigError(
-                f"a {self.noun} takes {' and '.join(given)} from its run: leave out {given[0]}=..., name the run with "
-                f"of=..., and start from experiment={self.experiment}."
+                f"the {self.noun} takes {' and '.join(given)} from its run: leave out {given[0]}=..., name the run "
+                f"with of=..., and start from experiment={self.experiment}."
             )
         extensions = [*config["extensions"], ANY_INTERFACE]
         loss = build_as(self.loss, config["loss"], "loss", extensions)
@@ -86,9 +86,11 @@ class AuxiliaryTask(Task):
         module = self.module(trained, options, extensions).to(device)
         task = {key: value for key, value in config["task"].items() if key != "of"}
         whole = {**trained.config, **{key: config[key] for key in OWN}, "task": task, self.key: options}
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        optimizer = build_as(torch.optim.Optimizer, config["optimizer"], "optimizer", extensions, parameters)
+        run = take_up(trained.run.path / self.folder, whole, extensions)
         metrics = fit(
-            config, module, [parameter for parameter in module.parameters() if parameter.requires_grad], loss, data,
-            take_up(trained.run.path / self.folder, whole, extensions),
+            config, module, loss, optimizer, data, run,
             labelled=trained.classes is not None, dequantize=trained.dequantize,
         )  # fmt: skip
         print(f"done: python sample.py run={trained.run.path} {self.usage}")

@@ -141,18 +141,32 @@ def find_target(name: Any, where: str, extensions: Sequence[str] = ()) -> Any:
     return target
 
 
-def build_as(interface: type, node: Any, where: str, extensions: Sequence[str] = ()) -> Any:
+def build_as(interface: type, node: Any, where: str, extensions: Sequence[str] = (), *arguments: Any) -> Any:
     """`build` of a node that must name a class of an interface; one of another kind is refused before its arguments.
 
+    Args:
+        interface, node, where, extensions: As for `require` and `build`.
+        arguments: What a node with `_partial_: true` waits for.
     Raises:
         ConfigError: As for `build`, and if the node names nothing, or something else.
     """
-    if isinstance(node, Mapping) and "_target_" in node:
-        target = find_target(node["_target_"], where, extensions)
-        if isinstance(target, type) and not issubclass(target, interface):
-            require(target, interface, where)
-        node = build(node, where, extensions)
-    return require(node, interface, where)
+    check_kind(interface, node, where, extensions)
+    built = build(node, where, extensions)
+    if arguments and isinstance(built, partial):
+        try:
+            built = built(*arguments)
+        except TypeError as error:
+            raise ConfigError(f"{where}: {error}") from error
+    return require(built, interface, where)
+
+
+def check_kind(interface: type, node: Any, where: str, extensions: Sequence[str] = ()) -> None:
+    """Raise if a node names a class that is not of an interface, or nothing; functions may return anything."""
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        require(node, interface, where)
+    target = find_target(node["_target_"], where, extensions)
+    if isinstance(target, type) and not issubclass(target, interface):
+        require(target, interface, where)
 
 
 def require(built: Any, interface: type, where: str) -> Any:

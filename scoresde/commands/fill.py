@@ -23,8 +23,8 @@ def fill(config: dict[str, Any], data: Dataset, *, labelled: bool, outputs: int 
         ConfigError: If the model or the labels do not suit the data.
     """
     for key in ("model", "parameterization", "loss"):
-        if not isinstance(config[key], Mapping):
-            raise ConfigError(f"{key}={config[key]} names no class: it is needed to train a model.")
+        if not isinstance(config.get(key), Mapping):
+            raise ConfigError(f"{key}={config.get(key)} names no class: it is needed to train a model.")
     config = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
     model, shape = config["model"], data.shape
     if labelled and data.num_classes is None:

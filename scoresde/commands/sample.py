@@ -51,10 +51,10 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
     trained = load_run(run, device=device, extensions=extensions)
     own = [*extensions, ANY_INTERFACE]  # the command line is the user's own, while the run may come from elsewhere
     chosen = Chosen(
-        solver=build_as(Solver, config["solver"], "solver", own),
-        grid=build(config["grid"], "grid", own),
-        guidance=build_as(Guidance, config["guidance"], "guidance", own),
-        variance=build_as(Variance, config["variance"], "variance", own),
+        solver=build_as(Solver, config.get("solver"), "solver", own),
+        grid=build(config.get("grid"), "grid", own),
+        guidance=build_as(Guidance, config.get("guidance"), "guidance", own),
+        variance=build_as(Variance, config.get("variance"), "variance", own),
     )
     steered = config["label"] is not None or not isinstance(chosen.guidance, NoGuidance)
     out = Path(config["out"]) if config["out"] is not None else trained.run.samples

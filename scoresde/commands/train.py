@@ -15,7 +15,7 @@ import yaml
 from torch import Tensor, nn
 
 from scoresde.commands.batches import Batches
-from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as, require
+from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as, check_kind, require
 from scoresde.commands.device import pick_device
 from scoresde.commands.fill import fill
 from scoresde.commands.interfaces import Task
@@ -50,12 +50,14 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     Returns:
         The metrics logged last.
     """
-    node = config["task"]
+    node, extensions = config.get("task"), [*config["extensions"], ANY_INTERFACE]
     if isinstance(node, str):
         raise ConfigError(f"task: {node} names no class: write override /task: {node} in the defaults of your YAML.")
-    task = build_as(Task, node, "task", [*config["extensions"], ANY_INTERFACE])
+    for key, interface in (("optimizer", torch.optim.Optimizer), ("trainer", Trainer), ("logger", Logger)):
+        check_kind(interface, config.get(key), key, extensions)
+    task: Task = build_as(Task, node, "task", extensions)
     for key, (default, needs) in OF_TASKS.items():
-        if config.get(key, default) != default and key not in node:
+        if config.get(key, default) != default and key not in (node or {}):
             raise ConfigError(f"{key}={config[key]} needs {needs}.")
     return task(config)
 
@@ -89,9 +91,9 @@ class ModelTask(Task):
     def __call__(self, config: dict[str, Any]) -> dict[str, float]:
         extensions = [*config["extensions"], ANY_INTERFACE]
         for key in ("path", "test_path"):  # sampling may start from another folder
-            if config["data"] and config["data"].get(key) is not None:
+            if (config.get("data") or {}).get(key) is not None:
                 config["data"][key] = str(Path(config["data"][key]).expanduser().resolve())
-        data = require(build(config["data"], "data", extensions), Dataset, "data")
+        data = build_as(Dataset, config.get("data"), "data", extensions)
         labelled = bool(config["conditional"]) or self.labelled
         config = fill(config, data, labelled=labelled, outputs=self.outputs)
         if config["batch_size"] < 1 or config["batch_size"] > len(data.train):
@@ -102,13 +104,16 @@ class ModelTask(Task):
         device = pick_device(config["device"])
         torch.manual_seed(config["seed"])
         model, _ = build_model(self, config, extensions)
+        model.to(device)
         loss = self.loss(build_as(Loss, config["loss"], "loss", extensions))
+        node = config["optimizer"]
+        optimizer = build_as(torch.optim.Optimizer, node, "optimizer", extensions, parameter_groups(model))
         run = take_up(run_path(config), identity(config), extensions)
         if not (run.path / CODEC_FILE).is_file():
             save_checkpoint(run.path / CODEC_FILE, {"codec": codec_state(data.codec), "shape": list(data.shape)})
         preview = Preview(run, data, bool(config["conditional"])) if data.is_image else None
         metrics = fit(
-            config, model.to(device), parameter_groups(model), loss, data, run,
+            config, model, loss, optimizer, data, run,
             labelled=labelled, dequantize=loss.dequantize, preview=preview if isinstance(model, Denoiser) else None,
         )  # fmt: skip
         print(f"done: python sample.py run={run.path}")
@@ -159,7 +164,7 @@ def build_model(
     task: ModelTask, config: Mapping[str, Any], extensions: Sequence[str] = ()
 ) -> tuple[nn.Module, nn.Module]:
     """The model of a filled-in configuration, with fresh weights, and the network inside it."""
-    sde: SDE = build_as(SDE, config["sde"], "sde", extensions)
+    sde: SDE = build_as(SDE, config.get("sde"), "sde", extensions)
     node = config["parameterization"]
     rule: Parameterization = build_as(Parameterization, node, "parameterization", extensions)
     net = build_as(nn.Module, config["model"], "model", extensions)
@@ -169,8 +174,8 @@ def build_model(
 def fit(
     config: Mapping[str, Any],
     module: nn.Module,
-    parameters: Sequence[Any],
     loss: Loss,
+    optimizer: torch.optim.Optimizer,
     data: Dataset,
     run: RunDirectory,
     *,
@@ -178,46 +183,33 @@ def fit(
     dequantize: bool,
     preview: Callable[[nn.Module, int], Path] | None = None,
 ) -> dict[str, float]:
-    """Train a module with the optimizer, trainer and logger of a configuration.
+    """Train a module with the trainer and logger of a configuration.
 
     Args:
-        config: optimizer, trainer and logger, as nodes; batch_size, seed, extensions.
+        config: trainer and logger, as nodes; batch_size, seed, extensions.
         module: On its device; the loss is called with it.
-        parameters: Those that are trained, or groups of them.
-        loss, data, run, preview: As for `Trainer`.
+        loss, optimizer, data, run, preview: As for `Trainer` and `Batches`.
         labelled, dequantize: As for `Batches`.
     """
     extensions = [*config["extensions"], ANY_INTERFACE]
     device = next(module.parameters()).device
     count = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     print(f"{run.path}: {count:,} parameters, {len(data.train):,} training examples of shape {data.shape}, {device}")
-    optimizer = build(config["optimizer"], "optimizer", extensions)
-    logger = build(config["logger"], "logger", extensions)
     trainer = build(
         config["trainer"],
         "trainer",
         extensions,
         denoiser=module,
         loss=loss,
-        optimizer=require(completed(optimizer, parameters, "optimizer"), torch.optim.Optimizer, "optimizer"),
+        optimizer=optimizer,
         batch=Batches(data, config["batch_size"], config["seed"], labelled=labelled, dequantize=dequantize),
         run=run,
-        logger=require(completed(logger, run, "logger"), Logger, "logger"),
+        logger=build_as(Logger, config["logger"], "logger", extensions, run),
         preview=preview,
         seed=config["seed"],
         device=device,
     )
     return require(trainer, Trainer, "trainer").fit()
-
-
-def completed(built: Any, argument: Any, where: str) -> Any:
-    """What a node with `_partial_: true` makes of the argument that it waits for."""
-    if not callable(built):
-        raise ConfigError(f"{where}=... must wait for an argument: give its YAML _partial_: true.")
-    try:
-        return built(argument)
-    except TypeError as error:
-        raise ConfigError(f"{where}: {error}") from error
 
 
 class Preview:
