@@ -34,6 +34,7 @@ from scoresde.diagnostics import (
     marginal_gap,
     optimum_by_noise,
 )
+from scoresde.noise import stream_generator
 from scoresde.sde import SDE
 from scoresde.training.checkpoint import write_atomically
 
@@ -179,10 +180,10 @@ class _Test:
         self.dequantize = trained.dequantize
 
     def generator(self, number: int) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + number)
+        return stream_generator(self.seed, "diagnostic", number, device=self.device)
 
     def rows(self, count: int | None) -> Tensor:
-        order = torch.randperm(len(self.split), generator=torch.Generator().manual_seed(self.seed))
+        order = torch.randperm(len(self.split), generator=stream_generator(self.seed, "order"))
         return order if count is None else order[:count]
 
     def batches(self, rows: Tensor) -> Batches:
@@ -194,7 +195,7 @@ class _Test:
 
     def encode(self, x: Tensor, *, dequantize: bool = True) -> Tensor:
         """In the model's scaling; dequantised if that is wanted and the model is trained on dequantised levels."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = stream_generator(self.seed, "dequantization")
         return self.codec.encode(x, generator=generator, dequantize=dequantize and self.dequantize).to(self.device)
 
     def conditions(self, count: int) -> dict[str, Tensor]:
@@ -225,7 +226,7 @@ def _references(model: Denoiser, test: _Test, edges: Tensor) -> dict[str, Any]:
     if len(x) * entries * draws * bins <= LARGEST_MEMORY and not test.conditions(1):
         points = test.encode(x, dequantize=False)
         law = EmpiricalDenoiser(model.sde, points)
-        chosen = points[torch.randperm(len(x), generator=torch.Generator().manual_seed(test.seed))[:draws]]
+        chosen = points[torch.randperm(len(x), generator=stream_generator(test.seed, "order"))[:draws]]
         with _bar("memorising", draws * bins) as progress:
             curve = optimum_by_noise(law, [chosen.double()], bins=edges, generator=test.generator(1), progress=progress)
         found["memorising_optimum"] = torch.maximum(curve.value, _cell_optimum(model.sde, test, edges)).tolist()
@@ -236,12 +237,12 @@ def _cell_optimum(sde: SDE, test: _Test, edges: Tensor) -> Tensor:
     """The least loss of one who knows all levels but not where in their cells the dequantised values are; (bins,)."""
     if not isinstance(test.codec, Quantized) or not test.dequantize:
         return torch.zeros(len(edges) - 1, dtype=torch.float64)
-    width = test.codec.width
+    width = test.codec.cells.width
     finest = math.exp(-0.5 * float(edges[-1]))  # σ/α, which the points of the cell are closer than
     points = min(max(16, math.ceil(2 * width / finest)), 4096)
     cell = width * ((torch.arange(points, dtype=torch.float64) + 0.5) / points - 0.5)
     law = EmpiricalDenoiser(sde, cell[:, None].to(test.device))
-    generator = torch.Generator(device=test.device).manual_seed(test.seed)
+    generator = stream_generator(test.seed, "cell", device=test.device)
     draws = law.sample(CELL_DRAWS, generator=generator)
     return optimum_by_noise(law, [draws], bins=edges, generator=generator).value
 

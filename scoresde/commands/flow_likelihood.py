@@ -16,16 +16,15 @@ from scoresde.commands.interfaces import Estimand, Likelihood, Scorer, Scores, S
 from scoresde.commands.load import TrainedModel
 from scoresde.data import Quantized, Standardized
 from scoresde.denoiser import Denoiser
-from scoresde.integrate.coordinates import check_ode_arguments
+from scoresde.integrate.torchdiffeq_backend import check_ode_arguments
 from scoresde.likelihood.dequantization import Dequantization, TruncatedNormalDequantization, UniformDequantization
 from scoresde.likelihood.discrete import discrete_log_prob
-from scoresde.likelihood.probability_flow import LogProb, check_below, log_prob
+from scoresde.likelihood.flow_density import LogProb, check_below, log_prob
 from scoresde.likelihood.report import PROBABILITY_FLOW
 from scoresde.likelihood.trace import check_trace
-from scoresde.noise.keyed import mix
+from scoresde.noise import stream_seed
 
 ODE = ("divergence", "probes", "probe", "method", "rtol", "atol", "steps", "t_start")
-REPEAT = 0x726570656174  # sets the choice of the examples with a second draw apart from their draws
 CUT = 3.0  # standard deviations at which the noise of truncated_normal is cut, unless t_start says otherwise
 
 
@@ -93,7 +92,7 @@ class FlowLikelihood(Likelihood):
 
     def _scores(self, score: Callable[[StoredBatch, bool], Scores], once: bool, batch: StoredBatch) -> Scores:
         """A batch in two parts: examples with one draw, and those that are chosen to have two."""
-        again = [once and mix(seed ^ REPEAT) < self.repeat * 2**64 for seed in batch.seeds]
+        again = [once and stream_seed(seed, "repeat") < self.repeat * 2**63 for seed in batch.seeds]
         parts = []
         for twice in (False, True):
             rows = torch.tensor([row for row, chosen in enumerate(again) if chosen is twice], device=batch.x.device)
@@ -132,7 +131,7 @@ class FlowLikelihood(Likelihood):
 def filling_time(trained: TrainedModel, codec: Quantized, halves: float) -> float:
     """Where half a cell is so many standard deviations, σ/α = w/(2 halves); t_min if there is more noise there."""
     sde = trained.denoiser.sde
-    t = sde.time(torch.tensor(-2 * math.log(codec.width / (2 * halves)), dtype=torch.float64)).item()
+    t = sde.time(torch.tensor(-2 * math.log(codec.cells.width / (2 * halves)), dtype=torch.float64)).item()
     return max(t, sde.t_min)
 
 

@@ -92,10 +92,10 @@ class Scores(NamedTuple):
 
 
 class Estimand(NamedTuple):
-    """What a likelihood is of: a short name, and the distribution in words."""
+    """What a likelihood is of: a short name, and the distribution whose log p it is, in words."""
 
     name: str
-    words: str
+    distribution: str
 
 
 Scorer = Callable[[StoredBatch], Scores]

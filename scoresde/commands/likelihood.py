@@ -19,7 +19,7 @@ from scoresde.commands.interfaces import Likelihood, Scorer, Scores, StoredBatch
 from scoresde.commands.likelihood_words import Unit, means, print_summary, with_error
 from scoresde.commands.load import TrainedModel
 from scoresde.commands.tables import GrowingTable
-from scoresde.noise.keyed import mix
+from scoresde.noise import stream_seed
 from scoresde.solvers import ProbabilityFlowODE, Solver
 
 
@@ -189,7 +189,7 @@ class Evaluation:
             cond["label"] = examples.label[rows].to(self.trained.device)
         if examples.condition is not None:
             cond["condition"] = examples.condition[rows].to(self.trained.device)
-        seeds = [mix(mix(self.seed) ^ index) >> 1 for index in examples.index[rows].tolist()]
+        seeds = [stream_seed(self.seed, "example", index) for index in examples.index[rows].tolist()]
         return StoredBatch(examples.x[rows].to(self.trained.device), cond, seeds)
 
     def _cells(self, scores: Scores, place: int) -> dict[str, Any]:

@@ -104,13 +104,13 @@ def print_summary(
 def _estimands(rows: Sequence[Row], unit: Unit, likelihood: Likelihood) -> str:
     """What the values are of; a table if there are several."""
     if len(likelihood.estimands) == 1:
-        return f"({likelihood.estimands[''].words})"
+        return f"({likelihood.estimands[''].distribution})"
     table = []
-    for prefix, (name, words) in likelihood.estimands.items():
+    for prefix, (name, distribution) in likelihood.estimands.items():
         columns = [[float(row[f"{prefix}{key}"] or "nan") for row in rows] for key in ("nats", "std_error", "nfe")]
         nats, errors, calls = torch.tensor(columns, dtype=torch.float64)
         scale = abs(unit.nats)
-        table.append(ReportRow.of(name, words, -nats / scale, errors / scale, calls[nats.isfinite()]))
+        table.append(ReportRow.of(name, distribution, -nats / scale, errors / scale, calls[nats.isfinite()]))
     return str(Report(rows=tuple(table), unit=unit.name if unit.is_bits else "nats"))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scoresde.denoiser import Denoiser, NetworkDenoiser
 from scoresde.parameterization import Parameterization
-from scoresde.sde import SDE, expand
+from scoresde.sde import SDE, DiscreteVPSDE, expand
 
 
 class LearnedRange(Denoiser):
@@ -38,7 +38,7 @@ class LearnedRange(Denoiser):
     ) -> None:
         super().__init__()
         self.net, self.sde, self.parameterization = net, sde, parameterization
-        self.steps = len(getattr(sde, "betas", ())) if steps is None else steps
+        self.steps = (len(sde.betas) if isinstance(sde, DiscreteVPSDE) else 0) if steps is None else steps
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         return self.mean_and_range(x, t, **cond)[0]

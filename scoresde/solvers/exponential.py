@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from scoresde.sde.levels import Levels
+from scoresde.sde.quadrature import gauss_legendre
 
 PREDICTIONS = ("eps", "data", "v", "flow")
 CLOCKS = ("own", "logsnr", "ratio", "time")
@@ -86,7 +87,7 @@ def prediction_coefficients(levels: Levels, prediction: str) -> tuple[Tensor, Te
 def _quadrature(levels: Levels, prediction: str, clock: str) -> tuple[Tensor, Tensor, Tensor]:
     """a of every step (n, ...), and λ (points, n, ...) and kernel mass (points, n, ...) of a Gauss rule on it."""
     alpha_t, alpha_s, sigma_t, sigma_s = levels.alpha[:-1], levels.alpha[1:], levels.sigma[:-1], levels.sigma[1:]
-    nodes, masses = (_like(values, levels.lam) for values in _legendre())
+    nodes, masses = (_like(values, levels.lam) for values in gauss_legendre(_POINTS))
     if prediction in ("v", "flow"):
         u = _own(levels.lam, prediction)
         span = u[1:] - u[:-1]
@@ -123,13 +124,6 @@ def _like(values: Tensor, shape: Tensor) -> Tensor:
     return values.to(shape.device).reshape(-1, *[1] * shape.ndim)
 
 
-@lru_cache(maxsize=1)
-def _legendre() -> tuple[Tensor, Tensor]:
-    """Gauss-Legendre rule on [0, 1]: to rounding for a kernel e^(−u) over |u| < 40."""
-    nodes, masses = np.polynomial.legendre.leggauss(_POINTS)
-    return torch.from_numpy(0.5 * (nodes + 1)), torch.from_numpy(0.5 * masses)
-
-
 @lru_cache(maxsize=2)
 def _to_infinity(polynomial: bool) -> tuple[Tensor, Tensor]:
     """Rule for ∫₀^∞ e^(−u) g(u) du: Gauss-Laguerre if g is a polynomial, else Gauss-Legendre in e^(−u)."""
@@ -137,5 +131,5 @@ def _to_infinity(polynomial: bool) -> tuple[Tensor, Tensor]:
         nodes, masses = np.polynomial.laguerre.laggauss(8)
         pad = np.zeros(_POINTS - 8)
         return torch.from_numpy(np.concatenate([nodes, pad])), torch.from_numpy(np.concatenate([masses, pad]))
-    nodes_, masses_ = _legendre()
+    nodes_, masses_ = gauss_legendre(_POINTS)
     return -nodes_.log(), masses_

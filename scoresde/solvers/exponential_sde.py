@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +15,7 @@ from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, logsnr_grid
 from scoresde.sde.levels import Levels
+from scoresde.sde.quadrature import gauss_legendre
 from scoresde.solvers.ancestral import check_eta, with_noise
 from scoresde.solvers.tabulated import TabulatedSolver, linear, unused
 from scoresde.solvers.transfer import check_choice, phi, predict
@@ -201,7 +200,7 @@ class ERSDE(TabulatedSolver):
 
     def _taylor(self, at: Tensor, to: Tensor) -> tuple[Tensor, Tensor]:
         """c₁ and c₂ by Gauss-Legendre in log ρ, which is exact to rounding for any smooth φ."""
-        nodes, masses = (values.to(at.device).reshape(-1, *[1] * at.ndim) for values in _legendre())
+        nodes, masses = (values.to(at.device).reshape(-1, *[1] * at.ndim) for values in gauss_legendre(32))
         span = (at / to).log()
         ratio = to * torch.exp(nodes * span)
         density = masses * span * ratio * (self.scale(to) / self.scale(ratio))
@@ -237,9 +236,3 @@ def noise_share(eta: float, h: Tensor) -> Tensor:
 def kernel_moments(decay: Tensor, degree: int) -> tuple[Tensor, ...]:
     """M_n = ∫₀¹ H e^(−H(1−u)) uⁿ du = H n! φ_{n+1}(−H), n = 0 ... degree, for a finite H = decay of either sign."""
     return tuple(decay * math.factorial(n) * value for n, value in enumerate(phi(-decay, degree + 1)))
-
-
-@lru_cache(maxsize=1)
-def _legendre() -> tuple[Tensor, Tensor]:
-    nodes, masses = np.polynomial.legendre.leggauss(32)
-    return torch.from_numpy(0.5 * (nodes + 1)), torch.from_numpy(0.5 * masses)

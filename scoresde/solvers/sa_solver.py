@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +14,7 @@ from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, logsnr_grid
 from scoresde.sde.levels import Levels
+from scoresde.sde.quadrature import gauss_legendre
 from scoresde.solvers.ancestral import with_noise
 from scoresde.solvers.tabulated import TabulatedSolver, linear
 from scoresde.solvers.transfer import check_choice
@@ -123,7 +122,7 @@ def adams_weights(levels: Levels, rate: Tensor, offsets: tuple[int, ...], clock:
     h = levels.lam.diff(dim=0)
     landing = ~torch.isfinite(h)
     step = torch.where(landing, 1, h)
-    nodes, masses = (values.to(h.device).reshape(-1, *[1] * h.ndim) for values in _legendre())
+    nodes, masses = (values.to(h.device).reshape(-1, *[1] * h.ndim) for values in gauss_legendre(32))
     lam = levels.lam[:-1] + nodes * step
     mass = masses * rate * step * torch.exp(-rate * step * (1 - nodes))
     if clock == "logsnr":
@@ -149,9 +148,3 @@ def adams_weights(levels: Levels, rate: Tensor, offsets: tuple[int, ...], clock:
             weight = torch.where(landing, 1.0 if offset == 0 else 0.0, weight)
         weights.append(levels.alpha[1:] * weight)
     return tuple(weights)
-
-
-@lru_cache(maxsize=1)
-def _legendre() -> tuple[Tensor, Tensor]:
-    nodes, masses = np.polynomial.legendre.leggauss(32)
-    return torch.from_numpy(0.5 * (nodes + 1)), torch.from_numpy(0.5 * masses)
