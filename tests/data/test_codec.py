@@ -93,11 +93,11 @@ def test_pictures_use_the_whole_range_of_bytes() -> None:
 
 
 def test_quantized_rejects_what_it_cannot_hold() -> None:
-    with pytest.raises(ValueError, match=r"whole number of levels >= 2 .* got levels=1,"):
+    with pytest.raises(ValueError, match=r"levels from 2 to 65536, got 1"):
         Quantized(levels=1)
-    with pytest.raises(ValueError, match=r"got levels='256'"):
+    with pytest.raises(ValueError, match=r"got '256'"):
         Quantized(levels="256")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"low < high, got .*\(1.0, -1.0\)"):
+    with pytest.raises(ValueError, match=r"lo < hi, got \(1.0, -1.0\)"):
         Quantized(value_range=(1.0, -1.0))
     with pytest.raises(ValueError, match="apart in float32"):
         Quantized(value_range=(1e6, 1e6 + 1))
