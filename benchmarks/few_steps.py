@@ -27,6 +27,7 @@ from scoresde import (
     logsnr_grid,
 )  # fmt: skip
 from scoresde.commands.load import load_run, newest_run
+from scoresde.denoiser import Denoiser
 from scoresde.fitting import ReferencePaths, calibrate, reference_paths
 
 NFE = (5, 10, 20, 50)
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("few_steps.png"))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    trained = load_run(newest_run("denoiser").path if args.run is None else args.run)
+    trained = load_run(newest_run(Denoiser).path if args.run is None else args.run)
     denoiser: Any = trained.model
     if trained.config["model"].get("num_classes") is not None:
         denoiser = denoiser.given(label=None)

@@ -30,7 +30,8 @@ from torch import Tensor
 
 from scoresde import VPSDE, Denoiser, GaussianMixtureDenoiser
 from scoresde.commands.build import build
-from scoresde.commands.load import load_run, read_config
+from scoresde.commands.load import load_run
+from scoresde.commands.saved_config import read_config
 from scoresde.likelihood.flow_density import log_prob
 from scoresde.likelihood.trace import draw_probes
 from scoresde.noise import sample_seeds
@@ -72,8 +73,8 @@ def digits(count: int, runs: Path) -> Problem | None:
 
 
 def _is_digits(config: dict[str, Any]) -> bool:
-    names = [config[part].get("_target_") for part in ("data", "model")]
-    return config["task"] == "denoiser" and names == ["scoresde.data.digits", "scoresde.NCSNpp"]
+    names = [config[part].get("_target_") for part in ("task", "data", "model")]
+    return names == ["scoresde.commands.TrainDenoiser", "scoresde.data.digits", "scoresde.NCSNpp"]
 
 
 def textbook(problem: Problem, probe: Tensor, tolerance: float) -> Outcome:

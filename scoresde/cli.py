@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 
 PACKAGE = Path(__file__).resolve().parent
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # each says how OpenMP's threads wait
+RENAMED = {
+    "grid.pilots": "grid.reference_paths",
+    "grid.pilot_steps": "grid.reference_steps",
+}  # keys of earlier versions
 
 
 def train_main() -> None:
@@ -71,6 +76,7 @@ def _main(name: str, command: Callable[[dict[str, Any]], None]) -> None:
             failures.append(error)
 
     try:
+        _check_choices(sys.argv[1:])
         compose()
         if failures:
             raise failures[0]
@@ -106,6 +112,39 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
+def _check_choices(arguments: list[str]) -> None:
+    """Raise if a group is given something that cannot be the name of an option, which Hydra would not name."""
+    no_name = re.compile(r"null|true|false|-?[\d.]+|\[.*\d.*\]", re.IGNORECASE)
+    for argument in arguments:
+        group, _, value = argument.lstrip("+").partition("=")
+        if group and (config_dir() / group).is_dir() and no_name.fullmatch(value):
+            raise ValueError(f"{argument} names no option of {group}: there is {', '.join(_options(group))}.")
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+
+
+def _worded(error: Exception) -> str:
+    """Hydra's own message as one line, with the key in full, the options that there are, and what a key became."""
+    text = str(error.__cause__ or error).splitlines()[0].rstrip(".")
+    text = text.removeprefix("In 'train': ").removeprefix("In 'sample': ")
+    options = [line.strip() for line in str(error).splitlines() if line.startswith("\t") and "=" not in line]
+    if options:
+        text += f": there is {', '.join(options)}"
+    override = re.match(r"Could not override '([\w.]+)'", str(error))
+    if override is None or error.__cause__ is None:
+        return text
+    key = override[1]
+    value = next((argument.partition("=")[2] for argument in sys.argv if argument.startswith(f"{key}=")), "")
+    text = f"{key}={value}: {text}"
+    group, _, last = key.rpartition(".")
+    if last == "kind" and (names := _options(group)):
+        known = value.lower() in names
+        text += f": write {group}={value.lower()}" if known else f": write {group}=NAME, one of {', '.join(names)}"
+    return f"{text}: write {RENAMED[key]}={value}" if key in RENAMED else text
+
+
 def explain(error: Exception) -> str | None:
     """One sentence for an error that a user can mend; None for one that only a developer can."""
     from hydra.errors import HydraException
@@ -114,8 +153,7 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, MissingMandatoryValue):
         return f"the option {error.full_key} has no default: give it a value, {error.full_key}=..."
     if isinstance(error, HydraException | OmegaConfBaseException):
-        text = str(error.__cause__ or error).splitlines()[0].removeprefix("In 'train': ").removeprefix("In 'sample': ")
-        return f"{text.rstrip('.')} (python {Path(sys.argv[0]).name} --help lists the options)"
+        return f"{_worded(error)} (python {Path(sys.argv[0]).name} --help lists the options)"
     from scoresde.training import CheckpointError, TrainingError
 
     if isinstance(error, OSError) and error.errno and str(error).startswith("[Errno"):

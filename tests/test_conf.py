@@ -3,6 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from scoresde.cli import config_dir
-from scoresde.commands.build import ConfigError, build, find_target
+from scoresde.commands import DenoiserDiagnostics, Diagnostics, Guidance, Likelihood, SolverGrid, Task, Variance
+from scoresde.commands.build import ConfigError, build, build_as, find_target
+from scoresde.commands.likelihood import SHARED, EvaluationOptions
 from scoresde.data import Dataset
+from scoresde.losses import Loss
 from scoresde.parameterization import Parameterization
 from scoresde.sde import SDE
 from scoresde.solvers import Solver
@@ -21,6 +25,11 @@ from scoresde.solvers import Solver
 ROOT = config_dir()
 FILES = sorted(path for path in ROOT.rglob("*.yaml") if path.parent != ROOT)
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiment").glob("*.yaml"))
+KINDS: dict[str, type] = {  # groups whose options are built without the run, or given it when they are called
+    "sde": SDE, "solver": Solver, "parameterization": Parameterization, "loss": Loss, "guidance": Guidance,
+    "variance": Variance, "grid": SolverGrid, "task": Task, "likelihood": Likelihood, "diagnostics": Diagnostics,
+}  # fmt: skip
+BUILT = set(KINDS) - {"loss", "likelihood"}  # losses need what the data decide, likelihoods have a test of their own
 # arguments that the commands supply, or that only Python can
 SUPPLIED = {
     "AdamW": {"params", "amsgrad", "maximize", "foreach", "capturable", "differentiable"},
@@ -44,7 +53,10 @@ def nodes(value: Any) -> Iterator[dict[str, Any]]:
 
 
 TARGETS = [
-    (path.relative_to(ROOT).as_posix(), node) for path in FILES for node in nodes(yaml.safe_load(path.read_text()))
+    (path.relative_to(ROOT).as_posix(), node)
+    for path in FILES
+    for node in nodes(yaml.safe_load(path.read_text()))
+    if "defaults" not in node
 ]
 
 
@@ -81,23 +93,61 @@ def test_targets_are_public_names(where: str, node: dict[str, Any]) -> None:
     assert home == "torch.optim" or name in importlib.import_module(home).__all__
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in FILES if path.parent.name in ("sde", "solver", "parameterization")], ids=str
-)
-def test_option_builds(path: Path) -> None:
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name in BUILT], ids=str)
+def test_option_builds_what_its_group_needs(path: Path) -> None:
     group = path.parent.name
     node = yaml.safe_load(path.read_text())
+    if group == "task":
+        node = composed("train", f"task={path.stem}", "head=npr")["task"]
     built = build(node, group, **({"sigma_data": 0.5} if group == "parameterization" else {}))
-    assert isinstance(built, {"sde": SDE, "solver": Solver, "parameterization": Parameterization}[group])
+    assert isinstance(built, KINDS[group]) or (group == "grid" and isinstance(built, partial))
+
+
+def test_every_option_names_a_class() -> None:
+    for path in FILES:
+        keys = yaml.safe_load(path.read_text()) or {}
+        assert (
+            "_target_" in keys or (path.parent.name == "likelihood" and "defaults" in keys) or "experiment" in str(path)
+        )
+
+
+@pytest.mark.parametrize("group", KINDS)
+def test_a_class_of_the_wrong_kind_is_refused_before_its_arguments(group: str) -> None:
+    wrong = "scoresde.DDIM" if group != "solver" else "scoresde.VPSDE"
+    with pytest.raises(ConfigError, match=rf"{group}=\.\.\. must be an? {KINDS[group].__name__}, got {wrong[9:]}"):
+        build_as(KINDS[group], {"_target_": wrong, "nothing": 3}, group)
+    with pytest.raises(ConfigError, match=rf"{group}=\.\.\. must be .* got options without a class \(kind, scale\)"):
+        build_as(KINDS[group], {"kind": "cfg", "scale": 2.0}, group)
+    with pytest.raises(ConfigError, match=rf"{group}=\.\.\. must be .* got None"):
+        build_as(KINDS[group], None, group)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "likelihood").glob("*.yaml")))
+def test_likelihood_has_its_own_arguments_and_the_shared_ones_with_their_defaults(name: str) -> None:
+    whole = composed("sample", f"likelihood={name}")["likelihood"]
+    shared = {key: whole.pop(key) for key in SHARED}
+    assert EvaluationOptions(**shared) == EvaluationOptions(when="ode" if name == "default" else "always")
+    assert isinstance(build_as(Likelihood, whole, "likelihood"), Likelihood)
+    for node in nodes(whole):
+        target = find_target(node["_target_"], name)
+        assert set(node) - {"_target_"} == set(inspect.signature(target).parameters)
+    bare = {"_target_": whole["_target_"], **({"divergence": whole["divergence"]} if "divergence" in whole else {})}
+    assert build_as(Likelihood, whole, "likelihood") == build_as(Likelihood, bare, "likelihood")
+
+
+def test_diagnostics_are_those_of_python() -> None:
+    shipped = composed("sample", "diagnostics=default")["diagnostics"]
+    assert build_as(Diagnostics, shipped, "diagnostics") == DenoiserDiagnostics()
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment_composes_and_says_how_to_run_it(experiment: str) -> None:
     config = composed("train", f"experiment={experiment}")
     needed = {"sde", "parameterization", "model", "data"}
-    if config["task"] in ("variance_head", "dequantization"):
+    if "of" in config["task"]:
+        own_net = config["task"]["_target_"].endswith("TrainDequantization")
         given = needed & {key for key in config if config[key] is not None}
-        assert given == ({"model"} if config["task"] == "dequantization" else set()), "the others are the run's own"
+        assert given == ({"model"} if own_net else set()), "the others are the run's own"
         needed = {"of"}
     assert {"loss", "trainer", "optimizer", *needed} <= set(config)
     assert f"experiment={experiment}" in (ROOT / "experiment" / f"{experiment}.yaml").read_text()

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
 
-from scoresde.covariance import LearnedRange
-from scoresde.data import Dataset, Quantized
-from scoresde.denoiser import NetworkDenoiser
-from scoresde.guidance.noisy_classifier import NoisyClassifier
-from scoresde.models.fourier_features import level_exponents
+from scoresde.commands.interfaces import Diagnostics, Guidance, Likelihood, SolverGrid, Task, Variance
+from scoresde.losses import Loss
 from scoresde.parameterization import Parameterization
 from scoresde.sde import SDE
 from scoresde.solvers import Solver
 
-INTERFACES = (SDE, Parameterization, Solver, nn.Module, torch.optim.Optimizer)
+INTERFACES = (
+    SDE, Parameterization, Solver, nn.Module, torch.optim.Optimizer, Loss, Guidance, Variance, SolverGrid, Task,
+    Likelihood, Diagnostics,
+)  # fmt: skip
 ANY_INTERFACE = "*"  # in `extensions`: any class that implements one of INTERFACES
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 class ConfigError(ValueError):
@@ -68,20 +69,45 @@ def build(node: Any, where: str = "config", extensions: Sequence[str] = (), /, *
 
 
 def _check_types(target: Any, arguments: Mapping[str, Any], where: str) -> None:
-    """Raise if a number, flag or text stands where the signature's default says another kind belongs."""
-    kinds: dict[type, tuple[Any, str]] = {
-        bool: (bool, "true or false"),
-        int: (int, "a whole number"),
-        float: ((int, float), "a number"),
-        str: (str, "text"),
-    }
+    """Raise if an argument is not of the kind that its annotation says, or without one its default.
+
+    Numbers, flags and texts are told apart, null is, and the classes of INTERFACES.
+    """
+    hints = _hints(target)
     for name, parameter in inspect.signature(target).parameters.items():
-        value, default = arguments.get(name), parameter.default
-        if name not in arguments or value is None or type(default) not in kinds:
+        if name not in arguments:
             continue
-        allowed, words = kinds[type(default)]
-        if not isinstance(value, allowed) or (isinstance(value, bool) and type(default) is not bool):
-            raise ConfigError(f"{where}.{name} needs {words}, got {value!r}.")
+        value, hint = arguments[name], hints.get(name)
+        members = set(get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,))
+        kinds = [kind for kind in KINDS if kind in members] or [
+            kind for kind in KINDS if kind is type(parameter.default)
+        ]
+        others = members - {*KINDS, NoneType, None}
+        classes = [other for other in others if isinstance(other, type) and issubclass(other, INTERFACES)]
+        known = members <= {*KINDS, *classes, NoneType}
+        null = NoneType in members or parameter.default is None or not known
+        if value is None and null:
+            continue
+        if known and len(classes) == 1 and not kinds:
+            require(value, classes[0], f"{where}.{name}")
+        judged = isinstance(value, tuple(KINDS)) or not others
+        if kinds and judged and not any(_is_of(value, kind) for kind in kinds):
+            words = " or ".join(KINDS[kind] for kind in kinds) + (", or null" if null else "")
+            raise ConfigError(f"{where}.{name} needs {words}, got {'null' if value is None else repr(value)}.")
+
+
+def _is_of(value: Any, kind: type) -> bool:
+    allowed = (int, float) if kind is float else kind
+    return isinstance(value, allowed) and (kind is bool or not isinstance(value, bool))
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    """The annotations of what a call takes; none if they name what is not there at run time."""
+    own = isinstance(target, type) and "__dataclass_fields__" not in vars(target)
+    try:
+        return get_type_hints(target.__init__ if own else target)
+    except (NameError, TypeError, AttributeError):
+        return {}
 
 
 def find_target(name: Any, where: str, extensions: Sequence[str] = ()) -> Any:
@@ -115,118 +141,51 @@ def find_target(name: Any, where: str, extensions: Sequence[str] = ()) -> Any:
     return target
 
 
-def fill(config: dict[str, Any], data: Dataset) -> dict[str, Any]:
-    """The configuration with what the data decide in place of nulls: shapes, classes, widths, sigma_data.
+def build_as(interface: type, node: Any, where: str, extensions: Sequence[str] = (), *arguments: Any) -> Any:
+    """`build` of a node that must name a class of an interface; one of another kind is refused before its arguments.
 
+    Args:
+        interface, node, where, extensions: As for `require` and `build`.
+        arguments: What a node with `_partial_: true` waits for.
     Raises:
-        ConfigError: If the model or `conditional` does not suit the data.
+        ConfigError: As for `build`, and if the node names nothing, or something else.
     """
-    config = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
-    model, shape = config["model"], data.shape
-    labelled = bool(config["conditional"]) or config["task"] == "classifier"
-    if labelled and data.num_classes is None:
-        raise ConfigError(f"data={data.name} has no labels: it needs conditional=false and task=denoiser.")
-    if "image_size" in model and (len(shape) != 3 or shape[1] != shape[2]):
-        raise ConfigError(
-            f"model {model['_target_']} needs square images (channels, height, width), but data={data.name} has "
-            f"events of shape {shape}: use model=mlp."
+    check_kind(interface, node, where, extensions)
+    built = build(node, where, extensions)
+    if arguments and isinstance(built, partial):
+        try:
+            built = built(*arguments)
+        except TypeError as error:
+            raise ConfigError(f"{where}: {error}") from error
+    return require(built, interface, where)
+
+
+def check_kind(interface: type, node: Any, where: str, extensions: Sequence[str] = ()) -> None:
+    """Raise if a node names a class that is not of an interface, or nothing; functions may return anything."""
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        require(node, interface, where)
+    target = find_target(node["_target_"], where, extensions)
+    if isinstance(target, type) and not issubclass(target, interface):
+        require(target, interface, where)
+
+
+def require(built: Any, interface: type, where: str) -> Any:
+    """What was built, if it is of the kind that its place needs.
+
+    Args:
+        built: The object.
+        interface: The class that it must be an instance of.
+        where: The group, for the message: what the user wrote in front of "=".
+    Raises:
+        ConfigError: If it is something else.
+    """
+    if isinstance(built, interface):
+        return built
+    name = interface.__name__
+    if isinstance(built, Mapping):
+        got = f"options without a class ({', '.join(map(str, built)) or 'none'}): name one with _target_"
+    else:
+        got = (
+            repr(built) if built is None or isinstance(built, str) else getattr(built, "__name__", type(built).__name__)
         )
-    suited: dict[str, Any] = {"shape": list(shape), "num_classes": data.num_classes if labelled else None}
-    quantised = {}
-    if isinstance(data.codec, Quantized):
-        quantised = {"levels": data.codec.levels, "value_range": list(data.codec.value_range)}
-    suited |= quantised
-    if data.train.condition is not None:
-        suited["condition_dim"] = data.train.condition[0].numel()
-    if config.get("variance_output", "fixed") != "fixed":
-        _require_learned_range(config)
-        suited["out_channels"] = 2 * shape[0]
-    if "image_size" in model:
-        suited |= _suited_unet(shape, channel_mults=model.get("channel_mults"))
-    for key, value in suited.items():
-        if key in model and model[key] is None:
-            model[key] = value
-    if config["parameterization"].get("sigma_data", 0) is None:
-        config["parameterization"]["sigma_data"] = _standard_deviation(data)
-    known = {"sigma_data": config["parameterization"].get("sigma_data"), **quantised}
-    if model.get("fourier_features") == "levels":
-        model["fourier_features"] = _level_features(data)
-    if model.get("data_scale", 0) is None:
-        model["data_scale"] = known["sigma_data"] or 1.0
-    config["loss"] = _without_nulls(config["loss"], known)
-    return config
-
-
-def _without_nulls(node: Any, known: Mapping[str, Any]) -> Any:
-    """A node in which known values, at any depth, stand in place of nulls."""
-    if not isinstance(node, Mapping):
-        return node
-    filled = {key: _without_nulls(value, known) for key, value in node.items()}
-    return filled | {key: value for key, value in known.items() if key in node and node[key] is None}
-
-
-def _require_learned_range(config: Mapping[str, Any]) -> None:
-    kind = config["variance_output"]
-    if kind != "learned_range":
-        raise ConfigError(f"variance_output needs to be fixed or learned_range, got {kind!r}.")
-    if config["task"] != "denoiser" or "out_channels" not in config["model"]:
-        raise ConfigError(
-            f"variance_output=learned_range needs task=denoiser and a network with out_channels, for twice the "
-            f"channels of the data: use model=ncsnpp or model=mlp, got {config['model']['_target_']}."
-        )
-
-
-def build_model(
-    config: Mapping[str, Any], extensions: Sequence[str] = ()
-) -> NetworkDenoiser | LearnedRange | NoisyClassifier:
-    """The denoiser or classifier that a filled-in training configuration describes, with fresh weights."""
-    sde = _require(build(config["sde"], "sde", extensions), SDE, "sde")
-    rule = _require(
-        build(config["parameterization"], "parameterization", extensions), Parameterization, "parameterization"
-    )
-    net = _require(build(config["model"], "model", extensions), nn.Module, "model")
-    if config.get("variance_output", "fixed") == "learned_range":
-        return LearnedRange(net, sde, rule, steps=config["loss"].get("steps"))
-    kind = NoisyClassifier if config["task"] == "classifier" else NetworkDenoiser
-    return kind(net, sde, rule)
-
-
-def _require(built: Any, interface: type, where: str) -> Any:
-    if not isinstance(built, interface):
-        raise ConfigError(f"{where} must be a scoresde.{interface.__name__}, got {type(built).__name__}.")
-    return built
-
-
-def _suited_unet(shape: Sequence[int], channel_mults: Sequence[int] | None) -> dict[str, Any]:
-    """Defaults of a U-Net for images of this shape."""
-    channels, size = shape[0], shape[-1]
-    levels = 1
-    while levels < 4 and size % 2**levels == 0 and size >> levels >= 4:
-        levels += 1
-    levels = len(channel_mults) if channel_mults else levels
-    sizes = [size >> level for level in range(levels)]
-    return {
-        "channels": channels,
-        "image_size": size,
-        "width": 48 if size < 16 else 96 if size < 32 else 128,
-        "channel_mults": [1] + [2] * (levels - 1),
-        "num_res_blocks": 2 if size < 32 else 4,
-        "attention_resolutions": [s for s in sizes[1:] if s <= 16][:1] if size >= 16 else [],
-        "fir": size >= 16,
-        "progressive_input": "residual" if size >= 16 else "none",
-    }
-
-
-def _level_features(data: Dataset) -> list[float]:
-    """Exponents of `FourierFeatures` that tell the data's levels apart."""
-    if not isinstance(data.codec, Quantized):
-        raise ConfigError(f"model.fourier_features=levels needs data with levels, but data={data.name} is continuous.")
-    return list(level_exponents(data.codec.levels, data.codec.value_range))
-
-
-def _standard_deviation(data: Dataset) -> float:
-    """Standard deviation of the training data in model space over all entries, to three digits."""
-    x = data.train.x[:4096]
-    encoded = data.codec.encode(x, dequantize=False) if isinstance(data.codec, Quantized) else data.codec.encode(x)
-    value = encoded.double().std().item()
-    return float(f"{value:.3g}") if math.isfinite(value) and value > 0 else 1.0
+    raise ConfigError(f"{where}=... must be {'an' if name[0] in 'AEIO' or name == 'SDE' else 'a'} {name}, got {got}.")

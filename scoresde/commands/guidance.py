@@ -1,27 +1,114 @@
-"""The classes and the steering that `label` and `guidance` of `sample.py` ask for."""
+"""`label` and `guidance` of `sample.py`: the classes of the samples, and how they are steered."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from scoresde.commands.build import ConfigError
+from scoresde.commands.interfaces import Guidance, Steering
 from scoresde.commands.load import TrainedModel, load_run, newest_run
 from scoresde.denoiser import Denoiser
-from scoresde.guidance import ClassifierGuided, Guided
-from scoresde.guidance.noisy_classifier import NoisyClassifier
+from scoresde.guidance import ClassifierGuided, Guided, NoisyClassifier
 
 
-def choose_labels(label: Any, n: int, trained: TrainedModel, guidance: str) -> Tensor | None:
+@dataclass(frozen=True, kw_only=True)
+class NoGuidance(Guidance):
+    """Samples of the model as it is."""
+
+    def __call__(self, trained: TrainedModel) -> Steering:
+        return trained.given
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierFreeGuidance(Guidance):
+    """`Guided` away from the same model without a label.
+
+    Args:
+        scale: 1: the conditional model, 0: the unconditional one.
+        interval: (low, high) in σ/α: guide only there; None: everywhere.
+    """
+
+    scale: float = 2.0
+    interval: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        _check_interval(self.interval)
+
+    def __call__(self, trained: TrainedModel) -> Steering:
+        if trained.classes is None:
+            raise ConfigError(
+                f"guidance=cfg needs a model of classes, but {trained.run.path} was trained without labels: "
+                f"train one with conditional=true."
+            )
+        return lambda label: Guided(trained.given(label), trained.given(None), self.scale, self.interval)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Autoguidance(Guidance):
+    """`Guided` away from a worse model of the same data.
+
+    Args:
+        reference: Run directory or checkpoint of a smaller or less trained model.
+        scale: 1: the model itself.
+        interval: (low, high) in σ/α: guide only there; None: everywhere.
+    """
+
+    reference: str
+    scale: float = 2.0
+    interval: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        _check_interval(self.interval)
+
+    def __call__(self, trained: TrainedModel) -> Steering:
+        other = _other_run(self.reference, "reference", Denoiser, trained)
+        return lambda label: Guided(trained.given(label), other.given(label), self.scale, self.interval)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierGuidance(Guidance):
+    """`ClassifierGuided` by a classifier of noisy data, which a model without classes can do as well.
+
+    Args:
+        scale: 1 would be Bayes' rule with a perfect classifier.
+        classifier: Run directory of a classifier; None: the newest under runs/.
+    """
+
+    scale: float = 3.0
+    classifier: str | None = None
+
+    classifies: ClassVar[bool] = True
+
+    def __call__(self, trained: TrainedModel) -> Steering:
+        path = newest_run(NoisyClassifier).path if self.classifier is None else self.classifier
+        other = _other_run(path, "classifier", NoisyClassifier, trained)
+        classifier = other.model
+        assert isinstance(classifier, NoisyClassifier)
+
+        def steering(label: Tensor | None) -> Denoiser:
+            assert label is not None  # choose_labels made sure of them
+            if int(label.max()) >= classifier.num_classes:
+                raise ConfigError(
+                    f"label needs whole numbers in 0..{classifier.num_classes - 1}, the classes of {other.run.path}."
+                )
+            return ClassifierGuided(trained.given(label), classifier.log_prob(label), self.scale)
+
+        return steering
+
+
+def choose_labels(label: Any, n: int, trained: TrainedModel, guidance: Guidance) -> Tensor | None:
     """One label per sample: those asked for in turn, or all classes of a conditional model in turn."""
-    classes = trained.config["model"].get("num_classes")
-    if label is None and (classes is None or guidance == "classifier"):
-        if guidance in ("cfg", "classifier"):
-            raise ConfigError(f"guidance={guidance} needs a class to guide to: add label=3.")
+    classes = trained.classes
+    if label is None and guidance.classifies:
+        raise ConfigError("this guidance needs a class to guide to: add label=3.")
+    if label is None and classes is None:
         return None
-    if label is not None and classes is None and guidance != "classifier":
+    if label is not None and classes is None and not guidance.classifies:
         raise ConfigError(
             f"label={label} needs a model of classes, but {trained.run.path} was trained without labels: "
             f"train one with conditional=true, or use guidance=classifier."
@@ -34,45 +121,18 @@ def choose_labels(label: Any, n: int, trained: TrainedModel, guidance: str) -> T
     return torch.tensor(chosen)[torch.arange(n) % len(chosen)]
 
 
-class Guidance:
-    """The steering that a `guidance` configuration asks for: called with a denoiser and labels."""
+def _check_interval(interval: Any) -> None:
+    whole = isinstance(interval, list | tuple) and len(interval) == 2
+    if interval is not None and not (whole and all(isinstance(end, int | float) for end in interval)):
+        raise ConfigError(f"guidance.interval needs [low, high] or null, got {interval!r}.")
 
-    def __init__(
-        self, config: dict[str, Any], trained: TrainedModel, device: torch.device, extensions: list[str]
-    ) -> None:
-        self.config, self.kind = config, config["kind"]
-        self.interval = tuple(config["interval"]) if config.get("interval") else None
-        self.conditional = trained.config["model"].get("num_classes") is not None
-        self.other: Any = None
-        if self.kind == "cfg" and not self.conditional:
-            raise ConfigError(
-                f"guidance=cfg needs a model of classes, but {trained.run.path} was trained without labels: "
-                f"train one with conditional=true."
-            )
-        if self.kind in ("autoguidance", "classifier"):
-            key = "reference" if self.kind == "autoguidance" else "classifier"
-            path = newest_run("classifier").path if config[key] is None else config[key]
-            other = load_run(path, device=device, extensions=extensions)
-            expected: type = Denoiser if self.kind == "autoguidance" else NoisyClassifier
-            if not isinstance(other.model, expected) or other.shape != trained.shape:
-                raise ConfigError(
-                    f"guidance.{key} needs the run of a {'denoiser' if key == 'reference' else 'classifier'} of data "
-                    f"of shape {trained.shape}, got {other.run.path} of shape {other.shape}."
-                )
-            self.other, self.other_run = other.model, other.run
 
-    def __call__(self, denoiser: Denoiser, label: Tensor | None) -> Denoiser:
-        given = denoiser.given(label=label) if self.conditional else denoiser
-        if self.kind == "cfg":
-            return Guided(given, denoiser.given(label=None), self.config["scale"], self.interval)
-        if self.kind == "autoguidance":
-            reference = self.other.given(label=label) if self.conditional else self.other
-            return Guided(given, reference, self.config["scale"], self.interval)
-        if self.kind == "classifier":
-            classes = self.other.num_classes
-            if int(label.max()) >= classes:  # type: ignore[union-attr]  # choose_labels made sure of labels
-                raise ConfigError(
-                    f"label needs whole numbers in 0..{classes - 1}, the classes of {self.other_run.path}."
-                )
-            return ClassifierGuided(given, self.other.log_prob(label), self.config["scale"])
-        return given
+def _other_run(path: str | Path, key: str, makes: type, trained: TrainedModel) -> TrainedModel:
+    """Another run that takes part in guidance, of the same data."""
+    other = load_run(path, device=trained.device, extensions=trained.extensions)
+    if not isinstance(other.model, makes) or other.shape != trained.shape:
+        raise ConfigError(
+            f"guidance.{key} needs the run of a {'denoiser' if makes is Denoiser else 'classifier'} of data "
+            f"of shape {trained.shape}, got {other.run.path} of shape {other.shape}."
+        )
+    return other

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from torch import Tensor, nn
 
-from scoresde.commands.build import ConfigError, build, build_model
-from scoresde.covariance import LearnedRange
-from scoresde.data import Quantized, Standardized, codec_from_state
-from scoresde.denoiser import Denoiser, NetworkDenoiser
-from scoresde.guidance.noisy_classifier import NoisyClassifier
+from scoresde.commands.build import ConfigError, build, build_as, require
+from scoresde.commands.interfaces import Task
+from scoresde.commands.saved_config import read_config
+from scoresde.commands.train import CODEC_FILE, ModelTask, build_model
+from scoresde.data import Dataset, Quantized, Standardized, codec_from_state
+from scoresde.denoiser import Denoiser
+from scoresde.guidance import NoisyClassifier
+from scoresde.losses import Loss
 from scoresde.training import RunDirectory, load_checkpoint, load_weights
-
-CODEC_FILE = "codec.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +28,65 @@ class TrainedModel:
     Args:
         run: Its run directory.
         config: The configuration that it was trained with.
-        model: A `NetworkDenoiser`, `LearnedRange` or `NoisyClassifier` with averaged weights, in evaluation mode.
+        model: What its task makes, a denoiser or a classifier, with averaged weights, in evaluation mode.
+        net: The network inside it.
         codec: Map between the data's own values and the model's.
         shape: Event shape.
         step: Number of training steps behind the weights.
-        dequantize: Whether it was trained on levels spread over their cells rather than on the centres.
+        dequantize: Whether it was trained on dequantised levels rather than on the centres of their cells.
+        extensions: The user's own modules that its classes may come from.
     """
 
     run: RunDirectory
     config: dict[str, Any]
-    model: NetworkDenoiser | LearnedRange | NoisyClassifier
+    model: nn.Module
+    net: nn.Module
     codec: Quantized | Standardized
     shape: tuple[int, ...]
     step: int
     dequantize: bool = True
+    extensions: Sequence[str] = ()
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The model, if it is a denoiser.
+
+        Raises:
+            ConfigError: If it is something else.
+        """
+        if not isinstance(self.model, Denoiser):
+            noun = "classifier" if isinstance(self.model, NoisyClassifier) else type(self.model).__name__
+            raise ConfigError(f"{self.run.path} is the run of a {noun}: name the run of a denoiser with run=...")
+        return self.model
+
+    def given(self, label: Tensor | None) -> Denoiser:
+        """The denoiser, with labels (B,) or None for no label if it is a model of classes."""
+        return self.denoiser if self.classes is None else self.denoiser.given(label=label)
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes of labels that its network is given; None if it is given none."""
+        return self.config["model"].get("num_classes")
+
+    @property
+    def data_range(self) -> tuple[float, float] | None:
+        """The range of the data in the model's scaling: that of quantised data; None if it has no bounds."""
+        return self.codec.value_range if isinstance(self.codec, Quantized) else None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def data(self) -> Dataset:
+        """The data that it was trained on.
+
+        Raises:
+            ConfigError: If they have changed.
+        """
+        data = require(build(self.config["data"], "data", self.extensions), Dataset, "data")
+        if data.shape != self.shape:
+            raise ConfigError(f"the data of {self.run.path} are no longer those that it was trained on.")
+        return data
 
 
 def load(path: str | Path, *, device: str | torch.device | None = None, extensions: Sequence[str] = ()) -> Denoiser:
@@ -55,10 +101,7 @@ def load(path: str | Path, *, device: str | torch.device | None = None, extensio
         CheckpointError: If the checkpoint is damaged, or could run code.
         ConfigError: If the run is that of a classifier, or its configuration names something that is not allowed.
     """
-    model = load_run(path, device=device, extensions=extensions).model
-    if not isinstance(model, Denoiser):
-        raise ConfigError(f"{path} is the run of a classifier, not of a denoiser.")
-    return model
+    return load_run(path, device=device, extensions=extensions).denoiser
 
 
 def load_run(
@@ -70,54 +113,57 @@ def load_run(
     run = RunDirectory.open(path.parent.parent if is_file else path)
     checkpoint = path if is_file else run.checkpoint
     config = read_config(run)
-    if config["task"] in ("variance_head", "dequantization"):
-        noun = config["task"].replace("_", " ")
-        raise ConfigError(f"{run.path} is a {noun}: name the denoiser's run, {run.path.parent}.")
+    task: Task = build_as(Task, config["task"], "task", extensions)
+    if not isinstance(task, ModelTask):
+        raise ConfigError(
+            f"{run.path} is the run of a {type(task).__name__}, which makes no model of data by itself: name the "
+            f"denoiser's run, {run.path.parent}."
+        )
     state = load_checkpoint(checkpoint)
     codec = load_checkpoint(run.path / CODEC_FILE)
-    model = build_model(config, extensions)
+    model, net = build_model(task, config, extensions)
     load_weights(model, state, ema=True)
     return TrainedModel(
         run=run,
         config=config,
         model=model.to(device or "cpu").eval().requires_grad_(False),
+        net=net,
         codec=codec_from_state(codec["codec"]),
         shape=tuple(codec["shape"]),
         step=int(state.get("step", 0)),
         dequantize=_dequantizes(config.get("loss"), extensions),
+        extensions=extensions,
     )
 
 
 def _dequantizes(loss: Any, extensions: Sequence[str]) -> bool:
     try:
-        return bool(getattr(build(loss, "loss", extensions), "dequantize", True))
+        return build_as(Loss, loss, "loss", extensions).dequantize
     except ConfigError:  # a loss of the user's own, which takes no part in using the model
         return True
 
 
-def read_config(run: RunDirectory) -> dict[str, Any]:
-    """The run's own configuration, as plain values."""
-    try:
-        config = yaml.safe_load(run.config_text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{run.config} is not readable YAML: {str(error).splitlines()[0]}.") from None
-    if not isinstance(config, dict):
-        config = {}
-    missing = [key for key in ("task", "sde", "parameterization", "model", "data") if key not in config]
-    if missing:
-        raise ConfigError(f"{run.config} is not the configuration of a training run: it lacks {', '.join(missing)}.")
-    return config
+def newest_run(makes: type, root: str | Path = "runs", extensions: Sequence[str] = ()) -> RunDirectory:
+    """The most recently trained run of a task that makes `Denoiser`s, or `NoisyClassifier`s.
 
+    Raises:
+        FileNotFoundError: If there is none.
+    """
 
-def newest_run(task: str, root: str | Path = "runs") -> RunDirectory:
-    """The most recently trained run of a task, "denoiser" or "classifier"."""
+    def fits(run: RunDirectory) -> bool:
+        try:
+            task: Task = build_as(Task, read_config(run)["task"], "task", extensions)
+        except ConfigError:  # of a module that is not among the extensions, or no configuration
+            return False
+        return isinstance(task, ModelTask) and issubclass(task.makes, makes)
+
     runs = [RunDirectory(config.parent) for config in Path(root).rglob("config.yaml")]
-    fitting = [run for run in runs if run.has_checkpoint and read_config(run)["task"] == task]
-    if not fitting:
-        if task == "classifier":
-            raise FileNotFoundError(
-                f"no classifier found under {root}/: train one with python train.py experiment=digits_classifier, "
-                f"or name one with guidance.classifier=..."
-            )
-        return RunDirectory.newest(root)  # raises with the reason
-    return max(fitting, key=lambda run: run.checkpoint.stat().st_mtime_ns)
+    fitting = [run for run in runs if run.has_checkpoint and fits(run)]
+    if fitting:
+        return max(fitting, key=lambda run: run.checkpoint.stat().st_mtime_ns)
+    if makes is NoisyClassifier:
+        raise FileNotFoundError(
+            f"no classifier found under {root}/: train one with python train.py experiment=digits_classifier, "
+            f"or name one with guidance.classifier=..."
+        )
+    return RunDirectory.newest(root)  # raises with the reason

@@ -7,21 +7,23 @@ import json
 import time
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from scoresde.commands.build import ConfigError, build
-from scoresde.commands.calls import CallCounter
+from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as
 from scoresde.commands.device import pick_device
-from scoresde.commands.fitting import with_grid
-from scoresde.commands.guidance import Guidance, choose_labels
-from scoresde.commands.likelihood import Evaluation, is_wanted
+from scoresde.commands.diagnostics import NoDiagnostics
+from scoresde.commands.guidance import NoGuidance, choose_labels
+from scoresde.commands.interfaces import Diagnostics, Guidance, Likelihood, Variance
+from scoresde.commands.likelihood import Evaluation, chosen_likelihood, is_wanted
 from scoresde.commands.load import TrainedModel, load_run, newest_run
 from scoresde.commands.pictures import save_picture, save_scatter
-from scoresde.commands.variance import KINDS, with_variance
+from scoresde.commands.solver_grid import on_grid
+from scoresde.commands.variance import NoVariance
 from scoresde.covariance import CovarianceDenoiser
 from scoresde.data import Quantized
 from scoresde.denoiser import Denoiser
@@ -45,54 +47,64 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(config[name], int) or config[name] < least:
             raise ConfigError(f"{name} needs to be a whole number of at least {least}, got {config[name]!r}.")
     device, extensions = pick_device(config["device"]), config["extensions"]
-    run = newest_run("denoiser").path if config["run"] is None else config["run"]
+    run = newest_run(Denoiser, extensions=extensions).path if config["run"] is None else config["run"]
     trained = load_run(run, device=device, extensions=extensions)
-    if not isinstance(trained.model, Denoiser):
-        raise ConfigError(f"{trained.run.path} is the run of a classifier: name the run of a denoiser with run=...")
-    solver = build(config["solver"], "solver", extensions)
-    if not isinstance(solver, Solver):
-        raise ConfigError(f"solver must be a scoresde.Solver, got {type(solver).__name__}.")
+    own = [*extensions, ANY_INTERFACE]  # the command line is the user's own, while the run may come from elsewhere
+    chosen = Chosen(
+        solver=build_as(Solver, config.get("solver"), "solver", own),
+        grid=build(config.get("grid"), "grid", own),
+        guidance=build_as(Guidance, config.get("guidance"), "guidance", own),
+        variance=build_as(Variance, config.get("variance"), "variance", own),
+    )
+    steered = config["label"] is not None or not isinstance(chosen.guidance, NoGuidance)
     out = Path(config["out"]) if config["out"] is not None else trained.run.samples
-    evaluation = Evaluation(config, trained, out, device) if is_wanted(config, solver) else None
-    diagnostics = config.get("diagnostics") or {"kind": "none"}
-    if n == 0 and evaluation is None and diagnostics["kind"] == "none":
+    evaluation = None
+    options, likelihood = chosen_likelihood(config["likelihood"], own)
+    if is_wanted(config, options, likelihood, chosen.solver, steered):
+        evaluation = Evaluation(config, options, likelihood, trained, out, chosen.variance)
+    diagnostics = build_as(Diagnostics, config["diagnostics"], "diagnostics", own)
+    if n == 0 and evaluation is None and isinstance(diagnostics, NoDiagnostics):
         raise ConfigError("num_samples=0 leaves nothing to do: add likelihood=hutchinson or a diagnostics=...")
 
     metrics: dict[str, Any] = {"run": str(trained.run.path), "step": trained.step, "seed": config["seed"]}
     if n > 0:
-        metrics |= draw_samples(config, trained, solver, out, device)
+        metrics |= draw_samples(config, trained, chosen, likelihood, out)
     if evaluation is not None:
         metrics |= evaluation.run()
-    if diagnostics["kind"] != "none":
-        from scoresde.commands.diagnostics import diagnose
-
-        metrics |= diagnose(trained, diagnostics, config["seed"], config["batch_size"], device, extensions, out)
+    metrics |= diagnostics(trained, seed=config["seed"], batch_size=config["batch_size"], out=out)
     make_folder(out)
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=2).encode())
     print(f"wrote {out / 'metrics.json'}")
     return metrics
 
 
+class Chosen(NamedTuple):
+    """How samples are drawn, as the command line has it; `grid` is a `SolverGrid` or a function."""
+
+    solver: Solver
+    grid: Any
+    guidance: Guidance
+    variance: Variance
+
+
 def draw_samples(
-    config: dict[str, Any], trained: TrainedModel, solver: Solver, out: Path, device: torch.device
+    config: dict[str, Any], trained: TrainedModel, chosen: Chosen, likelihood: Likelihood, out: Path
 ) -> dict[str, Any]:
     """Samples as pictures and arrays; returns what metrics.json says of them."""
-    n, batch_size, model = config["num_samples"], config["batch_size"], trained.model
-    assert isinstance(model, Denoiser)
-    spread = covariance(config, solver, trained)
-    solver = with_grid(solver, config["grid"], trained, device, config["extensions"])
-    labels = choose_labels(config["label"], n, trained, config["guidance"]["kind"])
-    guide = Guidance(config["guidance"], trained, device, config["extensions"])
+    n, batch_size = config["num_samples"], config["batch_size"]
+    steering = chosen.guidance(trained)
+    labels = choose_labels(config["label"], n, trained, chosen.guidance)
+    covariance = chosen_covariance(chosen, trained, likelihood)
+    solver = on_grid(chosen.solver, chosen.grid, trained)
     print(f"{trained.run.path}: step {trained.step}, {describe(solver)}, {n} samples to {out}")
 
     start, chunks, nfe = time.perf_counter(), [], 0
-    with CallCounter(model, n) as counter:
+    with CallCounter(trained.net, n) as counter:
         for first in range(0, n, batch_size):
             indices = range(first, min(first + batch_size, n))
-            chunk = None if labels is None else labels[first : first + len(indices)].to(device)
-            denoiser = guide(model, chunk)
-            denoiser = denoiser if spread is None else spread.around(denoiser)
-            x = draw(denoiser, solver, trained.shape, config["seed"], indices, device)
+            denoiser = steering(None if labels is None else labels[first : first + len(indices)].to(trained.device))
+            denoiser = denoiser if covariance is None else covariance.around(denoiser)
+            x = draw(denoiser, solver, trained.shape, config["seed"], indices, trained.device)
             if not bool(torch.isfinite(x).all()):
                 raise FloatingPointError(
                     f"the solver returned NaN or infinity for sample {first}: try more steps, or check the model."
@@ -103,33 +115,58 @@ def draw_samples(
     save_samples(out, torch.cat(chunks), labels, trained)
     print(f"{n} samples, {nfe} network calls each, in {seconds:.1f} s: {out / 'samples.png'} and samples.npz")
     return {
-        "solver": type(solver).__name__, "num_samples": n, "variance": config["variance"]["kind"], "nfe": nfe,
+        "solver": type(solver).__name__, "num_samples": n, "variance": type(chosen.variance).__name__, "nfe": nfe,
         "seconds": seconds,
     }  # fmt: skip
 
 
-def covariance(config: dict[str, Any], solver: Solver, trained: TrainedModel) -> CovarianceDenoiser | None:
+class CallCounter:
+    """Counts the calls of a network per sample, and shows them in a progress bar."""
+
+    def __init__(self, net: nn.Module, n: int) -> None:
+        self.calls = 0
+        self.bar = tqdm(total=n, desc="sampling", unit="sample", disable=None, leave=False)
+        self.hook = net.register_forward_pre_hook(self._count)
+
+    def _count(self, *args: Any) -> None:
+        self.calls += 1
+        self.bar.set_postfix_str(f"{self.calls} network calls", refresh=False)
+        self.bar.update(0)
+
+    def finish(self, samples: int) -> int:
+        """Note finished samples; returns the calls since the last time."""
+        calls, self.calls = self.calls, 0
+        self.bar.update(samples)
+        return calls
+
+    def __enter__(self) -> CallCounter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.hook.remove()
+        self.bar.close()
+
+
+def chosen_covariance(chosen: Chosen, trained: TrainedModel, likelihood: Likelihood) -> CovarianceDenoiser | None:
     """The run's denoiser with the covariance that a solver with the optimal variance asks for; None for other solvers.
 
     Raises:
         ConfigError: If the solver needs a covariance and there is none, or if nothing needs the one that there is.
     """
-    options = dict(config["variance"])
-    kind, asks = options.pop("kind"), asks_for_covariance(solver)
-    if kind == "none":
-        if asks:
-            raise ConfigError(f"solver.variance=optimal needs a covariance: add variance={' or '.join(KINDS)}.")
-        return None
-    if not asks:
-        bound = config["likelihood"]
-        if "optimal" in (bound.get("variance"), bound.get("vlb", {}).get("variance")):
-            return None  # it is for that
+    solver, variance = chosen.solver, chosen.variance
+    if asks_for_covariance(solver):
+        if isinstance(variance, NoVariance):
+            raise ConfigError(
+                "solver.variance=optimal needs a covariance: add variance=analytic, corrected, hessian, npr or sn."
+            )
+        return variance(trained)
+    if not isinstance(variance, NoVariance) and not likelihood.uses_covariance:
         has = f"variance={solver.variance}" if hasattr(solver, "variance") else "no variance to choose"
         raise ConfigError(
-            f"variance={kind} needs solver=ddpm or solver=ddim with solver.variance=optimal, got a "
-            f"{type(solver).__name__} with {has}."
+            f"variance=... ({type(variance).__name__}) needs solver=ddpm or solver=ddim with solver.variance=optimal, "
+            f"got a {type(solver).__name__} with {has}."
         )
-    return with_variance(trained, kind, extensions=config["extensions"], **options)
+    return None
 
 
 def asks_for_covariance(solver: Any) -> bool:

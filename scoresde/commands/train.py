@@ -1,32 +1,47 @@
-"""`train.py`: configuration -> data, model, loss, optimizer -> `Trainer.fit` -> run directory."""
+"""`train.py`: configuration -> task -> data, model, loss, optimizer -> `Trainer.fit` -> run directory."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from scoresde.commands.batches import Batches
-from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_model, fill
-from scoresde.commands.dequantization import DEQUANTIZATION, train_dequantization
+from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as, check_kind, require
 from scoresde.commands.device import pick_device
-from scoresde.commands.load import CODEC_FILE
+from scoresde.commands.fill import fill
+from scoresde.commands.interfaces import Task
 from scoresde.commands.pictures import save_picture
-from scoresde.commands.variance import VARIANCE_HEAD, head_config, train_variance_head
+from scoresde.commands.saved_config import mean_the_same, read_config
+from scoresde.covariance import LearnedRange
 from scoresde.data import Dataset, codec_state
-from scoresde.denoiser import Denoiser
-from scoresde.losses import ClassifierLoss
+from scoresde.denoiser import Denoiser, NetworkDenoiser
+from scoresde.guidance import NoisyClassifier
+from scoresde.losses import ClassifierLoss, DenoisingLoss, Loss
+from scoresde.parameterization import Parameterization
+from scoresde.sde import SDE
 from scoresde.solvers import DPMSolverPP2M
-from scoresde.training import RunDirectory, Trainer, save_checkpoint
+from scoresde.training import Logger, RunDirectory, Trainer, save_checkpoint
 
-TASKS = ("denoiser", "classifier", VARIANCE_HEAD, DEQUANTIZATION)
+CODEC_FILE = "codec.pt"
 PREVIEW_SAMPLES = 64
-NOT_IDENTITY = ("run", "device", "logger", "extensions", "of", "head")  # keys that do not make it another run
+OF_TASKS = {  # keys that are arguments of some tasks, with the value that stands for none
+    "of": (
+        None,
+        "another task: start from experiment=digits_npr or experiment=digits_dequantization",
+    ),
+    "head": (None, "another task: start from experiment=digits_npr or experiment=digits_sn"),
+    "variance_output": ("fixed", "task=denoiser"),
+}
+NOT_IDENTITY = ("run", "device", "logger", "extensions", *OF_TASKS)  # keys that do not make it another run
 
 
 def train(config: dict[str, Any]) -> dict[str, float]:
@@ -35,77 +50,174 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     Returns:
         The metrics logged last.
     """
-    if config["task"] not in TASKS:
-        raise ConfigError(f"task needs to be one of {', '.join(TASKS)}, got {config['task']!r}.")
-    if config["task"] == VARIANCE_HEAD:
-        return train_variance_head(head_config(config))
-    if config["task"] == DEQUANTIZATION:
-        return train_dequantization(config)
-    for key in ("of", "head"):
-        if config.get(key) is not None:
-            raise ConfigError(
-                f"{key}={config[key]} is an option of a run's companions: leave it out, or use "
-                f"experiment=digits_npr or experiment=digits_dequantization."
-            )
-    extensions = [*config["extensions"], ANY_INTERFACE]
-    for key in ("path", "test_path"):  # sampling may start from another folder
-        if config["data"].get(key) is not None:
-            config["data"][key] = str(Path(config["data"][key]).expanduser().resolve())
-    data = build(config["data"], "data", extensions)
-    if not isinstance(data, Dataset):
-        raise ConfigError(f"data must be a scoresde.data.Dataset, got {type(data).__name__}.")
-    config = fill(config, data)
-    if config["batch_size"] < 1 or config["batch_size"] > len(data.train):
-        raise ConfigError(
-            f"batch_size={config['batch_size']} needs to be between 1 and the {len(data.train)} training examples "
-            f"of data={data.name}."
-        )
-    torch.manual_seed(config["seed"])
-    device = pick_device(config["device"])
-    model = build_model(config, extensions).to(device)
-    loss = build(config["loss"], "loss", extensions)
-    optimizer = build(config["optimizer"], "optimizer", extensions)(_parameter_groups(model))
+    node, extensions = config.get("task"), [*config["extensions"], ANY_INTERFACE]
+    if isinstance(node, str):
+        raise ConfigError(f"task: {node} names no class: write override /task: {node} in the defaults of your YAML.")
+    for key, interface in (("optimizer", torch.optim.Optimizer), ("trainer", Trainer), ("logger", Logger)):
+        check_kind(interface, config.get(key), key, extensions)
+    task: Task = build_as(Task, node, "task", extensions)
+    for key, (default, needs) in OF_TASKS.items():
+        if config.get(key, default) != default and key not in (node or {}):
+            raise ConfigError(f"{key}={config[key]} needs {needs}.")
+    return task(config)
 
-    run = RunDirectory.create(run_path(config), yaml.safe_dump(_identity(config), sort_keys=False))
-    codec = {"codec": codec_state(data.codec), "shape": list(data.shape)}
-    if not (run.path / CODEC_FILE).is_file():
-        save_checkpoint(run.path / CODEC_FILE, codec)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(
-        f"{run.path}: {parameters:,} parameters, {len(data.train):,} training examples of shape {data.shape}, {device}"
-    )
+
+class ModelTask(Task):
+    """Trains a model of the data, as a run of its own.
+
+        model = task.model(net, sde, parameterization),      minimise E task.loss(loss)(model, x0)
+
+    Attributes:
+        makes: Interface of its models: `sample.py` without run=... takes the newest run of a `Denoiser`.
+        labelled: Whether the network is given labels, whatever `conditional` says.
+        outputs: Values that the network gives for every entry of the data.
+    """
+
+    makes: ClassVar[type[nn.Module]] = Denoiser
+    labelled: ClassVar[bool] = False
+
+    @abstractmethod
+    def model(self, net: nn.Module, sde: SDE, parameterization: Parameterization) -> nn.Module:
+        """What is trained; also makes the module that the weights of a run are loaded into."""
+
+    def loss(self, loss: Loss) -> Loss:
+        """What is minimised, from the `loss` of the configuration."""
+        return loss
+
+    @property
+    def outputs(self) -> int:
+        return 1
+
+    def __call__(self, config: dict[str, Any]) -> dict[str, float]:
+        extensions = [*config["extensions"], ANY_INTERFACE]
+        for key in ("path", "test_path"):  # sampling may start from another folder
+            if (config.get("data") or {}).get(key) is not None:
+                config["data"][key] = str(Path(config["data"][key]).expanduser().resolve())
+        data = build_as(Dataset, config.get("data"), "data", extensions)
+        labelled = bool(config["conditional"]) or self.labelled
+        config = fill(config, data, labelled=labelled, outputs=self.outputs)
+        if config["batch_size"] < 1 or config["batch_size"] > len(data.train):
+            raise ConfigError(
+                f"batch_size={config['batch_size']} needs to be between 1 and the {len(data.train)} training examples "
+                f"of data={data.name}."
+            )
+        device = pick_device(config["device"])
+        torch.manual_seed(config["seed"])
+        model, _ = build_model(self, config, extensions)
+        model.to(device)
+        loss = self.loss(build_as(Loss, config["loss"], "loss", extensions))
+        node = config["optimizer"]
+        optimizer = build_as(torch.optim.Optimizer, node, "optimizer", extensions, parameter_groups(model))
+        run = take_up(run_path(config), identity(config), extensions)
+        if not (run.path / CODEC_FILE).is_file():
+            save_checkpoint(run.path / CODEC_FILE, {"codec": codec_state(data.codec), "shape": list(data.shape)})
+        preview = Preview(run, data, bool(config["conditional"])) if data.is_image else None
+        metrics = fit(
+            config, model, loss, optimizer, data, run,
+            labelled=labelled, dequantize=loss.dequantize, preview=preview if isinstance(model, Denoiser) else None,
+        )  # fmt: skip
+        print(f"done: python sample.py run={run.path}")
+        return metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDenoiser(ModelTask):
+    """A denoiser of the data.
+
+    Args:
+        variance_output: "fixed", or "learned_range": the network predicts the reverse variance too, see `LearnedRange`.
+        steps: Length of the chain that it is learned for; None: that of the SDE's table.
+    """
+
+    variance_output: str = "fixed"
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.variance_output not in ("fixed", "learned_range"):
+            raise ConfigError(f"variance_output needs to be fixed or learned_range, got {self.variance_output!r}.")
+
+    @property
+    def outputs(self) -> int:
+        return 1 if self.variance_output == "fixed" else 2
+
+    def model(self, net: nn.Module, sde: SDE, parameterization: Parameterization) -> Denoiser:
+        if self.variance_output == "fixed":
+            return NetworkDenoiser(net, sde, parameterization)
+        return LearnedRange(net, sde, parameterization, steps=self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainClassifier(ModelTask):
+    """A classifier of noisy data, for guidance; the law of times and noise is that of the loss."""
+
+    makes = NoisyClassifier
+    labelled = True
+
+    def model(self, net: nn.Module, sde: SDE, parameterization: Parameterization) -> NoisyClassifier:
+        return NoisyClassifier(net, sde, parameterization)
+
+    def loss(self, loss: Loss) -> Loss:
+        return ClassifierLoss(noise=require(loss, DenoisingLoss, "loss"))
+
+
+def build_model(
+    task: ModelTask, config: Mapping[str, Any], extensions: Sequence[str] = ()
+) -> tuple[nn.Module, nn.Module]:
+    """The model of a filled-in configuration, with fresh weights, and the network inside it."""
+    sde: SDE = build_as(SDE, config.get("sde"), "sde", extensions)
+    node = config["parameterization"]
+    rule: Parameterization = build_as(Parameterization, node, "parameterization", extensions)
+    net = build_as(nn.Module, config["model"], "model", extensions)
+    return require(task.model(net, sde, rule), task.makes, "task"), net
+
+
+def fit(
+    config: Mapping[str, Any],
+    module: nn.Module,
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    data: Dataset,
+    run: RunDirectory,
+    *,
+    labelled: bool,
+    dequantize: bool,
+    preview: Callable[[nn.Module, int], Path] | None = None,
+) -> dict[str, float]:
+    """Train a module with the trainer and logger of a configuration.
+
+    Args:
+        config: trainer and logger, as nodes; batch_size, seed, extensions.
+        module: On its device; the loss is called with it.
+        loss, optimizer, data, run, preview: As for `Trainer` and `Batches`.
+        labelled, dequantize: As for `Batches`.
+    """
+    extensions = [*config["extensions"], ANY_INTERFACE]
+    device = next(module.parameters()).device
+    count = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    print(f"{run.path}: {count:,} parameters, {len(data.train):,} training examples of shape {data.shape}, {device}")
     trainer = build(
         config["trainer"],
         "trainer",
         extensions,
-        denoiser=model,
-        loss=ClassifierLoss(noise=loss) if config["task"] == "classifier" else loss,
+        denoiser=module,
+        loss=loss,
         optimizer=optimizer,
-        batch=Batches(
-            data,
-            config["batch_size"],
-            config["seed"],
-            labelled=_uses_labels(config),
-            dequantize=getattr(loss, "dequantize", True),
-        ),
+        batch=Batches(data, config["batch_size"], config["seed"], labelled=labelled, dequantize=dequantize),
         run=run,
-        logger=build(config["logger"], "logger", extensions)(run),
-        preview=Preview(run, data, config) if isinstance(model, Denoiser) and data.is_image else None,
+        logger=build_as(Logger, config["logger"], "logger", extensions, run),
+        preview=preview,
         seed=config["seed"],
         device=device,
     )
-    assert isinstance(trainer, Trainer)
-    metrics = trainer.fit()
-    print(f"done: python sample.py run={run.path}")
-    return metrics
+    return require(trainer, Trainer, "trainer").fit()
 
 
 class Preview:
     """Draws a grid of samples during training, from the same latents every time."""
 
-    def __init__(self, run: RunDirectory, data: Dataset, config: dict[str, Any]) -> None:
+    def __init__(self, run: RunDirectory, data: Dataset, conditional: bool) -> None:
         self.run, self.data = run, data
-        self.labels = data.num_classes if config["conditional"] else None
+        self.labels = data.num_classes if conditional else None
 
     def __call__(self, denoiser: nn.Module, step: int) -> Path:
         assert isinstance(denoiser, Denoiser)
@@ -122,26 +234,32 @@ class Preview:
         return path
 
 
-def _parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """The network's parameters, and without weight decay those of a learned noise schedule."""
-    schedule = list(sde.parameters()) if isinstance(sde := getattr(model, "sde", None), nn.Module) else []
+    schedule: list[Tensor] = list(sde.parameters()) if isinstance(sde := getattr(model, "sde", None), nn.Module) else []
     learned = {id(parameter) for parameter in schedule}
     groups = [{"params": [parameter for parameter in model.parameters() if id(parameter) not in learned]}]
     return [*groups, {"params": schedule, "weight_decay": 0.0}] if schedule else groups
+
+
+def take_up(path: Path, config: dict[str, Any], extensions: Sequence[str]) -> RunDirectory:
+    """The run directory, new or with the same configuration, whatever names an earlier version had for it."""
+    run = RunDirectory(path)
+    text = yaml.safe_dump(config, sort_keys=False)
+    if run.config.is_file() and mean_the_same(read_config(run), yaml.safe_load(text), extensions):
+        text = run.config_text
+    return RunDirectory.create(path, text)
 
 
 def run_path(config: dict[str, Any]) -> Path:
     """The run directory: `run`, or a name made from the configuration, so that the same command finds it again."""
     if config["run"] is not None:
         return Path(config["run"])
-    digest = hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
     names = [str(config[key]["_target_"]).rpartition(".")[2].lower() for key in ("data", "sde", "model")]
     return Path("runs") / "-".join([*names, digest])
 
 
-def _identity(config: dict[str, Any]) -> dict[str, Any]:
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a configuration makes it another run."""
     return {key: value for key, value in config.items() if key not in NOT_IDENTITY}
-
-
-def _uses_labels(config: dict[str, Any]) -> bool:
-    return bool(config["conditional"]) or config["task"] == "classifier"

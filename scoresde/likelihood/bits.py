@@ -34,12 +34,7 @@ def bits_per_dim(
     bits = -log_prob / (math.prod(shape) * math.log(2))
     if levels is None:
         return bits
-    low, high = value_range
-    if levels < 2 or not low < high:
-        raise ValueError(
-            f"bits_per_dim needs levels >= 2 and low < high, got levels={levels}, value_range={value_range}."
-        )
-    return bits - math.log2((high - low) / levels)
+    return bits - math.log2(Cells(levels=levels, value_range=value_range).width)
 
 
 def check_dequantized(x: Tensor, cells: Cells) -> str | None:

@@ -29,10 +29,10 @@ class Cells:
     def __post_init__(self) -> None:
         low, high = (float(edge) for edge in self.value_range)
         object.__setattr__(self, "value_range", (low, high))
-        if not isinstance(self.levels, int) or self.levels < 2 or not low < high:
+        if not isinstance(self.levels, int) or self.levels < 2 or not -math.inf < low < high < math.inf:
             raise ValueError(
-                f"{type(self).__name__} needs a whole number of levels >= 2 and low < high, got levels={self.levels}, "
-                f"value_range={self.value_range}."
+                f"{type(self).__name__} needs a whole number of levels >= 2 and finite low < high, got "
+                f"levels={self.levels!r}, value_range={self.value_range}."
             )
 
     @property

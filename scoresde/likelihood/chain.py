@@ -243,10 +243,15 @@ def decoder_nll(
 
 def check_chain(denoiser: Denoiser, variance: str, decoder_variance: float | str | None, *, owner: str = "vlb") -> None:
     """Raise one sentence, before any call, if the variances make no sense or the denoiser cannot give them."""
+    check_variances(owner, variance, decoder_variance)
+    check_known(denoiser, variance)
+
+
+def check_variances(owner: str, variance: str, decoder_variance: float | str | None) -> None:
+    """Raise one sentence if the variances of a chain make no sense."""
     if variance not in VARIANCES:
         names = ", ".join(f"'{name}'" for name in VARIANCES[:-1])
         raise ValueError(f"{owner} needs variance {names} or '{VARIANCES[-1]}', got {variance!r}.")
-    check_known(denoiser, variance)
     if isinstance(decoder_variance, int | float):
         known = 0 < decoder_variance < math.inf
     else:

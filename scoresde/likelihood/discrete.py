@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood import flow_density
+from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.dequantization import Dequantization
 from scoresde.noise.keyed import deliver, keyed_normals
 from scoresde.noise.streams import sample_seeds, stream_seed
@@ -48,7 +49,7 @@ def discrete_log_prob(
     importance: bool = False,
     batch: int | None = None,
     dtype: torch.dtype = torch.float32,
-    log_prob: Callable[..., Any] | None = None,
+    log_prob: Callable[..., flow_density.LogProb | Bound] | None = None,
     seeds: int | Sequence[int] | Tensor | None = None,
     generator: torch.Generator | None = None,
     **options: Any,
@@ -73,9 +74,9 @@ def discrete_log_prob(
         importance: Whether to average the weights in place of their logarithms.
         batch: Rows in one call of the density: draws are put together as far as this allows; None: one draw at a time.
         dtype: Of the states x.
-        log_prob: The density: called as log_prob(denoiser, x, t_start=..., generator=..., **options) and returns
-            something with log_prob and nfe, and with std_error, solver_error and failures if it has them. None:
-            that of the probability flow, `scoresde.log_prob`.
+        log_prob: The density: called as log_prob(denoiser, x, t_start=..., generator=..., **options) and returns a
+            `LogProb`, or a `Bound`, which tells no solver error. None: that of the probability flow,
+            `scoresde.log_prob`.
         seeds: One per example, or one from which they are derived: draws and probes of an example then follow from its
             seed alone, not from the batch. The density gets seeds=..., one for each row, in place of generator.
         generator: For draws and probes, on k's device; not used with seeds.
@@ -110,10 +111,14 @@ def discrete_log_prob(
         with torch.set_grad_enabled(graph):
             x, log_q, t = dequantization(repeated, denoiser.sde, generator=generator, u=u, dtype=dtype)
         result = density(model, x, t_start=t, **randomness, **options)
-        columns = [_column(result, name, log_q) for name in ("log_prob", "std_error", "solver_error", "nfe")]
+        error: float | Tensor = math.nan
+        if isinstance(result, flow_density.LogProb):
+            error = result.solver_error
+            failures |= {row % len(k): reason for row, reason in result.failures.items()}
+        values = (result.log_prob, result.std_error, error, result.nfe)
+        columns = [torch.as_tensor(value).to(log_q).expand_as(log_q) for value in values]
         columns[0] = columns[0] - log_q
         parts.append(torch.stack(columns).unflatten(1, (draws, len(k))))
-        failures |= {row % len(k): reason for row, reason in getattr(result, "failures", {}).items()}
         first += draws
     log_w, probe_error, solver_error, nfe = torch.cat(parts, 1)
     return _combined(log_w, probe_error, solver_error, nfe, importance, failures)
@@ -152,12 +157,6 @@ def _combined(
         nfe.sum(0).round().long(),
         failures,
     )
-
-
-def _column(result: Any, name: str, like: Tensor) -> Tensor:
-    """A field of the density's result as one float64 number per row; NaN if it has none."""
-    value = torch.as_tensor(getattr(result, name, math.nan), dtype=torch.float64, device=like.device)
-    return value.expand_as(like)
 
 
 def _repeated(denoiser: Denoiser, rows: int, draws: int, device: torch.device) -> Denoiser | None:

@@ -71,7 +71,7 @@ def elbo(
         Huang et al., "A Variational Perspective on Diffusion-Based Generative Models", 2021, arXiv:2106.02808.
         Kingma et al., "Variational Diffusion Models", 2021, arXiv:2107.00630.
     """
-    _check_arguments(form, samples, sampling, below, probe)
+    check_elbo("elbo", form, samples, sampling, below, probe)
     path = _Path(denoiser.sde, x, t_start, below)
     rows = []
     for u in _uniforms(samples, x.shape[0], sampling, generator, x.device):
@@ -228,7 +228,10 @@ def _probe(x: Tensor, probe: str, generator: torch.Generator | None) -> Tensor:
     return torch.randint(0, 2, x.shape, generator=generator, device=x.device).to(x.dtype) * 2 - 1
 
 
-def _check_arguments(form: str, samples: int, sampling: str, below: str, probe: str) -> None:
+def check_elbo(
+    owner: str, form: str, samples: int, sampling: str, below: str = "decoder", probe: str = "rademacher"
+) -> None:
+    """Raise one sentence if the arguments of `elbo` make no sense."""
     for name, value, allowed in (
         ("form", form, ("dsm", "ssm")),
         ("sampling", sampling, ("stratified", "antithetic")),
@@ -236,6 +239,6 @@ def _check_arguments(form: str, samples: int, sampling: str, below: str, probe: 
         ("probe", probe, ("rademacher", "gaussian")),
     ):
         if value not in allowed:
-            raise ValueError(f"elbo needs {name} '{allowed[0]}' or '{allowed[1]}', got {value!r}.")
+            raise ValueError(f"{owner} needs {name} '{allowed[0]}' or '{allowed[1]}', got {value!r}.")
     if samples < 1:
-        raise ValueError(f"elbo needs samples of at least 1, got {samples}.")
+        raise ValueError(f"{owner} needs samples of at least 1, got {samples}.")

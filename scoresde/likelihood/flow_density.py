@@ -118,7 +118,9 @@ def log_prob(
     """
     check_trace("log_prob", divergence, probes, probe)
     check_ode_arguments("log_prob", method, rtol, atol, steps)
-    _check_options(below, on_error)
+    check_below("log_prob", below)
+    if on_error not in ("raise", "nan"):
+        raise ValueError(f"log_prob needs on_error 'raise' or 'nan', got {on_error!r}.")
     failures = _check_data(x, on_error)
     t_start = denoiser.sde.t_min if t_start is None else t_start
     flow = FlowCoordinates(denoiser.sde, t_start, "log_prob")
@@ -242,11 +244,10 @@ def _failed_rows(y: Tensor, delta: Tensor, known: dict[int, str], on_error: str)
     return {row: sentence.format(row) for row in rows}
 
 
-def _check_options(below: str, on_error: str) -> None:
+def check_below(owner: str, below: str) -> None:
+    """Raise one sentence if there is no such way to treat 0 < t < t_start."""
     if below not in ("density", "decoder"):
-        raise ValueError(f"log_prob needs below 'density' or 'decoder', got {below!r}.")
-    if on_error not in ("raise", "nan"):
-        raise ValueError(f"log_prob needs on_error 'raise' or 'nan', got {on_error!r}.")
+        raise ValueError(f"{owner} needs below 'density' or 'decoder', got {below!r}.")
 
 
 def _check_data(x: Tensor, on_error: str) -> dict[int, str]:

@@ -3,6 +3,7 @@
 from scoresde.losses.classifier import ClassifierLoss
 from scoresde.losses.denoising import DenoisingLoss
 from scoresde.losses.dequantization_loss import DequantizationLoss, DequantizedDenoiser
+from scoresde.losses.loss import Loss
 from scoresde.losses.resampling import LossSecondMoment
 from scoresde.losses.second_moment import SecondMomentLoss
 from scoresde.losses.second_order import SecondOrderLoss
@@ -20,7 +21,7 @@ from scoresde.losses.weightings import (
 )
 
 __all__ = [
-    "ClassifierLoss", "DenoisingLoss", "DequantizationLoss", "DequantizedDenoiser", "LossSecondMoment",
+    "ClassifierLoss", "DenoisingLoss", "DequantizationLoss", "DequantizedDenoiser", "Loss", "LossSecondMoment",
     "SecondMomentLoss",
     "SecondOrderLoss", "TimeLaw", "VDMLoss", "VLBLoss", "Weighting", "discrete_times", "edm_weighting",
     "importance_weighting", "likelihood_weighting", "lognormal_times", "logsnr_times", "simple_weighting",

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from scoresde.guidance import NoisyClassifier
 from scoresde.losses.denoising import DenoisingLoss
+from scoresde.losses.loss import Loss
 from scoresde.sde import SDE
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierLoss:
+class ClassifierLoss(Loss):
     """Cross-entropy of labels given noisy data, in nats per example.
 
         L = −log p(y | x_t),      x_t = α_t x0 + σ_t ε

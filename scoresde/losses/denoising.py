@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
+from scoresde.losses.loss import Loss
 from scoresde.losses.times import TimeLaw, uniform_times
 from scoresde.losses.weightings import Weighting, simple_weighting
 from scoresde.sde import SDE
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoisingLoss:
+class DenoisingLoss(Loss):
     """Weighted denoising score matching, one value per example.
 
         L = w(t) mean_d (ε − ε̂(x_t, t))²,      x_t = α_t x0 + σ_t ε            (Song et al. 2021, eq. 7; λ = σ² w)

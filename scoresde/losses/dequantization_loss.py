@@ -13,6 +13,7 @@ from scoresde.denoiser import Denoiser
 from scoresde.likelihood.chain import prior_kl
 from scoresde.likelihood.variational import VariationalDequantization
 from scoresde.losses.denoising import DenoisingLoss
+from scoresde.losses.loss import Loss
 from scoresde.losses.times import logsnr_times
 from scoresde.sde import SDE
 from scoresde.sde.levels import Level
@@ -57,7 +58,7 @@ class DequantizedDenoiser(Denoiser):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DequantizationLoss:
+class DequantizationLoss(Loss):
     """The bound on −log P(k) that a dequantisation and a model give together, in bits/dim, one value per example.
 
         L = E [KL(q(x_1 | x) ‖ π) + ½ ∫ ‖ε − ε̂‖² d logsnr − log p(x | x_ε) + log q(x | k)] / (d log 2),   x ~ q(x | k)

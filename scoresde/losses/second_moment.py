@@ -10,12 +10,13 @@ from torch import Tensor
 
 from scoresde.covariance import VarianceHead
 from scoresde.losses.denoising import DenoisingLoss
+from scoresde.losses.loss import Loss
 from scoresde.losses.times import TimeLaw, uniform_times
 from scoresde.sde import SDE
 
 
 @dataclass(frozen=True, kw_only=True)
-class SecondMomentLoss:
+class SecondMomentLoss(Loss):
     """Regression of a `VarianceHead` on the squared noise, one value per example.
 
         "sn"    L = w mean_d (h − ε²)²             "npr"   L = w mean_d (g − (ε − ε̂)²)²

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.losses.denoising import DenoisingLoss
+from scoresde.losses.loss import Loss
 from scoresde.losses.times import TimeLaw, uniform_times
 from scoresde.losses.weightings import Weighting, simple_weighting
 from scoresde.sde import SDE, expand
@@ -18,7 +19,7 @@ ORDER2 = ("jacobian", "trace", "both")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SecondOrderLoss:
+class SecondOrderLoss(Loss):
     """Denoising score matching of the score and of its Jacobian, one value per example.
 
         L  = w(t) [mean_d (ε − ε̂)² + weight L₂]

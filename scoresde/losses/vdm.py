@@ -14,6 +14,7 @@ from scoresde.likelihood.cells import Cells
 from scoresde.likelihood.chain import prior_kl
 from scoresde.likelihood.decoder import CategoricalDecoder, Decoder
 from scoresde.losses.denoising import DenoisingLoss
+from scoresde.losses.loss import Loss
 from scoresde.losses.times import discrete_times, logsnr_times, uniform_times
 from scoresde.losses.weightings import importance_weighting, likelihood_weighting
 from scoresde.sde import SDE, LearnedVPSDE
@@ -22,7 +23,7 @@ CLOCKS = ("own", "logsnr")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VDMLoss:
+class VDMLoss(Loss):
     """The variational bound of −log p(x0) in bits per entry, one unbiased draw per example.
 
         L    = (KL(q(x_1 | x0) ‖ π) − log p(x0 | z) + diffusion) / (D log 2),   z = x_{t_min}

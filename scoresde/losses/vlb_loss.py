@@ -14,6 +14,7 @@ from scoresde.denoiser import Denoiser
 from scoresde.likelihood.chain import Prediction, chain_term, chain_times, check_chain, predict, prior_kl
 from scoresde.likelihood.decoder import Decoder, DiscretizedGaussian, gaussian_decoder
 from scoresde.losses.denoising import DenoisingLoss
+from scoresde.losses.loss import Loss
 from scoresde.losses.resampling import LossSecondMoment
 from scoresde.sde import SDE, expand
 
@@ -21,7 +22,7 @@ OBJECTIVES = ("simple", "vlb", "hybrid")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VLBLoss:
+class VLBLoss(Loss):
     """The losses of Improved DDPM on a chain of T = steps states, at one random state k per example.
 
         L_simple = mean_d (ε − ε̂)²

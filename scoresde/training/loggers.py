@@ -6,12 +6,13 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from scoresde.training.checkpoint import write_atomically
 from scoresde.training.run import RunDirectory
 
 
+@runtime_checkable
 class Logger(Protocol):
     """Receives what a run reports. Calls come in the order start, any number of log and image, close."""
 

@@ -16,7 +16,7 @@ from scoresde.fitting import OptimisedGrid
 from scoresde.fitting.calibrated import Calibration
 
 TINY = ["logger=csv", "model.width=8", "trainer.steps=3", "trainer.precision=float32", "batch_size=16"]
-FIT = ["grid.pilots=8", "grid.pilot_steps=6", "grid.iterations=2", "grid.batch=4"]
+FIT = ["grid.reference_paths=8", "grid.reference_steps=6", "grid.iterations=2", "grid.batch=4"]
 RUN = ["run=runs/toy", "num_samples=6", "likelihood.num_examples=0"]
 
 
@@ -58,7 +58,7 @@ def test_a_fit_is_made_once(
     assert metrics["nfe"] == nfe
     assert metrics["solver"] == ("CalibratedMultistep" if kind == "calibrated" else written.split("-")[0])
     said = capsys.readouterr().out
-    assert "fitted to 8 paths (64 network calls for them)" in said
+    assert "fitted to 8 reference paths (64 network calls for them)" in said
     assert re.search(r"rms [\d.e+-]+ \([\d.e+-]+\); runs/toy/grids/", said)
     first, x = fits(), np.load("o/samples.npz")["x"]
     (file,) = first
@@ -73,7 +73,7 @@ def test_a_fit_is_made_once(
     np.testing.assert_array_equal(np.load("o/samples.npz")["x"], x)
 
     sample(*options, "grid.refit=true")
-    assert "fitted to 8 paths" in capsys.readouterr().out
+    assert "fitted to 8 reference paths" in capsys.readouterr().out
     again = fits()
     assert again.keys() == first.keys()
     assert again != first
@@ -125,14 +125,18 @@ def test_conditional_runs_are_fitted_without_labels(kind: str, guidance: list[st
         (["solver=ode", "grid=calibrated"], r"grid=\.\.\. needs a solver with steps, got ProbabilityFlowODE"),
         (["solver=ode", "grid=karras"], r"grid=\.\.\. needs a solver with steps"),
         (["solver=ddpm", "grid=optimised", *FIT], "optimise_grid needs a deterministic solver .* got DDPM"),
-        (["solver=ddim", "grid=optimised", *FIT, "grid.pilots=1"], "reference_paths needs at least 2 paths, .* got 1"),
-        (["solver=ddim", "grid=optimised", *FIT, "grid.pilots=many"], "reference_paths needs .* got 'many'"),
+        (["solver=ddim", "grid=optimised", *FIT, "grid.reference_paths=1"], "needs at least 2 paths, .* got 1"),
+        (["solver=ddim", "grid=optimised", *FIT, "grid.reference_paths=many"], "reference_paths needs .* got 'many'"),
         (["solver=ddim", "grid=optimised", *FIT, "grid.iterations=-1"], "iterations of at least 0.* got -1"),
         (["solver=ddim", "grid=optimised", *FIT, "grid.batch=0"], "batch of at least 1.* got 0"),
-        (["solver=ddim", "grid=optimised", *FIT, "grid.pilot_steps=0"], "needs steps to be a whole number of at"),
+        (["solver=ddim", "grid=optimised", *FIT, "grid.reference_steps=0"], "needs steps to be a whole number of at"),
         (["solver=ddim", "grid=nonsense"], "Could not find 'grid/nonsense'"),
-        (["solver=ddim", "grid=optimised", "grid.kind=magic"], "grid.kind needs to be own, .* got 'magic'"),
-        (["solver=ddim", "grid=optimised", "grid.pilotz=3"], "Key 'pilotz' is not in struct"),
+        (["solver=ddim", "grid=optimised", "grid.kind=magic"], "grid.kind=magic: .* write grid=NAME, one of calib"),
+        (["solver=ddim", "grid=optimised", "grid.kind=calibrated"], "grid.kind=calibrated: .* write grid=calibrated"),
+        (["solver=ddim", "grid=optimised", "grid.pilots=3"], "write grid.reference_paths=3"),
+        (["solver=ddim", "grid=optimised", "grid.pathz=3"], "Key 'pathz' is not in struct"),
+        (["solver=ddim", "grid._target_=scoresde.DDIM"], "grid=... must be a SolverGrid, got DDIM"),
+        (["solver=ddim", "grid=optimised", "grid.refit=3"], "grid.refit needs true or false, got 3"),
     ],
     ids=str,
 )  # fmt: skip

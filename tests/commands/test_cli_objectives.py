@@ -14,10 +14,10 @@ import yaml
 from command_line import command, inside
 
 from scoresde.cli import sample_main, train_main
+from scoresde.commands.auxiliary import load_dequantization
 from scoresde.commands.batches import Batches
-from scoresde.commands.dequantization import load_dequantization
 from scoresde.commands.load import load_run
-from scoresde.commands.train import _parameter_groups
+from scoresde.commands.train import parameter_groups
 from scoresde.commands.variance import moments_of
 from scoresde.covariance import LearnedRange
 from scoresde.losses import VDMLoss
@@ -94,7 +94,7 @@ def test_the_learned_variance_is_kept_and_drawn_with(work: Path) -> None:
     assert math.isfinite(likelihood("o")["bits_per_dim"])
 
 
-def test_a_dequantization_is_a_companion_of_its_run(work: Path) -> None:
+def test_a_dequantization_belongs_to_its_run(work: Path) -> None:
     trained = load_run("runs/likelihood")
     module = load_dequantization(trained)
     assert module.shape == (1, 8, 8) and module.cells.levels == 17
@@ -122,7 +122,10 @@ def test_levels_are_dequantized_as_the_model_knows_them(work: Path, run: str, ow
     ("arguments", "message"),
     [
         (["experiment=digits_dequantization", "of=runs/nowhere"], "runs/nowhere"),
-        (["experiment=digits_dequantization", "of=runs/likelihood", "loss=edm"], "needs loss=dequantization"),
+        (
+            ["experiment=digits_dequantization", "of=runs/likelihood", "loss=edm"],
+            "loss=... must be a DequantizationLoss, got DenoisingLoss",
+        ),
         (["experiment=digits_dequantization", "of=runs/likelihood", "+model.net=3"], "model"),
         (["variance_output=learned"], "variance_output needs to be fixed or learned_range, got 'learned'"),
         (["variance_output=learned_range", "model=classifier", "task=classifier"], "needs task=denoiser"),
@@ -154,7 +157,7 @@ def test_what_is_fitted_to_a_vdm_sees_the_centres_too(work: Path, monkeypatch: p
         asked.append(options["dequantize"])
         return Batches(*args, **options)
 
-    monkeypatch.setattr("scoresde.commands.companion.Batches", batches)
+    monkeypatch.setattr("scoresde.commands.train.Batches", batches)
     small = ["logger=csv", "trainer.steps=1", "trainer.warmup=0", "batch_size=8"]
     command(train_main, "experiment=digits_npr", "of=runs/vdm", *small)
     command(train_main, "experiment=digits_npr", "of=runs/likelihood", *small)
@@ -167,11 +170,11 @@ def test_a_schedule_gets_no_weight_decay() -> None:
             super().__init__()
             self.net, self.sde = torch.nn.Linear(2, 2), LearnedVPSDE()
 
-    network, schedule = _parameter_groups(Model())
+    network, schedule = parameter_groups(Model())
     assert "weight_decay" not in network and schedule["weight_decay"] == 0
     assert len(network["params"]) == 2
     assert len(schedule["params"]) == len(list(LearnedVPSDE().parameters()))
-    assert len(_parameter_groups(torch.nn.Linear(2, 2))) == 1
+    assert len(parameter_groups(torch.nn.Linear(2, 2))) == 1
 
 
 def _images() -> np.ndarray[Any, Any]:

@@ -16,9 +16,10 @@ from command_line import command, inside
 from torch import Tensor
 
 from scoresde.cli import sample_main, train_main
+from scoresde.commands import ProbedVariance, TableVariance, TrainedVariance, Variance
 from scoresde.commands.load import load_run
 from scoresde.commands.sample import asks_for_covariance
-from scoresde.commands.variance import VARIANCE_FILE, moments_of, with_variance
+from scoresde.commands.variance import VARIANCE_FILE, moments_of
 from scoresde.fitting.optimal_grid import optimal_grid
 from scoresde.guidance import Guided
 from scoresde.losses import SecondMomentLoss
@@ -67,31 +68,32 @@ def written() -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "other"),
+    ("kind", "options", "same", "other"),
     [
-        ("analytic", TABLE, ("corrected", TABLE)),
-        ("corrected", TABLE, ("analytic", TABLE)),
-        ("hessian", {"probes": 2, "isotropic": False}, ("hessian", {"probes": 1, "isotropic": False})),
-        ("hessian", {"probes": 1, "isotropic": True}, ("hessian", {"probes": 1, "isotropic": False})),
-        ("npr", {}, ("sn", {})),
-        ("sn", {}, ("npr", {})),
+        ("analytic", TABLE, TableVariance(**TABLE), TableVariance(**TABLE, corrected=True)),
+        ("corrected", TABLE, TableVariance(**TABLE, corrected=True), TableVariance(**TABLE)),
+        ("hessian", {"probes": 2, "isotropic": False}, ProbedVariance(probes=2, isotropic=False),
+         ProbedVariance(isotropic=False)),
+        ("hessian", {}, ProbedVariance(), ProbedVariance(isotropic=False)),
+        ("npr", {}, TrainedVariance(head="npr"), TrainedVariance(head="sn")),
+        ("sn", {}, TrainedVariance(head="sn"), TrainedVariance(head="npr")),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_every_kind_gives_what_python_gives(
-    kind: str, options: dict[str, Any], other: tuple[str, dict[str, Any]], work: Path
+    kind: str, options: dict[str, Any], same: Variance, other: Variance, work: Path
 ) -> None:
     given = [f"variance.{key}={value}" for key, value in options.items()]
     command(sample_main, "run=runs/plain", *OPTIMAL, f"variance={kind}", *given)
 
-    denoiser = with_variance(load_run("runs/plain"), kind, **options)
+    denoiser = same(load_run("runs/plain"))
     expected = drawn("runs/plain", DDPM(variance="optimal", steps=4), denoiser)
     np.testing.assert_array_equal(written(), expected)
-    wrong = with_variance(load_run("runs/plain"), other[0], **other[1])
+    wrong = other(load_run("runs/plain"))
     assert (drawn("runs/plain", DDPM(variance="optimal", steps=4), wrong) != expected).any()
     assert (drawn("runs/plain", DDPM(steps=4), denoiser) != expected).any()
     metrics = json.loads(Path("o/metrics.json").read_text())
-    assert metrics["variance"] == kind and metrics["nfe"] == 5
+    assert metrics["variance"] == type(same).__name__ and metrics["nfe"] == 5
 
 
 def test_ddim_and_its_clipping_are_reached(work: Path) -> None:
@@ -100,7 +102,7 @@ def test_ddim_and_its_clipping_are_reached(work: Path) -> None:
             "grid=uniform")  # fmt: skip
 
     solver = DDIM(variance="optimal", steps=4, eta=0.5, clip_denoised=(-1, 1), clip_last_noise=2)
-    denoiser = with_variance(load_run("runs/plain"), "analytic", **TABLE)
+    denoiser = TableVariance(**TABLE)(load_run("runs/plain"))
     np.testing.assert_array_equal(written(), drawn("runs/plain", solver, denoiser))
 
 
@@ -110,7 +112,7 @@ def test_the_covariance_goes_around_guidance(work: Path) -> None:
 
     trained = load_run("runs/labelled")
     model, label = trained.model, torch.full((3,), 3)
-    spread = with_variance(trained, "analytic", **TABLE)
+    spread = TableVariance(**TABLE)(trained)
     around = spread.around(Guided(model.given(label=label), model.given(label=None), 4))  # type: ignore[operator]
     solver = DDPM(variance="optimal", steps=4)
     np.testing.assert_array_equal(written(), drawn("runs/labelled", solver, around))
@@ -170,7 +172,8 @@ def test_a_head_belongs_to_the_newest_denoiser_unless_one_is_named(
     command(train_main, *HEAD, "experiment=digits_sn", "model=ncsnpp", "model.width=16", "model.num_res_blocks=1")
     config = yaml.safe_load(Path("runs/labelled/variance_sn/config.yaml").read_text())
     net = config["head"]["net"]
-    assert config["task"] == "variance_head" and config["head"]["kind"] == "sn"
+    assert config["task"] == {"_target_": "scoresde.commands.TrainVarianceHead", "head": "sn"}
+    assert config["head"]["kind"] == "sn"
     assert (net["channels"], net["width"], net["image_size"], net["num_classes"]) == (2, 16, 8, None)
     assert (
         "python sample.py run=runs/labelled solver=ddpm solver.variance=optimal variance=sn" in capsys.readouterr().out
@@ -223,9 +226,9 @@ def test_options_of_heads_do_not_rename_other_runs(work: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (OPTIMAL, "solver.variance=optimal needs a covariance: add variance=analytic or corrected or hessian or npr"),
+        (OPTIMAL, "solver.variance=optimal needs a covariance: add variance=analytic, corrected, hessian, npr"),
         (["solver=ddpm", "variance=analytic"], "needs solver=ddpm .* got a DDPM with variance=small"),
-        (["solver=heun", "variance=hessian"], "variance=hessian needs .* got a Heun with no variance to choose"),
+        (["solver=heun", "variance=hessian"], r"\(ProbedVariance\) needs .* got a Heun with no variance to choose"),
         (["solver=ddpm", "solver.variance=learned", *SAMPLES], "variance='learned' needs a network that predicts it"),
         (["solver=ddpm", "solver.variance=best"], "variance 'small', 'large', 'optimal' or 'learned', got 'best'"),
         ([*OPTIMAL, "variance=best"], "Could not find 'variance/best'"),
@@ -259,16 +262,22 @@ def test_a_classifier_has_no_variance(work: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["of=runs/plain"], "of=runs/plain is an option of a run.s companions"),
-        (["head=npr"], "head=npr is an option of a run.s companions"),
-        (["task=variance"], "one of denoiser, classifier, variance_head, dequantization, got 'variance'"),
+        (["of=runs/plain"], "of=runs/plain needs another task: start from experiment=digits_npr"),
+        (["head=npr"], "head=npr needs another task: start from experiment=digits_npr"),
+        (
+            ["task=variance"],
+            "Could not find 'task/variance': there is classifier, denoiser, dequantization, variance_head",
+        ),
         (["task=variance_head", "head=npr"], "takes sde and parameterization and data from its run: leave out sde="),
         (["experiment=digits_npr", "sde=ve"], "takes sde from its run: leave out sde=..., name the run with of="),
         (["experiment=digits_npr", "sde.beta_min=1"], "Key 'sde' is not in struct"),
         (["experiment=digits_npr", "run=runs/mine"], "takes run from its run"),
         (["experiment=digits_npr", "conditional=true"], "leave out conditional="),
         (["experiment=digits_npr", "head=best"], "needs head=npr or head=sn, got head=best"),
-        (["experiment=digits_npr", "loss=edm", "loss.weighting.sigma_data=0.5"], "needs loss=second_moment"),
+        (
+            ["experiment=digits_npr", "loss=edm", "loss.weighting.sigma_data=0.5"],
+            "loss=... must be a SecondMomentLoss, got DenoisingLoss",
+        ),
         (["experiment=digits_npr", "of=runs/nowhere"], "there is no run at runs/nowhere"),
         (["experiment=digits_npr", "of=runs/plain"], "belongs to a run with another configuration"),
         (["loss=second_moment"], "SecondMomentLoss trains a VarianceHead"),

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from scoresde import DDPM
+from scoresde.commands import ProbedVariance, TableVariance, TrainedVariance, Variance
 from scoresde.commands.build import ConfigError
 from scoresde.commands.load import TrainedModel, load_run, newest_run
 from scoresde.commands.train import train
-from scoresde.commands.variance import VARIANCE_FILE, moments_of, train_variance_head, with_variance
+from scoresde.commands.variance import VARIANCE_FILE, moments_of
 from scoresde.covariance import VarianceHead
+from scoresde.denoiser import Denoiser
 from scoresde.training import load_checkpoint
 
 TRAINER: dict[str, Any] = {
@@ -29,7 +31,8 @@ COMMON: dict[str, Any] = {
 @pytest.fixture
 def trained(tmp_path: Path) -> TrainedModel:
     train({
-        **COMMON, "task": "denoiser", "conditional": False, "run": str(tmp_path / "runs" / "toy"),
+        **COMMON, "task": {"_target_": "scoresde.commands.TrainDenoiser"}, "conditional": False,
+        "run": str(tmp_path / "runs" / "toy"),
         "sde": {"_target_": "scoresde.VPSDE"}, "parameterization": {"_target_": "scoresde.EDM", "sigma_data": None},
         "model": {"_target_": "scoresde.MLP", "shape": None, "width": 16, "depth": 1, "num_classes": None},
         "loss": {"_target_": "scoresde.DenoisingLoss"}, "data": {"_target_": "scoresde.data.toy", "name": "moons"},
@@ -39,7 +42,8 @@ def trained(tmp_path: Path) -> TrainedModel:
 
 def head_config(trained: TrainedModel, **changes: Any) -> dict[str, Any]:
     loss = {"_target_": "scoresde.SecondMomentLoss"}
-    return {**COMMON, "run": str(trained.run.path), "kind": "npr", "net": None, "loss": loss, **changes}
+    task = {"_target_": "scoresde.commands.TrainVarianceHead", "of": str(trained.run.path), "head": "npr", **changes}
+    return {**COMMON, "run": None, "task": task, "model": None, "loss": loss}
 
 
 def test_the_table_is_made_once_and_made_again_when_it_no_longer_fits(
@@ -67,9 +71,13 @@ def test_the_table_is_made_once_and_made_again_when_it_no_longer_fits(
         assert calls > before
 
 
-@pytest.mark.parametrize("kind", ["analytic", "corrected", "hessian"])
-def test_a_run_can_be_sampled_with_the_optimal_variance(trained: TrainedModel, kind: str) -> None:
-    denoiser = with_variance(trained, kind, samples=50, levels=9)
+@pytest.mark.parametrize(
+    "variance",
+    [TableVariance(samples=50, levels=9), TableVariance(samples=50, levels=9, corrected=True), ProbedVariance()],
+    ids=str,
+)
+def test_a_run_can_be_sampled_with_the_optimal_variance(trained: TrainedModel, variance: Variance) -> None:
+    denoiser = variance(trained)
     x = torch.randn(5, 2)
     y = DDPM(variance="optimal", steps=4)(denoiser, x)
     assert y.shape == x.shape and bool(y.isfinite().all())
@@ -78,23 +86,23 @@ def test_a_run_can_be_sampled_with_the_optimal_variance(trained: TrainedModel, k
 @pytest.mark.parametrize("kind", ["npr", "sn"])
 def test_a_head_is_trained_kept_and_loaded(trained: TrainedModel, kind: str) -> None:
     with pytest.raises(ConfigError, match=rf"has no {kind} head: train one for it first"):
-        with_variance(trained, kind)
-    assert train_variance_head(head_config(trained, kind=kind))["step"] == 3
+        TrainedVariance(head=kind)(trained)
+    assert train(head_config(trained, head=kind))["step"] == 3
     before = load_run(trained.run.path).model
     x, t = torch.randn(5, 2), torch.tensor(0.5)
-    head = with_variance(load_run(trained.run.path), kind)
+    head = TrainedVariance(head=kind)(load_run(trained.run.path))
     assert isinstance(head, VarianceHead) and head.kind == kind
     torch.testing.assert_close(head(x, t), before(x, t), rtol=0, atol=0)
     assert bool((head.net.output.weight != 0).any()) and head.net.shape == (4,)
     assert DDPM(variance="optimal", steps=3)(head, x).shape == x.shape
     # the head's folder is not taken for a denoiser's run
-    assert newest_run("denoiser", trained.run.path.parent).path == trained.run.path
+    assert newest_run(Denoiser, trained.run.path.parent).path == trained.run.path
 
 
 def test_a_head_of_other_weights_is_refused(trained: TrainedModel) -> None:
-    train_variance_head(head_config(trained))
+    train(head_config(trained))
     object.__setattr__(trained, "step", 99)
     with pytest.raises(ConfigError, match=r"was trained for step 3 of .*, which is at step 99: remove"):
-        with_variance(trained, "npr")
-    with pytest.raises(ConfigError, match=r"variance needs to be one of analytic, corrected, hessian, npr, sn, got"):
-        with_variance(trained, "best")
+        TrainedVariance(head="npr")(trained)
+    with pytest.raises(ConfigError, match=r"a variance head needs head=npr or head=sn, got head=best"):
+        TrainedVariance(head="best")(trained)

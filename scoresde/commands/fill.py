@@ -1,0 +1,107 @@
+"""What the data decide of a training configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scoresde.commands.build import ConfigError
+from scoresde.data import Dataset, Quantized
+from scoresde.models.fourier_features import level_exponents
+
+
+def fill(config: dict[str, Any], data: Dataset, *, labelled: bool, outputs: int = 1) -> dict[str, Any]:
+    """The configuration with what the data decide in place of nulls: shapes, classes, widths, sigma_data.
+
+    Args:
+        config: With the nodes model, parameterization and loss.
+        data: The data.
+        labelled: Whether the network is given labels.
+        outputs: Values that the network gives for every entry of the data.
+    Raises:
+        ConfigError: If the model or the labels do not suit the data.
+    """
+    for key in ("model", "parameterization", "loss"):
+        if not isinstance(config.get(key), Mapping):
+            raise ConfigError(f"{key}={config.get(key)} names no class: it is needed to train a model.")
+    config = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+    model, shape = config["model"], data.shape
+    if labelled and data.num_classes is None:
+        raise ConfigError(f"data={data.name} has no labels: it needs conditional=false and task=denoiser.")
+    if "image_size" in model and (len(shape) != 3 or shape[1] != shape[2]):
+        raise ConfigError(
+            f"model {model['_target_']} needs square images (channels, height, width), but data={data.name} has "
+            f"events of shape {shape}: use model=mlp."
+        )
+    suited: dict[str, Any] = {"shape": list(shape), "num_classes": data.num_classes if labelled else None}
+    quantised = {}
+    if isinstance(data.codec, Quantized):
+        quantised = {"levels": data.codec.levels, "value_range": list(data.codec.value_range)}
+    suited |= quantised
+    if data.train.condition is not None:
+        suited["condition_dim"] = data.train.condition[0].numel()
+    if outputs != 1:
+        if "out_channels" not in model:
+            raise ConfigError(
+                f"a task whose network gives {outputs} values per entry of the data needs a network with out_channels: "
+                f"use model=ncsnpp or model=mlp, got {model['_target_']}."
+            )
+        suited["out_channels"] = outputs * shape[0]
+    if "image_size" in model:
+        suited |= _suited_unet(shape, channel_mults=model.get("channel_mults"))
+    for key, value in suited.items():
+        if key in model and model[key] is None:
+            model[key] = value
+    if config["parameterization"].get("sigma_data", 0) is None:
+        config["parameterization"]["sigma_data"] = _standard_deviation(data)
+    known = {"sigma_data": config["parameterization"].get("sigma_data"), **quantised}
+    if model.get("fourier_features") == "levels":
+        model["fourier_features"] = _level_features(data)
+    if model.get("data_scale", 0) is None:
+        model["data_scale"] = known["sigma_data"] or 1.0
+    config["loss"] = _without_nulls(config["loss"], known)
+    return config
+
+
+def _without_nulls(node: Any, known: Mapping[str, Any]) -> Any:
+    """A node in which known values, at any depth, stand in place of nulls."""
+    if not isinstance(node, Mapping):
+        return node
+    filled = {key: _without_nulls(value, known) for key, value in node.items()}
+    return filled | {key: value for key, value in known.items() if key in node and node[key] is None}
+
+
+def _suited_unet(shape: Sequence[int], channel_mults: Sequence[int] | None) -> dict[str, Any]:
+    """Defaults of a U-Net for images of this shape."""
+    channels, size = shape[0], shape[-1]
+    levels = 1
+    while levels < 4 and size % 2**levels == 0 and size >> levels >= 4:
+        levels += 1
+    levels = len(channel_mults) if channel_mults else levels
+    sizes = [size >> level for level in range(levels)]
+    return {
+        "channels": channels,
+        "image_size": size,
+        "width": 48 if size < 16 else 96 if size < 32 else 128,
+        "channel_mults": [1] + [2] * (levels - 1),
+        "num_res_blocks": 2 if size < 32 else 4,
+        "attention_resolutions": [s for s in sizes[1:] if s <= 16][:1] if size >= 16 else [],
+        "fir": size >= 16,
+        "progressive_input": "residual" if size >= 16 else "none",
+    }
+
+
+def _level_features(data: Dataset) -> list[float]:
+    """Exponents of `FourierFeatures` that tell the data's levels apart."""
+    if not isinstance(data.codec, Quantized):
+        raise ConfigError(f"model.fourier_features=levels needs data with levels, but data={data.name} is continuous.")
+    return list(level_exponents(data.codec.levels, data.codec.value_range))
+
+
+def _standard_deviation(data: Dataset) -> float:
+    """Standard deviation of the training data in model space over all entries, to three digits."""
+    x = data.train.x[:4096]
+    encoded = data.codec.encode(x, dequantize=False) if isinstance(data.codec, Quantized) else data.codec.encode(x)
+    value = encoded.double().std().item()
+    return float(f"{value:.3g}") if math.isfinite(value) and value > 0 else 1.0

@@ -1,0 +1,63 @@
+"""The configuration of a run: a file format, in which earlier versions wrote other words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from scoresde.commands.build import ConfigError, find_target
+from scoresde.training import RunDirectory
+
+NEEDED = ("task", "sde", "parameterization", "model", "data")
+TASKS = {  # what `task: denoiser` was, until tasks were classes
+    "denoiser": "TrainDenoiser",
+    "classifier": "TrainClassifier",
+    "variance_head": "TrainVarianceHead",
+    "dequantization": "TrainDequantization",
+}
+
+
+def read_config(run: RunDirectory) -> dict[str, Any]:
+    """The run's own configuration, as plain values and in today's words."""
+    try:
+        config = yaml.safe_load(run.config_text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{run.config} is not readable YAML: {str(error).splitlines()[0]}.") from None
+    if not isinstance(config, dict):
+        config = {}
+    missing = [key for key in NEEDED if key not in config]
+    if missing:
+        raise ConfigError(f"{run.config} is not the configuration of a training run: it lacks {', '.join(missing)}.")
+    return in_todays_words(config, str(run.config)) if isinstance(config["task"], str) else config
+
+
+def in_todays_words(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A configuration whose task is a word, with the class that this word stood for."""
+    if config["task"] not in TASKS:
+        raise ConfigError(f"{name} says task: {config['task']}, which no version knew: one of {', '.join(TASKS)}.")
+    task: dict[str, Any] = {"_target_": f"scoresde.commands.{TASKS[config['task']]}"}
+    if config["task"] == "denoiser":
+        task |= {
+            "variance_output": config.get("variance_output", "fixed"),
+            "steps": (config.get("loss") or {}).get("steps"),
+        }
+    if config["task"] == "variance_head":
+        task["head"] = config["head"]["kind"]
+    return {key: task if key == "task" else value for key, value in config.items() if key != "variance_output"}
+
+
+def mean_the_same(one: Any, other: Any, extensions: Sequence[str]) -> bool:
+    """Whether two configurations are equal, but for names of one class in two places."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        targets = [node["_target_"] for node in (one, other) if "_target_" in node]
+        if len(set(targets)) == 2:
+            first, second = (find_target(target, "config", extensions) for target in targets)
+            if first is not second:
+                return False
+        keys = one.keys() | other.keys()
+        return one.keys() == other.keys() and all(
+            mean_the_same(one[key], other[key], extensions) for key in keys - {"_target_"}
+        )
+    return bool(one == other)

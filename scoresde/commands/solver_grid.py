@@ -1,0 +1,174 @@
+"""`grid=...` of `sample.py`: another grid, or times and weights fitted to the run's model and kept in its directory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from scoresde.commands.build import INTERFACES, ConfigError, require
+from scoresde.commands.interfaces import SolverGrid
+from scoresde.commands.load import TrainedModel
+from scoresde.commands.variance import moments_of
+from scoresde.denoiser import Denoiser
+from scoresde.fitting import (
+    CalibratedMultistep,
+    Calibration,
+    OptimisedGrid,
+    ReferencePaths,
+    calibrate,
+    optimal_grid,
+    optimise_grid,
+    reference_paths,
+)
+from scoresde.solvers import Solver, StepSolver
+
+Fit = TypeVar("Fit", OptimisedGrid, Calibration)
+
+
+def on_grid(solver: Solver, grid: Any, trained: TrainedModel) -> Solver:
+    """The solver on what `grid=...` built: a `SolverGrid`, or a function (sde, steps, t_end) -> times."""
+    if not isinstance(grid, SolverGrid):
+        if not callable(grid) or isinstance(grid, INTERFACES):
+            require(grid, SolverGrid, "grid")
+        return replace(_with_steps(solver), grid=grid)
+    return grid(solver, trained)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnGrid(SolverGrid):
+    """The solver's own grid."""
+
+    def __call__(self, solver: Solver, trained: TrainedModel) -> Solver:
+        return solver
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimalGrid(SolverGrid):
+    """The least bound on −log p of the model, for likelihoods of few steps: see `optimal_grid`.
+
+    Args:
+        variance: Of the steps that the bound is for: "optimal", "small", "large".
+        samples, levels: Of the table, see `moments_of`.
+    """
+
+    variance: str = "optimal"
+    samples: int = 500
+    levels: int | None = None
+
+    def __call__(self, solver: Solver, trained: TrainedModel) -> Solver:
+        steps, sde = _with_steps(solver), trained.denoiser.sde
+        grid = partial(
+            optimal_grid, moments=moments_of(trained, samples=self.samples, levels=self.levels), variance=self.variance
+        )
+        try:
+            grid(sde, steps.steps, steps.end(sde))
+        except ValueError as error:
+            raise ConfigError(f"grid=optimal with solver.steps={steps.steps} and grid.levels: {error}") from None
+        return replace(steps, grid=grid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimisedTimes(SolverGrid):
+    """Times fitted to the model and the solver by `optimise_grid`, on first use: kept under `grids/` of the run.
+
+    Args:
+        gaussian_start: Begin below t = 1, after the exact flow of Gaussian data.
+        reference_paths, reference_steps: Number of fine runs to fit to, and their steps.
+        iterations, batch: Of the fit.
+        refit: Fit again even if the run has a fit.
+    """
+
+    gaussian_start: bool = True
+    reference_paths: int = 256
+    reference_steps: int = 60
+    iterations: int = 100
+    batch: int = 32
+    refit: bool = False
+
+    def __call__(self, solver: Solver, trained: TrainedModel) -> Solver:
+        steps = _with_steps(solver)
+        options = [(f.name, getattr(steps, f.name)) for f in fields(steps) if f.name not in ("grid", "steps")]
+        path = _path(type(steps).__name__, steps.steps, (options, replace(self, refit=False)), trained)
+        fit: Any = partial(optimise_grid, solver=steps, gaussian_start=self.gaussian_start)  # type: ignore[arg-type]
+        return replace(steps, grid=_fitted(OptimisedGrid, fit, path, self, trained))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratedTimes(SolverGrid):
+    """Times and weights of a multistep solver of solver.steps + 1 calls in place of the solver, by `calibrate`.
+
+    Args:
+        reference_paths, reference_steps, iterations, batch, refit: As for `OptimisedTimes`.
+    """
+
+    reference_paths: int = 512
+    reference_steps: int = 60
+    iterations: int = 150
+    batch: int = 32
+    refit: bool = False
+
+    def __call__(self, solver: Solver, trained: TrainedModel) -> Solver:
+        steps = _with_steps(solver).steps
+
+        def fit(denoiser: Denoiser, *, paths: ReferencePaths, **numbers: Any) -> Calibration:
+            return calibrate(denoiser, steps + 1, paths, **numbers).calibration
+
+        path = _path("calibrated", steps, replace(self, refit=False), trained)
+        return CalibratedMultistep(calibration=_fitted(Calibration, fit, path, self, trained))
+
+
+def _with_steps(solver: Solver) -> StepSolver:
+    if not isinstance(solver, StepSolver):
+        raise ConfigError(f"grid=... needs a solver with steps, got {type(solver).__name__}: for example solver=ddim.")
+    return solver
+
+
+def _path(name: str, steps: int, depends_on: Any, trained: TrainedModel) -> Path:
+    """Of a fit: one per solver, its options, the fit's options and the state of training."""
+    key = hashlib.sha256(repr(depends_on).encode()).hexdigest()[:8]
+    return trained.run.path / "grids" / f"{name}-{steps}steps-{key}-at{trained.step}.pt"
+
+
+def _fitted(
+    kind: type[Fit],
+    fit: Callable[..., Fit],
+    path: Path,
+    options: OptimisedTimes | CalibratedTimes,
+    trained: TrainedModel,
+) -> Fit:
+    """The fit that the run has, or a new one: of the model without guidance, and without labels if it takes some."""
+    if path.is_file() and not options.refit:
+        return kind.load(path)
+    denoiser = trained.given(None)
+    paths = _reference_paths(denoiser, options, trained)
+    with tqdm(total=options.iterations, desc="fitting", unit="iteration", disable=None, leave=False) as bar:
+        made = fit(
+            denoiser, paths=paths, iterations=options.iterations, batch=options.batch, progress=bar.update
+        )  # fmt: skip
+    made.save(path)
+    record = made.record
+    print(
+        f"fitted to {record['paths']:.0f} reference paths ({record['paths_nfe']:.0f} network calls for them): "
+        f"error on held-out paths, relative to the data's rms: median {record['median']:.3g} (first guess "
+        f"{record['median_before']:.3g}), rms {record['rms']:.3g} ({record['rms_before']:.3g}); {path}"
+    )
+    return made
+
+
+def _reference_paths(
+    denoiser: Denoiser, options: OptimisedTimes | CalibratedTimes, trained: TrainedModel
+) -> ReferencePaths:
+    count, device = options.reference_paths, trained.device
+    with tqdm(total=count, desc="reference paths", unit="run", disable=None, leave=False) as bar:
+        generator = torch.Generator(device=device).manual_seed(0)
+        return reference_paths(
+            denoiser, trained.shape, count, steps=options.reference_steps, generator=generator, device=device,
+            progress=bar.update,
+        )  # fmt: skip
