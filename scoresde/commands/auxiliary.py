@@ -81,12 +81,13 @@ class AuxiliaryTask(Task):
         of = newest_run(Denoiser, extensions=config["extensions"]).path if self.of is None else self.of
         trained = load_run(of, device=device, extensions=config["extensions"])
         data = trained.data()
-        options = {**self.options(trained, config["model"], data), "step": trained.step}
+        options = {**self.options(trained, config.get("model"), data), "step": trained.step}
         torch.manual_seed(config["seed"])
         module = self.module(trained, options, extensions).to(device)
         task = {key: value for key, value in config["task"].items() if key != "of"}
         whole = {**trained.config, **{key: config[key] for key in OWN}, "task": task, self.key: options}
-        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        frozen = {id(parameter) for parameter in trained.model.parameters()}
+        parameters = [parameter for parameter in module.parameters() if id(parameter) not in frozen]
         optimizer = build_as(torch.optim.Optimizer, config["optimizer"], "optimizer", extensions, parameters)
         run = take_up(trained.run.path / self.folder, whole, extensions)
         metrics = fit(

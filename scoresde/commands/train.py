@@ -193,7 +193,7 @@ def fit(
     """
     extensions = [*config["extensions"], ANY_INTERFACE]
     device = next(module.parameters()).device
-    count = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    count = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
     print(f"{run.path}: {count:,} parameters, {len(data.train):,} training examples of shape {data.shape}, {device}")
     trainer = build(
         config["trainer"],
