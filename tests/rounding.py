@@ -52,7 +52,7 @@ def assert_rounded(function: Function, net: nn.Module, *others: tuple[Tensor, ..
     """function(net), and what others say it is, are its exact values but for rounding."""
     values, tolerances = exact(function, net)
     for results in (function(net), *others):
-        errors = [error(result.double(), value) for result, value in zip(results, values, strict=True)]
+        errors = [error(result.detach().double(), value) for result, value in zip(results, values, strict=True)]
         assert all(e <= tolerance for e, tolerance in zip(errors, tolerances, strict=True)), (errors, tolerances)
 
 
