@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from rounding import assert_rounded, dtype_of
 from torch import Tensor
 
 from scoresde.interop import score_sde_keys
@@ -133,7 +134,7 @@ def test_out_channels_widen_only_the_output(x: Tensor, c_noise: Tensor, progress
     """Equal weights in the first half give the network with the data's own channels; only that half is over σ."""
     options: dict[str, Any] = {"progressive_output": progressive_output, "progressive_input": "input_skip"}
     options |= {"embedding": "log_fourier", "scale_by_sigma": scaled}
-    net, wide = tiny(**options), tiny(**options, out_channels=4)
+    net, wide, x = tiny(**options).double(), tiny(**options, out_channels=4).double(), x.double()
     plain, widened = net.state_dict(), wide.state_dict()
     assert plain.keys() == widened.keys()
     for key, value in widened.items():
@@ -142,12 +143,12 @@ def test_out_channels_widen_only_the_output(x: Tensor, c_noise: Tensor, progress
         else:
             assert value.shape[0] == 4 and value.shape[1:] == plain[key].shape[1:]
             value.copy_(torch.cat([plain[key], 3 * plain[key]]))
-    sigma = c_noise.exp()
+    sigma = c_noise.double().exp()
     with torch.no_grad():
         narrow, both = net(x, sigma), wide(x, sigma)
     factor = 3 * sigma[:, None, None, None] if scaled else 3.0
-    torch.testing.assert_close(both[:, :2], narrow, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(both[:, 2:], factor * narrow, rtol=1e-5, atol=2e-4)
+    torch.testing.assert_close(both[:, :2], narrow, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(both[:, 2:], factor * narrow, rtol=1e-10, atol=1e-10)
     assert float(narrow.abs().max()) > 0.1
     with pytest.raises(ValueError, match="NCSNpp needs out_channels >= 1"):
         tiny(out_channels=0)
@@ -162,10 +163,10 @@ def test_ddpms_network_takes_out_channels(x: Tensor) -> None:
 
 
 def test_samples_do_not_see_each_other_and_scalar_noise_is_broadcast(x: Tensor, c_noise: Tensor) -> None:
-    net = tiny()
+    net, x, c_noise = tiny().double(), x.double(), c_noise.double()
     together = net(x, c_noise)
     apart = torch.cat([net(x[i : i + 1], c_noise[i]) for i in range(4)])
-    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together, apart, atol=1e-10, rtol=1e-10)
     torch.testing.assert_close(net(x, 0.5), net(x, torch.full((4,), 0.5)), atol=0, rtol=0)
 
 
@@ -208,16 +209,15 @@ def test_checkpoint_of_a_conditional_network_extends_the_plain_one() -> None:
 # PyTorch itself scripts the decompositions of forward-mode derivatives
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 def test_function_transforms_agree_with_the_network(x: Tensor, c_noise: Tensor) -> None:
-    net = tiny(num_classes=3)
+    net, x, c_noise = tiny(num_classes=3).double(), x.double(), c_noise.double()
     label = torch.tensor([0, 1, 2, -1])
 
     def single(x: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
         return net(x[None], c_noise[None], label=label[None])[0]
 
     mapped = torch.func.vmap(single)(x, c_noise, label)
-    torch.testing.assert_close(mapped, net(x, c_noise, label=label), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mapped, net(x, c_noise, label=label), atol=1e-10, rtol=1e-10)
 
-    net, x, c_noise = net.double(), x.double(), c_noise.double()
     tangent = torch.randn_like(x)
     _, forward_mode = torch.func.jvp(lambda x: net(x, c_noise), (x,), (tangent,))
     step = 1e-5 * tangent
@@ -251,10 +251,8 @@ def test_precision_and_memory_format_do_not_change_the_function(
     net = tiny(**options)
     y = net(x, c_noise)
     assert (y.dtype, y.shape) == (x.dtype, x.shape)
-    wide = copy.deepcopy(net).double()(x.double(), c_noise.double())
-    torch.testing.assert_close(wide, y.double(), atol=1e-5, rtol=1e-5)
-    last = copy.deepcopy(net).to(memory_format=torch.channels_last)
-    torch.testing.assert_close(last(x.to(memory_format=torch.channels_last), c_noise), y, atol=1e-5, rtol=1e-5)
+    last = copy.deepcopy(net).to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last), c_noise)
+    assert_rounded(lambda net: (net(x.to(dtype_of(net)), c_noise),), net, (last.double(),))
     with torch.autocast("cpu", torch.bfloat16):
         half = net(x, c_noise)
     assert half.dtype == x.dtype
@@ -289,7 +287,8 @@ def test_scaling_by_sigma_divides_by_the_level(x: Tensor) -> None:
 
 
 def test_uncentred_data_are_mapped_to_minus_one_and_one(x: Tensor) -> None:
-    torch.testing.assert_close(tiny(centered=False)((x + 1) / 2, 0.3), tiny()(x, 0.3), atol=1e-5, rtol=1e-5)
+    net, x = tiny().double(), x.double()
+    torch.testing.assert_close(tiny(centered=False).double()((x + 1) / 2, 0.3), net(x, 0.3), atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize(("size", "stages"), [(28, 3), (8, 3), (12, 2), (1, 1)])
