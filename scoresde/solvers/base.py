@@ -158,9 +158,9 @@ class StepSolver(Solver):
             FloatingPointError: If the result is not finite; the message says at which step it went wrong.
         """
         plan = plan or self.plan(denoiser, device=x.device)
-        kept = gradient not in ("none", False)
-        advance = differentiable(self, plan, gradient, gradient_steps) if kept or gradient_steps else self.step
-        with torch.set_grad_enabled(kept and torch.is_grad_enabled()):
+        plain = gradient in ("none", False) and gradient_steps is None
+        advance = self.step if plain else differentiable(self, plan, gradient, gradient_steps)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not plain):
             ((end, _),) = deque(self._run(denoiser, plan, x, noise, advance, state), maxlen=1)
         if not bool(torch.isfinite(end).all()):
             raise self._diagnosis(denoiser, plan, x, noise, state)
@@ -209,8 +209,7 @@ class StepSolver(Solver):
     @torch.no_grad()
     def plan(self, denoiser: Denoiser, *, device: Any = None, backward: bool = False) -> Plan:
         """Prepare a run: place the times and compute whatever does not depend on the states."""
-        sde = denoiser.sde
-        times, start = self._times(sde)
+        times, start = self._times(sde := denoiser.sde)
         if backward:  # a grid may end earlier; data are given at t_end
             times = torch.cat([times[:-1], times.new_tensor([self.end(sde)])]).flip(0)
         levels = Levels.of(sde, times)
@@ -222,9 +221,8 @@ class StepSolver(Solver):
 
     def _times(self, sde: SDE, steps: int | None = None) -> tuple[Tensor, Start | None]:
         """The times of a run, on the CPU, and what leads to the first of them."""
-        started = isinstance(self.grid, StartedGrid)
-        place, start = (self.grid.times, self.grid.start) if started else (self.grid, None)
-        times = place(sde, steps or self.steps, sde.t_min if self.t_end is None else self.t_end).cpu()
+        grid, start = (self.grid.times, self.grid.start) if isinstance(self.grid, StartedGrid) else (self.grid, None)
+        times = grid(sde, steps or self.steps, sde.t_min if self.t_end is None else self.t_end).cpu()
         if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or times[0] > 1 or times[-1] < 0:
             raise _bad_grid(times)
         return times, start

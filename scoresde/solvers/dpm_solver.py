@@ -173,18 +173,16 @@ def single_step(
     if order > 2:
         latest = predict(denoiser, linear(*zip(w.to_second, (x, q, latest), strict=True)), w.second, prediction)
     a, b, c = w.across
-    return (
-        linear((a, x), (b, latest))
-        if order < 3 and not isinstance(b, Tensor)
-        else linear((a, x), (b - c, q), (c, latest))
-    )
+    if order < 3 and isinstance(b, float):  # then c = b, or the latest q is the first
+        return linear((a, x), (b, latest))
+    return linear((a, x), (b - c, q), (c, latest))
 
 
 def stage_weights(levels: Levels, orders: Sequence[int], prediction: str) -> Weights:
     """Of every step by its order: the levels of its calls inside, and what the states there and at s are made of.
 
-    to_first has weights of x and q_t, to_second and across of x, q_t and the latest q. Steps without a finite length
-    in λ are of order 1.
+    to_first has weights of x and q_t, to_second of x, q_t and q_1; across is a, b, c of a x + b q_t + c (q − q_t) with
+    the latest q. Steps without a finite length in λ are of order 1.
     """
     t, s = levels[:-1], levels[1:]
     h = s.lam - t.lam
@@ -197,15 +195,14 @@ def stage_weights(levels: Levels, orders: Sequence[int], prediction: str) -> Wei
 
     a, b = transfer(t, s, -torch.expm1(-h), prediction)
     sign = 1 if prediction == "eps" else -1  # z = ±h
-    latest = b * torch.where(order == 3, 1.5 * shares(sign * h, 1)[0], (order == 2).to(b))
-    latest = torch.where(finite, latest, 0)
-    named: dict[str, Levels | tuple[Tensor, ...]] = {"across": (a, b - latest, latest)}
+    c = b * torch.where(order == 3, 1.5 * shares(sign * h, 1)[0], (order == 2).to(b))
+    named: dict[str, Levels | tuple[Tensor, ...]] = {"across": (a, b, torch.where(finite, c, 0))}
     if max(orders) > 1:
         first, part = inside(torch.where(order == 2, h / 2, h / 3))
         named |= {"first": first, "to_first": transfer(t, first, -torch.expm1(-part), prediction)}
     if max(orders) > 2:
         second, part = inside(2 / 3 * h)
         a, b = transfer(t, second, -torch.expm1(-part), prediction)
-        latest = 2 * b * shares(sign * part, 1)[0]
-        named |= {"second": second, "to_second": (a, b - latest, latest)}
+        c = 2 * b * shares(sign * part, 1)[0]
+        named |= {"second": second, "to_second": (a, b - c, c)}
     return named

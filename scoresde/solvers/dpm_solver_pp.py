@@ -51,12 +51,11 @@ class DPMSolverPP2M(StepSolver):
     ) -> tuple[Tensor, Any]:
         t, s = interval.t, interval.s
         x0 = denoiser.x0(x, t)
-        first_order = state is None or (self.lower_order_final and interval.left == 1)
-        x0_before, h_before = (x0, math.inf) if first_order else state
+        x0_before, h_before = state or (x0, math.inf)
         half = 1 / interval.decay - 1 / interval.h if self.exact else 0.5
         gain, slope = s.alpha * interval.decay, half * interval.over(h_before)
         x_s = linear((s.sigma / t.sigma, x), (gain * (1 + slope), x0), (-gain * slope, x0_before))
-        return x_s, (x0, interval.h)
+        return x_s, None if self.lower_order_final and interval.left == 2 else (x0, interval.h)
 
 
 @dataclass(frozen=True, kw_only=True)

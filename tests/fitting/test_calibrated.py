@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from closed_forms import mixture
+from closed_forms import mixture, name
 from torch import Tensor
 
 from scoresde import EDMSDE, SDE, VESDE, VPSDE, CosineSDE, ExponentialAdams, GaussianDenoiser, Interval, gaussian_noise
@@ -147,7 +147,7 @@ class Narrow(SDE):
         return 0.001 * 3000**t  # 3 at most
 
 
-@pytest.mark.parametrize("sde", [VESDE(sigma_max=5.0), VESDE(sigma_min=0.2), Narrow()], ids=str)
+@pytest.mark.parametrize("sde", [VESDE(sigma_max=5.0), VESDE(sigma_min=0.2), Narrow()], ids=name)
 def test_levels_outside_a_process_are_refused(sde: SDE) -> None:
     x = torch.randn(2, 2, dtype=torch.float64)
     solver = CalibratedMultistep(calibration=adams(VPSDE(), 4, 2, 1.0))

@@ -72,7 +72,7 @@ def test_special_cases_are_other_solvers(sde: SDE) -> None:
         (ERSDE(order=3), 2),
         (ERSDE(order=3, exact=True, scale=REVERSE_SDE), 2),
     ],
-    ids=str,
+    ids=name,
 )
 def test_variance_of_the_exponential_solvers_converges_at_the_weak_order(
     sde: SDE, solver: StepSolver, order: float
@@ -125,7 +125,7 @@ def overlapping(sde: SDE) -> Denoiser:
         (SEEDS(order=3), "data", 0.08),
         (SEEDS(order=2, prediction="eps"), "eps", 0.08),
     ],
-    ids=str,
+    ids=name,
 )
 def test_strong_order_is_one_under_a_fixed_path(solver: StepSolver, prediction: str, error: float) -> None:
     """On overlapping modes, in root mean square over paths; a noise of the wrong part of a step leaves order ½ or 0."""
@@ -144,7 +144,7 @@ def test_strong_order_is_one_under_a_fixed_path(solver: StepSolver, prediction: 
 
 
 @pytest.mark.parametrize(
-    "solver", [SEEDS(order=2), SEEDS(order=3, prediction="eps"), ERSDE(), ERSDE(extrapolate=True)], ids=str
+    "solver", [SEEDS(order=2), SEEDS(order=3, prediction="eps"), ERSDE(), ERSDE(extrapolate=True)], ids=name
 )
 def test_exponential_steps_by_hand_per_sample_times_and_the_step_to_no_noise(solver: StepSolver) -> None:
     sde = VPSDE()

@@ -316,7 +316,7 @@ def test_a_grid_with_a_start_of_its_own(solver: ReversibleSolver) -> None:
     torch.testing.assert_close(late.encode(denoiser, data).x, z, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("solver, calls", [(Reversible(), 2), (Reversible(solver=Heun()), 4), (OBELM(), 1)], ids=str)
+@pytest.mark.parametrize("solver, calls", [(Reversible(), 2), (Reversible(solver=Heun()), 4), (OBELM(), 1)], ids=name)
 def test_network_calls(solver: ReversibleSolver, calls: int) -> None:
     asked = []
 

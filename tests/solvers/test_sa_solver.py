@@ -146,7 +146,7 @@ def test_sa_solver_reduces_to_ddpm_to_sde_dpm_solver_and_to_exponential_adams(sd
         (SASolver(predictor_order=2, corrector_order=3, tau=0, clock="ratio"), 2.5),
         (SASolver(predictor_order=2, corrector_order=0, tau=lambda ratio: ratio / (1 + ratio)), 0.9),
     ],
-    ids=str,
+    ids=name,
 )
 def test_variance_of_sa_solver_converges_at_the_weak_order(sde: SDE, solver: SASolver, order: float) -> None:
     solve, std = std_of_chains(sde, solver)

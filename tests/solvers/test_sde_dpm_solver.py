@@ -158,7 +158,7 @@ def test_reductions(sde: SDE) -> None:
         (DPMSolverPPSDE(), 2, 1e-2),
         (DPMSolverPPSDE(eta=0.5, r=0.7), 2, 1e-2),
     ],
-    ids=str,
+    ids=name,
 )
 def test_variance_of_the_whole_chain_converges_at_the_weak_order(
     sde: SDE, solver: StepSolver, order: int, bound: float
@@ -183,7 +183,7 @@ def test_only_the_exact_third_order_solver_is_of_third_order(sde: SDE, exact: bo
 
 
 @pytest.mark.parametrize(
-    "solver", [SDEDPMSolverPP(order=1), SDEDPMSolverPP(order=2), SDEDPMSolverPP(order=3), DPMSolverPPSDE()], ids=str
+    "solver", [SDEDPMSolverPP(order=1), SDEDPMSolverPP(order=2), SDEDPMSolverPP(order=3), DPMSolverPPSDE()], ids=name
 )
 def test_steps_by_hand_per_sample_times_and_the_step_to_no_noise(solver: StepSolver) -> None:
     sde = VPSDE()
