@@ -25,7 +25,6 @@ from scoresde import (
     ExponentialAdams,
     GaussianDenoiser,
     GaussianMixtureDenoiser,
-    Heun,
     NetworkDenoiser,
     ProbabilityFlowODE,
     Solver,
@@ -201,7 +200,7 @@ def test_first_guess_spaces_its_levels_inside_the_process(std: float, ends: tupl
 
 @pytest.mark.parametrize("sde", [VPSDE(), ByBisection()], ids=name)
 @pytest.mark.parametrize(
-    "solver", [DDIM(), DPMSolverPP2M(), UniPC(), Heun(), ExponentialAdams(order=2, sigma_data=0.5)],
+    "solver", [DDIM(), DPMSolverPP2M(), UniPC(), DPMSolverPP2S(), ExponentialAdams(order=2, sigma_data=0.5)],
     ids=lambda solver: type(solver).__name__,
 )  # fmt: skip
 def test_coefficients_are_differentiated_also_where_torch_cannot(solver: StepSolver, sde: SDE) -> None:
