@@ -41,24 +41,24 @@ class LearnedRange(Denoiser):
         self.steps = (len(sde.betas) if isinstance(sde, DiscreteVPSDE) else 0) if steps is None else steps
 
     def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
-        return self._mean.x0(x, level, **cond)
+        return self._halves()[1].x0(x, level, **cond)
 
     def eps_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
-        return self._mean.eps_at(x, level, **cond)
+        return self._halves()[1].eps_at(x, level, **cond)
 
     def mean_and_range(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         """x̂0 and v, both (B, *): v = 0 stands for a step's β̃, 1 for its β."""
-        mean = self._mean
-        return mean(x, t, **cond), mean.net.range_as(x)
+        halves, mean = self._halves()
+        return mean(x, t, **cond), halves.range_as(x)
 
     def eps_and_range(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         """ε̂ and v, both (B, *), with one call of the network."""
-        mean = self._mean
-        return mean.eps(x, t, **cond), mean.net.range_as(x)
+        halves, mean = self._halves()
+        return mean.eps(x, t, **cond), halves.range_as(x)
 
-    @property
-    def _mean(self) -> NetworkDenoiser:
-        return NetworkDenoiser(_Halves(self.net), self.sde, self.parameterization)
+    def _halves(self) -> tuple[_Halves, NetworkDenoiser]:
+        halves = _Halves(self.net)
+        return halves, NetworkDenoiser(halves, self.sde, self.parameterization)
 
     def select(self, index: Tensor, batch: int) -> Denoiser:
         return self
