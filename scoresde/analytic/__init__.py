@@ -1,6 +1,6 @@
 """Laws of the data whose score is known exactly, and the error of a solver against their exact flow."""
 
-from scoresde.analytic.base import AnalyticDenoiser
+from scoresde.analytic.analytic_denoiser import AnalyticDenoiser
 from scoresde.analytic.empirical import EmpiricalDenoiser
 from scoresde.analytic.exact_flow import FlowError, exact_flow, flow_error
 from scoresde.analytic.gaussian import GaussianDenoiser

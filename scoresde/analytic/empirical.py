@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.analytic.base import AnalyticDenoiser, blockwise, flat
+from scoresde.analytic.analytic_denoiser import AnalyticDenoiser, blockwise, flat
 from scoresde.sde import SDE
 
 BLOCK_ENTRIES = 2**21  # entries of a temporary

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from scoresde.analytic.base import AnalyticDenoiser
+from scoresde.analytic.analytic_denoiser import AnalyticDenoiser
 from scoresde.analytic.gaussian import GaussianDenoiser
 from scoresde.denoiser import Denoiser
 from scoresde.sde import VESDE

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from scoresde.analytic.base import AnalyticDenoiser, flat
+from scoresde.analytic.analytic_denoiser import AnalyticDenoiser, flat
 from scoresde.sde import SDE
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from scoresde.analytic.base import AnalyticDenoiser, blockwise
+from scoresde.analytic.analytic_denoiser import AnalyticDenoiser, blockwise
 from scoresde.analytic.gaussian import principal_axes
 from scoresde.sde import SDE
 

@@ -18,7 +18,7 @@ from scoresde.data import Quantized, Standardized
 from scoresde.denoiser import Denoiser
 from scoresde.integrate.torchdiffeq_backend import check_ode_arguments
 from scoresde.likelihood.dequantization import Dequantization, TruncatedNormalDequantization, UniformDequantization
-from scoresde.likelihood.discrete import discrete_log_prob
+from scoresde.likelihood.discrete_log_prob import discrete_log_prob
 from scoresde.likelihood.flow_density import LogProb, check_below, log_prob
 from scoresde.likelihood.report import PROBABILITY_FLOW
 from scoresde.likelihood.trace import check_trace

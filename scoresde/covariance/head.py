@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoresde.covariance.base import CovarianceDenoiser, DataRange
+from scoresde.covariance.covariance_denoiser import CovarianceDenoiser, DataRange
 from scoresde.denoiser import Denoiser
 from scoresde.sde import expand
 

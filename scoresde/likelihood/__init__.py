@@ -10,7 +10,7 @@ from scoresde.likelihood.dequantization import (
     TruncatedNormalDequantization,
     UniformDequantization,
 )
-from scoresde.likelihood.discrete import DiscreteLogProb, discrete_log_prob
+from scoresde.likelihood.discrete_log_prob import DiscreteLogProb, discrete_log_prob
 from scoresde.likelihood.elbo import elbo
 from scoresde.likelihood.flow_density import LogProb, log_prob
 from scoresde.likelihood.report import Report, ReportRow, likelihood_report

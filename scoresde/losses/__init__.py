@@ -1,6 +1,6 @@
 """Training objectives: a weighting over noise levels, a distribution of times, and the losses that use them."""
 
-from scoresde.losses.classifier import ClassifierLoss
+from scoresde.losses.classifier_loss import ClassifierLoss
 from scoresde.losses.denoising import DenoisingLoss
 from scoresde.losses.dequantization_loss import DequantizationLoss, DequantizedDenoiser
 from scoresde.losses.loss import Loss

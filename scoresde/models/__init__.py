@@ -1,7 +1,7 @@
 """Networks: (x, c_noise, **conditions) -> F, the raw output that a parameterisation turns into a denoiser."""
 
 from scoresde.models.classifier import Classifier
-from scoresde.models.ddpm import DDPMUNet
+from scoresde.models.ddpm_unet import DDPMUNet
 from scoresde.models.fourier_features import FourierFeatures
 from scoresde.models.mlp import MLP
 from scoresde.models.ncsnpp import NCSNpp

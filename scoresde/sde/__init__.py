@@ -20,7 +20,7 @@ from scoresde.sde.grids import (
     uniform_grid,
     vp_grid,
 )
-from scoresde.sde.learned import LearnedVPSDE
+from scoresde.sde.learned_vpsde import LearnedVPSDE
 from scoresde.sde.levels import Interval, Level, Levels
 
 __all__ = [

@@ -126,7 +126,7 @@ def _spaced(sde: SDE, steps: int, t_end: float, clock: Clock, logsnr: Clock) -> 
     ends = sde.logsnr(torch.tensor([1.0, t_end], dtype=torch.float64))
     if not bool(torch.isfinite(ends).all()):
         raise _no_noise(sde, t_end)
-    times = sde.time(logsnr(torch.linspace(*clock(ends).tolist(), steps=steps + 1, dtype=torch.float64)))
+    times = sde.time(logsnr(torch.linspace(*clock(ends).tolist(), steps=steps + 1, dtype=torch.float64)))  # type: ignore[call-overload]
     times[0], times[-1] = 1.0, t_end
     return times
 

@@ -11,7 +11,7 @@ from scoresde import VPSDE, Denoiser, GaussianDenoiser, GaussianMixtureDenoiser,
 from scoresde.likelihood import Bound, Cells, LogProb, bits_per_dim, log_prob
 from scoresde.likelihood.bits import check_dequantized
 from scoresde.likelihood.dequantization import TruncatedNormalDequantization, UniformDequantization
-from scoresde.likelihood.discrete import DiscreteLogProb, discrete_log_prob
+from scoresde.likelihood.discrete_log_prob import DiscreteLogProb, discrete_log_prob
 from scoresde.likelihood.summary import RunningMean, summarize
 from scoresde.likelihood.variational import VariationalDequantization
 from scoresde.losses.dequantization_loss import DequantizationLoss, DequantizedDenoiser

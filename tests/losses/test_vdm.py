@@ -15,7 +15,7 @@ from scoresde import MLP, SDE, VPSDE, CosineSDE, Denoiser, Epsilon, GaussianDeno
 from scoresde.likelihood import CategoricalDecoder, DiscretizedGaussian, gaussian_decoder
 from scoresde.likelihood.chain import chain_times, transition_kl
 from scoresde.losses.vdm import VDMLoss
-from scoresde.sde.learned import LearnedVPSDE
+from scoresde.sde.learned_vpsde import LearnedVPSDE
 from scoresde.testing import convergence_order
 from scoresde.training import RunDirectory, Trainer
 

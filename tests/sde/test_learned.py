@@ -27,7 +27,7 @@ from scoresde import (
     uniform_grid,
     vp_grid,
 )
-from scoresde.sde.learned import LearnedVPSDE, MonotoneNetwork
+from scoresde.sde.learned_vpsde import LearnedVPSDE, MonotoneNetwork
 from scoresde.testing import check_sde, convergence_order
 from scoresde.training import EMA
 
