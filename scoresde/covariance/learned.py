@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scoresde.denoiser import Denoiser, NetworkDenoiser
 from scoresde.parameterization import Parameterization
-from scoresde.sde import SDE, expand
+from scoresde.sde import SDE, DiscreteVPSDE, expand
 from scoresde.sde.levels import Level
 
 
@@ -38,7 +38,7 @@ class LearnedRange(Denoiser):
     ) -> None:
         super().__init__()
         self.net, self.sde, self.parameterization = net, sde, parameterization
-        self.steps = len(getattr(sde, "betas", ())) if steps is None else steps
+        self.steps = (len(sde.betas) if isinstance(sde, DiscreteVPSDE) else 0) if steps is None else steps
 
     def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
         return self._mean.x0(x, level, **cond)

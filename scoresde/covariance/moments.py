@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.sde import SDE
+from scoresde.sde import SDE, DiscreteVPSDE
 
 Examples = Iterable[Tensor | tuple[Tensor, dict[str, Any]]]  # batches x0 (B, *), or (x0, conditions)
 
@@ -128,9 +128,8 @@ def _sums(denoiser: Denoiser, x0: Tensor, t: Tensor, generator: torch.Generator 
 
 def noise_levels(sde: SDE, count: int | None = None) -> Tensor:
     """Times from little to much noise: the states of a table of β, or `count` equally spaced in logsnr."""
-    betas = getattr(sde, "betas", None)
-    if count is None and betas is not None:
-        return torch.arange(1, len(betas) + 1, dtype=torch.float64) / len(betas)
+    if count is None and isinstance(sde, DiscreteVPSDE):
+        return torch.arange(1, len(sde.betas) + 1, dtype=torch.float64) / len(sde.betas)
     first, last = sde.logsnr(torch.tensor([sde.t_min, 1.0], dtype=torch.float64)).unbind()
     times = sde.time(torch.linspace(first, last, 200 if count is None else count, dtype=torch.float64))
     times[0], times[-1] = sde.t_min, 1.0

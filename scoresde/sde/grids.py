@@ -126,8 +126,7 @@ def _spaced(sde: SDE, steps: int, t_end: float, clock: Clock, logsnr: Clock) -> 
     ends = sde.logsnr(torch.tensor([1.0, t_end], dtype=torch.float64))
     if not bool(torch.isfinite(ends).all()):
         raise _no_noise(sde, t_end)
-    first, last = clock(ends).unbind()
-    times = sde.time(logsnr(first + (last - first) * torch.linspace(0, 1, steps + 1, dtype=torch.float64)))
+    times = sde.time(logsnr(torch.linspace(*clock(ends).tolist(), steps + 1, dtype=torch.float64)))
     times[0], times[-1] = 1.0, t_end
     return times
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scoresde.sde.base import SDE, expand
 
-Weights = Mapping[str, "Tensor | Levels | Sequence[Tensor]"]  # by name, one entry per interval along the first axis
+Weights = Mapping[str, "Tensor | Levels | Sequence[Tensor | Levels]"]  # by name, one entry per interval
 
 
 class HasSDE(Protocol):
@@ -204,6 +204,12 @@ class Interval:
         """From s to t."""
         return self.t.schedule.reversed.intervals[-1 - self.t.index]
 
+    @property
+    def resting(self) -> Interval:
+        """From s to s, for what improves a state where it is."""
+        nothing = 0.0 * self.s.sigma
+        return Interval(self.s, self.s, nothing, nothing, nothing, False)
+
 
 class HasWeights(Protocol):
     """A solver whose steps need weights that are functions of several levels."""
@@ -220,12 +226,14 @@ class Schedule:
         times: Their times for the denoiser: n tensors, () or (B,).
         host_times: The same for noise sources.
         like: States that the values are to broadcast against; None for Python numbers.
+        unbind: The entries of a column along its first axis, where values are tensors.
     """
 
     levels: Levels
     times: Sequence[Tensor]
     host_times: Sequence[Tensor]
     like: Tensor | None = None
+    unbind: Callable[[Tensor], Sequence[Tensor]] = Tensor.unbind
     kept: dict[tuple[str, int], tuple[object, list[Any]]] = field(default_factory=dict, init=False)
 
     @cached_property
@@ -260,13 +268,18 @@ class Schedule:
 
     def values(self, column: Tensor) -> Sequence[Any]:
         """One value per entry of the first axis: numbers, or tensors that broadcast against the states."""
-        return column.tolist() if self.like is None else [expand(row, self.like) for row in column.unbind()]
+        return column.tolist() if self.like is None else [expand(row, self.like) for row in self.unbind(column)]
 
-    def _entries(self, value: Tensor | Levels | Sequence[Tensor]) -> Sequence[Any]:
+    def _entries(self, value: Tensor | Levels | Sequence[Tensor | Levels]) -> Sequence[Any]:
         if isinstance(value, Tensor):
             return self.values(value)
         if not isinstance(value, Levels):
-            return list(zip(*map(self.values, value), strict=True))
-        times = value.t.unbind()
-        moved = value.t.to(self.times[0].device).unbind() if self.times else times
-        return Schedule(value, moved, times, self.like).all
+            return list(zip(*map(self._entries, value), strict=True))
+        times = self.unbind(value.t)
+        moved = self.unbind(value.t.to(self.times[0].device)) if self.times else times
+        return Schedule(value, moved, times, self.like, self.unbind).all
+
+
+def expm1(value: Any) -> Any:
+    """e^value − 1 of a number or a tensor."""
+    return math.expm1(value) if isinstance(value, float) else torch.expm1(value)

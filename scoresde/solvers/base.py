@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -140,6 +139,7 @@ class StepSolver(Solver):
         plan: Plan | None = None,
         gradient: str | bool = "none",
         gradient_steps: int | None = None,
+        state: Any = None,
     ) -> Tensor:
         """Integrate from x at t = 1 (B, *) to data (B, *).
 
@@ -153,26 +153,33 @@ class StepSolver(Solver):
                 solvers whose steps have an exact inverse. The last three give the same gradients. False is "none",
                 True is "full".
             gradient_steps: Only the last so many steps, and the call at t_end, are differentiated; None is all.
+            state: What the first step gets.
         Raises:
             FloatingPointError: If the result is not finite; the message says at which step it went wrong.
         """
         plan = plan or self.plan(denoiser, device=x.device)
-        kept = gradient not in ("none", False)
-        advance = differentiable(self, plan, gradient, gradient_steps) if kept or gradient_steps else self.step
-        with torch.set_grad_enabled(kept and torch.is_grad_enabled()):
-            ((end, _),) = deque(self._run(denoiser, plan, x, noise, advance), maxlen=1)
+        plain = gradient in ("none", False) and gradient_steps is None
+        advance = self.step if plain else differentiable(self, plan, gradient, gradient_steps)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not plain):
+            ((end, _),) = deque(self._run(denoiser, plan, x, noise, advance, state), maxlen=1)
         if not bool(torch.isfinite(end).all()):
-            raise self._diagnosis(denoiser, plan, x, noise)
+            raise self._diagnosis(denoiser, plan, x, noise, state)
         return end
 
     @torch.no_grad()
     def trajectory(
-        self, denoiser: Denoiser, x: Tensor, *, noise: NoiseSource | None = None, plan: Plan | None = None
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        *,
+        noise: NoiseSource | None = None,
+        plan: Plan | None = None,
+        state: Any = None,
     ) -> Iterator[Step]:
         """Yield x at every time of the grid; with `denoise`, one more Step that holds x̂0 from t_end."""
         plan = plan or self.plan(denoiser, device=x.device)
         times = [plan.intervals[0].t.time, *(interval.s.time for interval in plan.intervals)]
-        run = self._run(denoiser, plan, x, noise, self.step)
+        run = self._run(denoiser, plan, x, noise, self.step, state)
         for index, (time, (value, _)) in enumerate(zip(times, run, strict=True)):
             yield Step(index, time, value)
 
@@ -202,8 +209,7 @@ class StepSolver(Solver):
     @torch.no_grad()
     def plan(self, denoiser: Denoiser, *, device: Any = None, backward: bool = False) -> Plan:
         """Prepare a run: place the times and compute whatever does not depend on the states."""
-        sde = denoiser.sde
-        times, start = self._times(sde)
+        times, start = self._times(sde := denoiser.sde)
         if backward:  # a grid may end earlier; data are given at t_end
             times = torch.cat([times[:-1], times.new_tensor([self.end(sde)])]).flip(0)
         levels = Levels.of(sde, times)
@@ -215,9 +221,8 @@ class StepSolver(Solver):
 
     def _times(self, sde: SDE, steps: int | None = None) -> tuple[Tensor, Start | None]:
         """The times of a run, on the CPU, and what leads to the first of them."""
-        started = isinstance(self.grid, StartedGrid)
-        place, start = (self.grid.times, self.grid.start) if started else (self.grid, None)
-        times = place(sde, steps or self.steps, sde.t_min if self.t_end is None else self.t_end).cpu()
+        grid, start = (self.grid.times, self.grid.start) if isinstance(self.grid, StartedGrid) else (self.grid, None)
+        times = grid(sde, steps or self.steps, sde.t_min if self.t_end is None else self.t_end).cpu()
         if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or times[0] > 1 or times[-1] < 0:
             raise _bad_grid(times)
         return times, start
@@ -236,17 +241,23 @@ class StepSolver(Solver):
             x, state = advance(denoiser, x, interval, noise, state)
             yield x, state
 
-    def _diagnosis(self, denoiser: Denoiser, plan: Plan, x: Tensor, noise: NoiseSource | None) -> FloatingPointError:
+    @torch.no_grad()
+    def _diagnosis(
+        self, denoiser: Denoiser, plan: Plan, x: Tensor, noise: NoiseSource | None, state: Any
+    ) -> FloatingPointError:
         """Run again, looking at every state: only a run that failed pays for looking."""
         advice = "Check the model's weights and its output at that time, or take more steps."
         if not bool(torch.isfinite(x).all()):
             return FloatingPointError(f"{type(self).__name__} was given a start that holds NaN or infinity.")
-        for before, after in pairwise(self.trajectory(denoiser, x, noise=noise, plan=plan)):
-            bad = ~torch.isfinite(after.x).flatten(1).all(1)
+        run = self._run(denoiser, plan, x, noise, self.step, state)
+        next(run)
+        for index, (interval, (after, _)) in enumerate(zip(plan.intervals, run, strict=True), 1):
+            bad = ~torch.isfinite(after).flatten(1).all(1)
             if bool(bad.any()):
+                t = interval.t.time
                 return FloatingPointError(
-                    f"{type(self).__name__} got NaN or infinity at step {after.index} of {len(plan.times) - 1}, from "
-                    f"t = {float(before.t):.6g} (σ/α = {_noise_level(plan.sde, before.t):.4g}), in "
+                    f"{type(self).__name__} got NaN or infinity at step {index} of {len(plan.times) - 1}, from "
+                    f"t = {float(t):.6g} (σ/α = {_noise_level(plan.sde, t):.4g}), in "
                     f"{int(bad.sum())} of {len(bad)} samples, the first of them {int(bad.nonzero()[0])}. {advice}"
                 )
         return FloatingPointError(f"{type(self).__name__} returned NaN or infinity in one run but not in the next.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from scoresde.denoiser import Denoiser
@@ -112,10 +113,10 @@ def _reversible(solver: ExactInverse, plan: Plan) -> Advance:
         nonlocal tape
         if interval.to_data:  # the call at t_end is no step and has no inverse
             return _again(solver.step, denoiser, interval, noise, lambda x: (x, None), x, preserve_rng_state=False)
-        needed = tuple(isinstance(value, Tensor) and value.requires_grad for value in (x, state))
+        needed = tree_map(lambda value: isinstance(value, Tensor) and value.requires_grad, (x, state))
         live = [(x, state)]
         if tape is None:
-            tape = _Tape(solver, denoiser, plan, (interval.t.index, x.detach(), _detach(state)))
+            tape = _Tape(solver, denoiser, plan, (interval.t.index, x.detach(), _detached(state)))
         states = tape
 
         def before() -> tuple[Tensor, Any]:
@@ -168,10 +169,10 @@ class _Tape:
         self.first = self.last = self.here = first
 
     def finish(self, index: int, x: Tensor, state: Any) -> None:
-        self.last = self.here = (index, x.detach(), _detach(state))
+        self.last = self.here = (index, x.detach(), _detached(state))
 
     @torch.no_grad()
-    def before(self, index: int, needed: tuple[bool, ...]) -> tuple[Tensor, Any]:
+    def before(self, index: int, needed: tuple[bool, Any]) -> tuple[Tensor, Any]:
         """The state before step `index`, as leaves that need gradients where the original did."""
         if self.here[0] < index:
             self.here = self.last  # a second backward pass over the same run
@@ -184,12 +185,12 @@ class _Tape:
                 x, state = self.solver.inverse(self.denoiser, x, self.plan.intervals[at], state)
             self.here = (at, x, state)
             torch.clear_autocast_cache()  # weights cast without a graph must not serve the step that needs one
-        return _leaf(x, needed[0]), _leaf(state, needed[1]) if isinstance(state, Tensor) else state
+        return tree_map(_leaf, (x, state), needed)  # type: ignore[return-value]
 
 
-def _leaf(x: Tensor, needed: bool) -> Tensor:
-    return x.detach().requires_grad_(needed)
+def _leaf(value: Any, needed: bool) -> Any:
+    return value.detach().requires_grad_(needed) if isinstance(value, Tensor) else value
 
 
-def _detach(state: Any) -> Any:
-    return state.detach() if isinstance(state, Tensor) else state
+def _detached(state: Any) -> Any:
+    return tree_map_only(Tensor, Tensor.detach, state)

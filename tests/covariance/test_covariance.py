@@ -22,7 +22,6 @@ from scoresde import (
     linear_betas,
 )
 from scoresde.covariance import AnalyticVariance, HessianDiagonal, SecondMoment, jacobian_diagonal, second_moment
-from scoresde.covariance.probing import signs
 from scoresde.sde import expand
 from scoresde.training import load_checkpoint, save_checkpoint
 
@@ -171,19 +170,6 @@ def test_one_probe_is_exact_for_a_diagonal_jacobian_and_many_are_unbiased() -> N
     # entry i of one probe has variance Σ_{j≠i} J_ij², so K probes have 1/K of it
     jacobian = torch.func.vmap(torch.func.jacrev(lambda row: exact(row[None], t)[0]))(x)
     torch.testing.assert_close(runs.var(0), jacobian[:, [0, 1], [1, 0]].square() / 2, rtol=0.3, atol=0)
-
-
-def test_signs_are_fair_independent_and_a_function_of_seed_time_and_place() -> None:
-    t = torch.linspace(0, 1, 2000, dtype=torch.float64)
-    table = signs(t, (4, 5), 3).double().flatten(1)
-    assert set(table.unique().tolist()) == {-1.0, 1.0}
-    correlations = table.T @ table / 2000 - torch.eye(20).double()
-    assert float(table.mean(0).abs().max()) * 2000**0.5 < 4 and float(correlations.abs().max()) * 2000**0.5 < 4.5
-    assert abs(float((table[1:] * table[:-1]).mean())) * 40000**0.5 < 4  # neighbouring times
-    other = signs(t, (4, 5), 4).double().flatten(1)
-    assert abs(float((table * other).mean())) * 40000**0.5 < 4
-    torch.testing.assert_close(signs(t[7], (4, 5), 3)[0].double().flatten(), table[7], rtol=0, atol=0)
-    torch.testing.assert_close(signs(t.float()[:1], (4, 5), 3), signs(t[:1], (4, 5), 3), rtol=0, atol=0)
 
 
 class Pair(nn.Module):

@@ -10,7 +10,6 @@ import torch
 
 from scoresde.models.embedding import ConditionEmbedding, GaussianFourier, noise_levels, sinusoidal_embedding
 
-torch.set_num_threads(1)
 DATA = Path(__file__).parents[1] / "data"
 
 

@@ -128,7 +128,7 @@ def test_ddim_with_eta_one_is_ddpm_with_the_small_variance(sde: SDE) -> None:
         EulerMaruyama(), EulerMaruyama(eta=0.6), ReverseDiffusion(), ReverseDiffusion(eta=0.6), DDPM(),
         DDPM(variance="large"), DDIM(eta=1.0), DDIM(eta=0.5),
     ],
-    ids=str,
+    ids=name,
 )  # fmt: skip
 def test_moments_of_the_whole_chain_converge_at_weak_order_one(sde: SDE, solver: StepSolver) -> None:
     """Without Monte Carlo: the chain is affine in its noises, so its moments follow from its responses to each."""
@@ -146,7 +146,7 @@ def test_moments_of_the_whole_chain_converge_at_weak_order_one(sde: SDE, solver:
 
 
 @pytest.mark.parametrize("sde", SDES, ids=name)
-@pytest.mark.parametrize("solver", [EulerMaruyama(), DDPM(), DDIM(eta=1.0), ReverseDiffusion()], ids=str)
+@pytest.mark.parametrize("solver", [EulerMaruyama(), DDPM(), DDIM(eta=1.0), ReverseDiffusion()], ids=name)
 def test_monte_carlo_agrees_with_the_exact_moments_of_the_chain(sde: SDE, solver: StepSolver) -> None:
     solver = replace(solver, steps=30, grid=logsnr_grid, t_end=0.05, denoise=True)
     denoiser, (mean, std) = GaussianDenoiser(sde, MEAN, STD), moments(sde, 1.0)

@@ -19,7 +19,7 @@ from scoresde.sde.levels import Level
 
 
 class DequantizedDenoiser(Denoiser):
-    """A denoiser together with the law that turns its discrete data into continuous ones.
+    """A denoiser together with the dequantisation that turns its discrete data into continuous ones.
 
     As a denoiser it is the one that it holds. Train it with `DequantizationLoss`.
 
@@ -66,12 +66,12 @@ class DequantizationLoss:
     L is at least −log P(k) / (d log 2), in bits/dim of the levels for any number of them. Gradients run through x, so q
     moves to where the model finds the data likely. The integrand of the second term at t_min, times 1, is what the
     third needs: both are one integral over logsnr with one more unit of length at t_min, estimated by one network call
-    at a stratified place,
+    at a stratified position,
 
         L_2 + L_3 = ½ (Z + 1) ‖ε − ε̂‖² + const,                     Z = logsnr(t_min) − logsnr(1)
 
     Args:
-        sampling: How a batch draws the places, as for `DenoisingLoss`.
+        sampling: How a batch draws the positions, as for `DenoisingLoss`.
         label_dropout: Probability of replacing a label by −1 (no label), for joint training with guidance.
 
     References:
