@@ -20,6 +20,7 @@ from scoresde import (
     GaussianDenoiser,
     Grid,
     Heun,
+    Interval,
     ProbabilityFlowODE,
     ReverseDiffusion,
     StepSolver,
@@ -186,10 +187,11 @@ def test_heun_is_algorithm_1_of_karras_without_churn() -> None:
 def test_a_step_to_no_noise_lands_on_the_denoised_state(solver: StepSolver) -> None:
     denoiser, x = mixture(VPSDE()), torch.randn(8, 2, dtype=torch.float64)
     t, s = torch.tensor(0.3, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
-    y, _ = solver.step(denoiser, x, t, s, lambda t, s: torch.zeros_like(x), None)
+    interval = Interval.between(denoiser, t, s)
+    y, _ = solver.step(denoiser, x, interval, lambda t, s: torch.zeros_like(x), None)
     torch.testing.assert_close(y, denoiser(x, t), rtol=1e-9, atol=1e-9)
     if isinstance(solver, DPMSolverPP2M):  # and with history: first order again, not infinity
-        y, _ = solver.step(denoiser, x, t, s, lambda t, s: x, ((t + 0.1,), (torch.ones_like(x),)))
+        y, _ = solver.step(denoiser, x, interval, lambda t, s: x, (torch.ones_like(x), 0.1))
         torch.testing.assert_close(y, denoiser(x, t), rtol=1e-9, atol=1e-9)
 
 
@@ -241,14 +243,15 @@ def test_steps_by_hand_are_the_run_and_each_sample_may_have_its_own_time(solver:
     earlier: list[object] = [None, None, None]
     together, shared = x, None
     for i in range(len(times) - 1):
-        y, state = solver.step(denoiser, y, times[i], times[i + 1], unheard, state)
+        y, state = solver.step(denoiser, y, Interval.between(sde, times[i], times[i + 1]), unheard, state)
         own = (
             torch.stack([times[i] * scale for scale in (1, 0.9, 0.8)]),
             torch.stack([times[i + 1] * scale for scale in (1, 0.9, 0.8)]),
         )
-        together, shared = solver.step(denoiser, together, *own, unheard, shared)
+        together, shared = solver.step(denoiser, together, Interval.between(sde, *own, together), unheard, shared)
         for k in range(3):
-            rows[k], earlier[k] = solver.step(denoiser, rows[k], own[0][k], own[1][k], unheard, earlier[k])
+            interval = Interval.between(sde, own[0][k], own[1][k])
+            rows[k], earlier[k] = solver.step(denoiser, rows[k], interval, unheard, earlier[k])
     torch.testing.assert_close(y, run(denoiser, x), rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(together, torch.cat(rows), rtol=1e-8, atol=1e-8)
 

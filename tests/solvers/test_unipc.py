@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scoresde import SDE, VPSDE, Denoiser
 from scoresde.sde.grids import Grid
+from scoresde.sde.levels import Levels
 from scoresde.solvers.adams import ExponentialAdams
 from scoresde.solvers.dpm_solver_pp import DPMSolverMultistep
 from scoresde.solvers.unipc import UniPC
@@ -137,13 +138,13 @@ def test_the_variants_differ_only_where_there_is_one_term() -> None:
 @pytest.mark.parametrize("order", [3, 4])
 def test_full_systems_are_the_exact_integrals_of_exponential_adams(prediction: str, order: int) -> None:
     """The weights alone, since the start-up differs: one step with a full history, predicted and corrected."""
-    from scoresde.sde.levels import Levels
-
     levels = Levels.of(VPSDE(), UNEVEN)
-    ours = UniPC(order=order, prediction=prediction).table(levels)
-    adams = ExponentialAdams(order=order, prediction=prediction, corrector=True).table(levels)[2:]
-    for mine, theirs in zip(ours[:-1], adams, strict=True):
+    ours = UniPC(order=order, prediction=prediction).weights(levels)
+    adams = ExponentialAdams(order=order, prediction=prediction, corrector=True).weights(levels)
+    for mine, theirs in zip(ours["predict"], (adams["keep"], *adams["predict"]), strict=True):
         torch.testing.assert_close(mine[-1], theirs[-1], rtol=1e-7, atol=1e-9)
+    for mine, theirs in zip(ours["correct"], (adams["keep"], *adams["correct"]), strict=True):  # of the step before
+        torch.testing.assert_close(mine[-1], theirs[-2], rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize(
