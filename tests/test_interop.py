@@ -181,7 +181,7 @@ def test_published_checkpoint_gives_its_averaged_weights(tmp_path: Path, name: s
         assert not loaded.training
         torch.testing.assert_close(dict(loaded.state_dict()), dict(expected), atol=0, rtol=1e-12)
     raw = load_score_sde(path, config, ema=False).state_dict()
-    assert raw["net.all_modules.2.weight"].abs().max() == 0
+    assert raw["net.embed.dense.2.weight"].abs().max() == 0
 
 
 def test_plain_state_dicts_and_safetensors(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from scoresde.commands.load import TrainedModel, load_run
 from scoresde.data import Quantized
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.variational import VariationalDequantization
-from scoresde.losses.dequantization import DequantizationLoss, DequantizedDenoiser
+from scoresde.losses.dequantization_loss import DequantizationLoss, DequantizedDenoiser
 from scoresde.training import load_checkpoint, load_weights
 
 DEQUANTIZATION = "dequantization"  # task of its run, and its folder in the denoiser's

@@ -32,6 +32,7 @@ from scoresde.diagnostics import (
     marginal_gap,
     optimum_by_noise,
 )
+from scoresde.noise import stream_generator
 from scoresde.sde import SDE
 from scoresde.training.checkpoint import write_atomically
 
@@ -84,7 +85,7 @@ def diagnose(
     }  # fmt: skip
 
     def generator(number: int) -> torch.Generator:
-        return torch.Generator(device=device).manual_seed(seed * 1_000_003 + number)
+        return stream_generator(seed, "diagnostic", number, device=device)
 
     if "loss" in which:
         rows = test.rows(options["num_examples"])
@@ -149,7 +150,7 @@ class _Test:
         self.dequantize = trained.dequantize
 
     def rows(self, count: int | None) -> Tensor:
-        order = torch.randperm(len(self.split), generator=torch.Generator().manual_seed(self.seed))
+        order = torch.randperm(len(self.split), generator=stream_generator(self.seed, "order"))
         return order if count is None else order[:count]
 
     def batches(self, rows: Tensor) -> Batches:
@@ -161,7 +162,7 @@ class _Test:
 
     def encode(self, x: Tensor, *, dequantize: bool = True) -> Tensor:
         """In the model's scaling; dequantised if that is wanted and the model is trained on dequantised levels."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = stream_generator(self.seed, "dequantization")
         return self.codec.encode(x, generator=generator, dequantize=dequantize and self.dequantize).to(self.device)
 
     def conditions(self, count: int) -> dict[str, Tensor]:
@@ -192,7 +193,7 @@ def _references(model: Denoiser, test: _Test, edges: Tensor, generator: torch.Ge
     if len(x) * entries * draws * bins <= LARGEST_MEMORY and not test.conditions(1):
         points = test.encode(x, dequantize=False)
         law = EmpiricalDenoiser(model.sde, points)
-        chosen = points[torch.randperm(len(x), generator=torch.Generator().manual_seed(test.seed))[:draws]]
+        chosen = points[torch.randperm(len(x), generator=stream_generator(test.seed, "order"))[:draws]]
         with _bar("memorising", draws * bins) as progress:
             curve = optimum_by_noise(law, [chosen.double()], bins=edges, generator=generator, progress=progress)
         found["memorising_optimum"] = torch.maximum(curve.value, _cell_optimum(model.sde, test, edges)).tolist()
@@ -209,7 +210,7 @@ def _cell_optimum(sde: SDE, test: _Test, edges: Tensor) -> Tensor:
     points = min(max(16, math.ceil(2 * width / finest)), 4096)
     cell = width * ((torch.arange(points, dtype=torch.float64) + 0.5) / points - 0.5)
     law = EmpiricalDenoiser(sde, cell[:, None].to(test.device))
-    generator = torch.Generator(device=test.device).manual_seed(test.seed)
+    generator = stream_generator(test.seed, "cell", device=test.device)
     draws = law.sample(CELL_DRAWS, generator=generator)
     return optimum_by_noise(law, [draws], bins=edges, generator=generator).value
 

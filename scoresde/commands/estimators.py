@@ -17,11 +17,10 @@ from scoresde.denoiser import Denoiser
 from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.dequantization import Dequantization
 from scoresde.likelihood.discrete import discrete_log_prob
-from scoresde.likelihood.probability_flow import LogProb, log_prob
+from scoresde.likelihood.flow_density import LogProb, log_prob
 from scoresde.likelihood.report import PROBABILITY_FLOW
-from scoresde.noise.keyed import mix
+from scoresde.noise import stream_seed
 
-REPEAT = 0x726570656174  # sets the choice of the examples with a second draw apart from their draws
 REPORTED = ("nats", "std_error", "nfe")  # what a report keeps of a bound
 
 
@@ -109,7 +108,7 @@ class FlowEstimator(Estimator):
         continuous = self.dequantization is None
         alone = (self.ode["probes"] if continuous else self.samples) == 1
         alone = alone and not (continuous and self.ode["divergence"] == "exact")
-        again = [alone and mix(seed ^ REPEAT) < self.repeat * 2**64 for seed in batch.seeds]
+        again = [alone and stream_seed(seed, "repeat") < self.repeat * 2**63 for seed in batch.seeds]
         parts = []
         for twice in (False, True):
             rows = torch.tensor([row for row, chosen in enumerate(again) if chosen is twice], device=batch.x.device)

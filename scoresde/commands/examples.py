@@ -18,6 +18,7 @@ from scoresde.commands.load import TrainedModel
 from scoresde.data import Dataset, Quantized
 from scoresde.data.arrays import class_labels, examples_key, given_conditions, read_arrays
 from scoresde.data.dataset import Split, find, split_indices
+from scoresde.noise import stream_generator
 
 SPLITS = ("test", "train", "all")
 ARRAY = "scoresde.data.array"
@@ -62,7 +63,7 @@ def own_examples(trained: TrainedModel, split: str | None, seed: int, extensions
     rows, name = _of_split(data, split or "test")
     if len(rows) == 0:
         raise ConfigError(f"the data of {trained.run.path} have no {name}: choose likelihood.split=train.")
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(rows), generator=stream_generator(seed, "order"))
     return _checked(trained, name, _take(rows, order), order)
 
 

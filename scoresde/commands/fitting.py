@@ -15,8 +15,15 @@ from scoresde.commands.build import ConfigError, build
 from scoresde.commands.load import TrainedModel
 from scoresde.commands.variance import moments_of
 from scoresde.denoiser import Denoiser
-from scoresde.fitting import CalibratedMultistep, OptimisedGrid, Pilots, calibrate, optimise_grid, pilot_paths
-from scoresde.fitting.calibrated import Calibration
+from scoresde.fitting import (
+    CalibratedMultistep,
+    Calibration,
+    OptimisedGrid,
+    ReferencePaths,
+    calibrate,
+    optimise_grid,
+    reference_paths,
+)
 from scoresde.fitting.optimal_grid import optimal_grid
 from scoresde.sde import Grid
 from scoresde.solvers import Solver, StepSolver
@@ -50,8 +57,8 @@ def with_grid(
         fit = _fit(solver, config, trained, device)
         fit.save(path)
         print(
-            f"fitted to {fit.record['pilots']:.0f} pilots ({fit.record['pilot_nfe']:.0f} network calls for them): "
-            f"error on held-out pilots, relative to the data's rms: median {fit.record['median']:.3g} (first guess "
+            f"fitted to {fit.record['paths']:.0f} paths ({fit.record['paths_nfe']:.0f} network calls for them): "
+            f"error on held-out paths, relative to the data's rms: median {fit.record['median']:.3g} (first guess "
             f"{fit.record['median_before']:.3g}), rms {fit.record['rms']:.3g} ({fit.record['rms_before']:.3g}); {path}"
         )
     return CalibratedMultistep(calibration=fit) if kind == "calibrated" else replace(solver, grid=fit)
@@ -71,18 +78,18 @@ def _fit(solver: StepSolver, config: dict[str, Any], trained: TrainedModel, devi
     denoiser: Denoiser = trained.model  # type: ignore[assignment]  # sample.py has made sure
     if trained.config["model"].get("num_classes") is not None:
         denoiser = denoiser.given(label=None)
-    pilots = _pilots(denoiser, config, trained.shape, device)
+    paths = _paths(denoiser, config, trained.shape, device)
     with tqdm(total=config["iterations"], desc="fitting", unit="iteration", disable=None, leave=False) as bar:
         numbers = {"iterations": config["iterations"], "batch": config["batch"], "progress": bar.update}
         if config["kind"] == "calibrated":
-            return calibrate(denoiser, solver.steps + 1, pilots, **numbers).calibration
-        return optimise_grid(denoiser, solver, pilots, gaussian_start=config["gaussian_start"], **numbers)  # type: ignore[arg-type]
+            return calibrate(denoiser, solver.steps + 1, paths, **numbers).calibration
+        return optimise_grid(denoiser, solver, paths, gaussian_start=config["gaussian_start"], **numbers)  # type: ignore[arg-type]
 
 
-def _pilots(denoiser: Denoiser, config: dict[str, Any], shape: tuple[int, ...], device: torch.device) -> Pilots:
-    with tqdm(total=config["pilots"], desc="pilots", unit="run", disable=None, leave=False) as bar:
+def _paths(denoiser: Denoiser, config: dict[str, Any], shape: tuple[int, ...], device: torch.device) -> ReferencePaths:
+    with tqdm(total=config["pilots"], desc="reference paths", unit="run", disable=None, leave=False) as bar:
         generator = torch.Generator(device=device).manual_seed(0)
-        return pilot_paths(
+        return reference_paths(
             denoiser, shape, config["pilots"], steps=config["pilot_steps"], generator=generator, device=device,
             progress=bar.update,
         )  # fmt: skip

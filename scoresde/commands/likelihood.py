@@ -20,7 +20,7 @@ from scoresde.commands.findings import Unit, findings, means, with_error
 from scoresde.commands.kinds import KINDS, estimator
 from scoresde.commands.load import TrainedModel
 from scoresde.commands.tables import GrowingTable
-from scoresde.noise.keyed import mix
+from scoresde.noise import stream_seed
 from scoresde.solvers import ProbabilityFlowODE, Solver
 
 NOT_VALUES = (
@@ -136,7 +136,7 @@ class Evaluation:
             cond["label"] = examples.label[rows].to(self.device)
         if examples.condition is not None:
             cond["condition"] = examples.condition[rows].to(self.device)
-        seeds = [mix(mix(self.seed) ^ index) >> 1 for index in examples.index[rows].tolist()]
+        seeds = [stream_seed(self.seed, "example", index) for index in examples.index[rows].tolist()]
         return Batch(examples.x[rows].to(self.device), cond, seeds)
 
     def _cells(self, scores: Scores, place: int) -> dict[str, Any]:

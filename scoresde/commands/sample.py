@@ -25,7 +25,7 @@ from scoresde.commands.variance import KINDS, with_variance
 from scoresde.covariance import CovarianceDenoiser
 from scoresde.data import Quantized
 from scoresde.denoiser import Denoiser
-from scoresde.noise import per_sample_noise
+from scoresde.noise import per_sample_noise, stream_generator, stream_seed
 from scoresde.solvers import Solver
 from scoresde.training.checkpoint import write_atomically
 
@@ -144,10 +144,9 @@ def draw(
     denoiser: Denoiser, solver: Solver, shape: tuple[int, ...], seed: int, indices: range, device: torch.device
 ) -> Tensor:
     """Samples number `indices`, each a function of (seed, index) alone."""
-    seeds = [(seed * 1_000_003 + index) % 2**62 for index in indices]
-    start = [denoiser.sde.prior_sample(shape, generator=torch.Generator().manual_seed(2 * s)) for s in seeds]
+    start = [denoiser.sde.prior_sample(shape, generator=stream_generator(seed, "latent", k)) for k in indices]
     x = torch.stack(start).to(device)
-    return solver(denoiser, x, noise=per_sample_noise(x, [2 * s + 1 for s in seeds]))
+    return solver(denoiser, x, noise=per_sample_noise(x, [stream_seed(seed, "noise", k) for k in indices]))
 
 
 def save_samples(out: Path, x: Tensor, labels: Tensor | None, trained: TrainedModel) -> None:

@@ -35,6 +35,7 @@ from scoresde.covariance.moments import noise_levels
 from scoresde.data import Dataset, Quantized
 from scoresde.denoiser import NetworkDenoiser
 from scoresde.losses import DenoisingLoss
+from scoresde.noise import stream_generator
 from scoresde.training import load_checkpoint, load_weights, save_checkpoint
 
 VARIANCE_FILE = "variance.pt"
@@ -113,7 +114,7 @@ def moments_of(
             x0, cond = batches(step)
             yield x0.to(device), {key: value.to(device) for key, value in cond.items()}
 
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = stream_generator(seed, "second moment", device=device)
     calls = count * len(noise_levels(denoiser.sde, levels))
     with tqdm(total=calls, desc="variance", unit="call", disable=None, leave=False) as bar:
         hook = denoiser.net.register_forward_hook(lambda *call: bar.update())

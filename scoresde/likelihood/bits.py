@@ -46,7 +46,7 @@ def check_dequantized(x: Tensor, cells: Cells) -> str | None:
     """A warning if data of finitely many levels were not dequantised, or None.
 
     The density of such data has no bound, and a good model's bits/dim fall below 0. They are recognised by all entries
-    lying at the centres or edges of the cells, or on `levels` places that include both ends of the range.
+    lying at the centres or edges of the cells, or on `levels` values that include both ends of the range.
 
     Args:
         x: Data in the model's own scaling, any shape.

@@ -19,6 +19,7 @@ from scoresde.commands.companion import data_of, labelled
 from scoresde.commands.diagnostics import KINDS, _cell_optimum, _Test, diagnose
 from scoresde.commands.load import TrainedModel, load_run
 from scoresde.diagnostics import asymmetry_by_noise, fokker_planck_by_noise, loss_by_noise, marginal_gap
+from scoresde.noise import stream_generator
 
 TINY = ["logger=csv", "trainer.warmup=0", "trainer.steps=30", "batch_size=32", "trainer.ema_decay=0.5"]
 FAST = {"bins": 3, "num_examples": 20, "jacobian_examples": 4, "probes": 2, "gap_samples": 10, "steps": 4}
@@ -47,8 +48,8 @@ def run(path: str = "runs/plain", **options: Any) -> tuple[dict[str, Any], dict[
 def batches(trained: TrainedModel, count: int) -> list[Any]:
     """Test examples as the command takes them, in batches of 8."""
     split = data_of(trained, []).test
-    rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(3))[:count]
-    x = trained.codec.encode(split.x[rows], generator=torch.Generator().manual_seed(3))
+    rows = torch.randperm(len(split), generator=stream_generator(3, "order"))[:count]
+    x = trained.codec.encode(split.x[rows], generator=stream_generator(3, "dequantization"))
     labels = (
         [{}] * 9
         if split.label is None or not labelled(trained)
@@ -58,7 +59,7 @@ def batches(trained: TrainedModel, count: int) -> list[Any]:
 
 
 def seeded(number: int) -> torch.Generator:
-    return torch.Generator().manual_seed(3 * 1_000_003 + number)
+    return stream_generator(3, "diagnostic", number)
 
 
 @pytest.mark.parametrize("path", ["runs/plain", "runs/labelled"])

@@ -58,14 +58,14 @@ def test_a_fit_is_made_once(
     assert metrics["nfe"] == nfe
     assert metrics["solver"] == ("CalibratedMultistep" if kind == "calibrated" else written.split("-")[0])
     said = capsys.readouterr().out
-    assert "fitted to 8 pilots (64 network calls for them)" in said
+    assert "fitted to 8 paths (64 network calls for them)" in said
     assert re.search(r"rms [\d.e+-]+ \([\d.e+-]+\); runs/toy/grids/", said)
     first, x = fits(), np.load("o/samples.npz")["x"]
     (file,) = first
     assert re.fullmatch(written, file)
     record = made.load(Path("runs/toy/grids") / file).record
     assert record["rms"] <= record["rms_before"]
-    assert (record["pilots"], record["iterations"], record["batch"]) == (8, 2, 4)
+    assert (record["paths"], record["iterations"], record["batch"]) == (8, 2, 4)
 
     sample(*options)
     assert "fitted to" not in capsys.readouterr().out
@@ -73,7 +73,7 @@ def test_a_fit_is_made_once(
     np.testing.assert_array_equal(np.load("o/samples.npz")["x"], x)
 
     sample(*options, "grid.refit=true")
-    assert "fitted to 8 pilots" in capsys.readouterr().out
+    assert "fitted to 8 paths" in capsys.readouterr().out
     again = fits()
     assert again.keys() == first.keys()
     assert again != first
@@ -125,8 +125,8 @@ def test_conditional_runs_are_fitted_without_labels(kind: str, guidance: list[st
         (["solver=ode", "grid=calibrated"], r"grid=\.\.\. needs a solver with steps, got ProbabilityFlowODE"),
         (["solver=ode", "grid=karras"], r"grid=\.\.\. needs a solver with steps"),
         (["solver=ddpm", "grid=optimised", *FIT], "optimise_grid needs a deterministic solver .* got DDPM"),
-        (["solver=ddim", "grid=optimised", *FIT, "grid.pilots=1"], "pilot_paths needs at least 2 pilots, .* got 1"),
-        (["solver=ddim", "grid=optimised", *FIT, "grid.pilots=many"], "pilot_paths needs .* got 'many'"),
+        (["solver=ddim", "grid=optimised", *FIT, "grid.pilots=1"], "reference_paths needs at least 2 paths, .* got 1"),
+        (["solver=ddim", "grid=optimised", *FIT, "grid.pilots=many"], "reference_paths needs .* got 'many'"),
         (["solver=ddim", "grid=optimised", *FIT, "grid.iterations=-1"], "iterations of at least 0.* got -1"),
         (["solver=ddim", "grid=optimised", *FIT, "grid.batch=0"], "batch of at least 1.* got 0"),
         (["solver=ddim", "grid=optimised", *FIT, "grid.pilot_steps=0"], "needs steps to be a whole number of at"),

@@ -22,6 +22,7 @@ from scoresde.commands.tables import GrowingTable
 from scoresde.data import digits
 from scoresde.likelihood import Cells, DiscretizedGaussian, log_prob
 from scoresde.likelihood.elbo import elbo
+from scoresde.noise import stream_seed
 
 TINY = ["logger=csv", "trainer.steps=4", "trainer.precision=float32", "batch_size=16"]
 SMALL = ["num_samples=0", "out=o"]
@@ -164,7 +165,7 @@ def test_bounds_of_levels_have_a_decoder_over_them(work: Path) -> None:
     )
     trained = load_run("runs/digits")
     examples = likelihood_command.own_examples(trained, None, 0, [])
-    seed = likelihood_command.mix(likelihood_command.mix(0) ^ int(examples.index[0])) >> 1
+    seed = stream_seed(0, "example", int(examples.index[0]))
     decoder = DiscretizedGaussian(levels=17, value_range=(-1, 1))
     x = Cells(levels=17).centre(examples.x[:3])
     expected = elbo(trained.model, x, samples=4, t_start=0.02, decoder=decoder,  # type: ignore[arg-type]
@@ -177,7 +178,7 @@ def test_a_bound_of_continuous_data_is_in_their_own_units(work: Path) -> None:
     rows = score("toy", "likelihood=elbo", "likelihood.samples=4", "likelihood.num_examples=3")
     trained = load_run("runs/toy")
     examples = likelihood_command.own_examples(trained, None, 0, [])
-    seed = likelihood_command.mix(likelihood_command.mix(0) ^ int(examples.index[0])) >> 1
+    seed = stream_seed(0, "example", int(examples.index[0]))
     x = trained.codec.encode(examples.x[:3])
     expected = elbo(trained.model, x, samples=4, generator=torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
     np.testing.assert_allclose(column(rows, "nats"), expected.log_prob.double() - trained.codec.log_det, rtol=1e-4)  # type: ignore[union-attr]

@@ -15,7 +15,7 @@ from scoresde.likelihood.dequantization import TruncatedNormalDequantization, Un
 from scoresde.likelihood.discrete import DiscreteLogProb, discrete_log_prob
 from scoresde.likelihood.summary import RunningMean, summarize
 from scoresde.likelihood.variational import VariationalDequantization
-from scoresde.losses.dequantization import DequantizationLoss, DequantizedDenoiser
+from scoresde.losses.dequantization_loss import DequantizationLoss, DequantizedDenoiser
 
 SDE = VPSDE()
 LEVELS: dict[str, Any] = {"levels": 6, "value_range": (-3.3, 3.3)}

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from scoresde.interop import score_sde_keys
 from scoresde.models import DDPMUNet, NCSNpp
 
 torch.set_num_threads(1)
@@ -41,8 +42,9 @@ def test_keys_order_and_counts_of_the_published_networks(name: str) -> None:
         net = PUBLISHED[name]()
 
     trainable = {key for key, parameter in net.named_parameters() if parameter.requires_grad}
-    state = net.state_dict()
-    actual = [[k, list(v.shape), str(v.dtype).removeprefix("torch."), k in trainable] for k, v in state.items()]
+    state, keys = net.state_dict(), score_sde_keys(net)
+    assert list(keys) == list(state)
+    actual = [[keys[k], list(v.shape), str(v.dtype).removeprefix("torch."), k in trainable] for k, v in state.items()]
     assert actual == expected["state_dict"]
     assert [key for key, _ in net.named_parameters()] == [key for key in state if key != "sigmas"]
     assert sum(p.numel() for p in net.parameters()) == expected["total_params"]
@@ -89,6 +91,26 @@ def tiny(**options: Any) -> NCSNpp:
         "init_scale": 1.0,
     }
     return NCSNpp(**{**defaults, **options}).eval()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, 30.13062),
+        ({"block": "ddpm", "progressive_output": "residual", "num_classes": 3, "condition_dim": 2}, 26.70476),
+        (
+            {"progressive_input": "input_skip", "progressive_combine": "cat", "progressive_output": "output_skip"},
+            19.77437,
+        ),
+        ({"channel_mults": (1, 2, 1), "num_res_blocks": 2, "attention_resolutions": [8, 2]}, 48.92967),
+        ({"time_conditional": False, "fir": False, "block": "ddpm", "resample_with_conv": False}, -15.28296),
+    ],
+)
+def test_a_seed_draws_the_same_network_as_ever(options: dict[str, Any], expected: float) -> None:
+    """Σ_k cos(k) w_k over all initial weights in order: another order of drawing or listing them changes it."""
+    w = torch.cat([parameter.detach().flatten() for parameter in tiny(**options).parameters()]).double()
+    actual = torch.arange(len(w), dtype=torch.float64).cos() @ w
+    assert actual.item() == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.fixture
@@ -270,17 +292,17 @@ def test_uncentred_data_are_mapped_to_minus_one_and_one(x: Tensor) -> None:
     torch.testing.assert_close(tiny(centered=False)((x + 1) / 2, 0.3), tiny()(x, 0.3), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("size", "levels"), [(28, 3), (8, 3), (12, 2), (1, 1)])
+@pytest.mark.parametrize(("size", "stages"), [(28, 3), (8, 3), (12, 2), (1, 1)])
 @pytest.mark.parametrize("width", [4, 12, 6])
-def test_small_and_odd_sizes_work(size: int, levels: int, width: int) -> None:
-    net = tiny(channels=1, image_size=size, channel_mults=[1, 2, 3][:levels], width=width)
+def test_small_and_odd_sizes_work(size: int, stages: int, width: int) -> None:
+    net = tiny(channels=1, image_size=size, channel_mults=[1, 2, 3][:stages], width=width)
     assert net(torch.randn(2, 1, size, size), 0.1).shape == (2, 1, size, size)
 
 
-def test_attention_is_placed_by_level_so_other_sizes_work() -> None:
+def test_attention_is_placed_by_stage_so_other_sizes_work() -> None:
     net = tiny()
     assert net(torch.randn(1, 2, 16, 12), 0.1).shape == (1, 2, 16, 12)
-    with pytest.raises(ValueError, match=r"2 levels needs height and width divisible by 2, got 8x7"):
+    with pytest.raises(ValueError, match=r"2 stages needs height and width divisible by 2, got 8x7"):
         net(torch.randn(1, 2, 8, 7), 0.1)
     with pytest.raises(ValueError, match=r"needs x of shape \(B, 2, H, W\), got \(4, 3, 8, 8\)"):
         net(torch.randn(4, 3, 8, 8), 0.1)
@@ -296,7 +318,7 @@ def test_attention_is_placed_by_level_so_other_sizes_work() -> None:
         ({"progressive_combine": "mean"}, "progressive_combine to be one of sum, cat"),
         ({"width": 0}, "needs positive sizes, got channels=2, width=0"),
         ({"channel_mults": ()}, r"channel_mults=\(\)"),
-        ({"image_size": 9}, "2 levels needs image_size divisible by 2, got 9"),
+        ({"image_size": 9}, "2 stages needs image_size divisible by 2, got 9"),
         ({"sigma_min": 1.0, "sigma_max": 0.5}, "0 < sigma_min < sigma_max, got 1.0 and 0.5"),
         ({"scale_by_sigma": True}, "needs embedding log_fourier or positional, got fourier"),
         ({"time_conditional": False, "num_classes": 3}, "they need time_conditional=True"),

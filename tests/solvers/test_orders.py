@@ -28,7 +28,8 @@ from scoresde import (
     uniform_grid,
 )
 from scoresde.solvers.dpm_solver import DPMSolver, DPMSolverFast, DPMSolverPP2S, DPMSolverPP3S
-from scoresde.solvers.multistep import IPNDM, DPMSolverMultistep, DPMSolverPP3M
+from scoresde.solvers.dpm_solver_pp import DPMSolverMultistep, DPMSolverPP3M
+from scoresde.solvers.ipndm import IPNDM
 from scoresde.solvers.unipc import UniPC
 from scoresde.testing import convergence_order
 
