@@ -75,7 +75,7 @@ SLOW = (
     "test_conf.py::test_sample_composes_with_every",
     "test_diagnostics.py::test_a_wrong_score",
     "test_diagnostics.py::test_the_marginals",
-    "test_readme.py::test_example_trains",
+    "test_readme.py::test_example",
     "training/test_loggers.py::test_wandb_stays_offline",
     "training/test_trainer.py::test_a_small_network",
     "training/test_trainer_resume.py::test_sigterm_in_a_process",
