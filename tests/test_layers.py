@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ def unit(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Absolute names of all modules that a file imports, at any depth of its code."""
     return set(names(path.read_text(encoding="utf-8"), ("scoresde", *path.relative_to(ROOT).parts[:-1])))
