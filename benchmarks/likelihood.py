@@ -32,9 +32,9 @@ from scoresde import VPSDE, Denoiser, GaussianMixtureDenoiser
 from scoresde.commands.build import build
 from scoresde.commands.load import load_run
 from scoresde.commands.saved_config import read_config
-from scoresde.likelihood.probability_flow import log_prob
+from scoresde.likelihood.flow_density import log_prob
 from scoresde.likelihood.trace import draw_probes
-from scoresde.noise.keyed import sample_keys
+from scoresde.noise import sample_seeds
 from scoresde.training import RunDirectory
 
 SEED = 0
@@ -117,8 +117,8 @@ def reference(problem: Problem, tolerance: float) -> Tensor:
 
 
 def measure(problem: Problem, args: argparse.Namespace) -> list[dict[str, Any]]:
-    keys = sample_keys(SEED, len(problem.x), "benchmark")
-    probe = draw_probes("rademacher", problem.x, 1, keys)[:, 0]
+    seeds = sample_seeds(SEED, len(problem.x), "benchmark")
+    probe = draw_probes("rademacher", problem.x, 1, seeds)[:, 0]
     exact = reference(problem, args.reference)
     routes: dict[str, Callable[[], Outcome]] = {"textbook 1e-05": lambda: textbook(problem, probe, 1e-5)}
     for method in args.methods.split(","):

@@ -13,8 +13,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from scoresde.cli import config_dir
-from scoresde.commands import Guidance, SolverGrid, Task, Variance
+from scoresde.commands import DenoiserDiagnostics, Diagnostics, Guidance, Likelihood, SolverGrid, Task, Variance
 from scoresde.commands.build import ConfigError, build, build_as, find_target
+from scoresde.commands.likelihood import SHARED, EvaluationOptions
 from scoresde.data import Dataset
 from scoresde.losses import Loss
 from scoresde.parameterization import Parameterization
@@ -26,9 +27,9 @@ FILES = sorted(path for path in ROOT.rglob("*.yaml") if path.parent != ROOT)
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiment").glob("*.yaml"))
 KINDS: dict[str, type] = {  # groups whose options are built without the run, or given it when they are called
     "sde": SDE, "solver": Solver, "parameterization": Parameterization, "loss": Loss, "guidance": Guidance,
-    "variance": Variance, "grid": SolverGrid, "task": Task,
+    "variance": Variance, "grid": SolverGrid, "task": Task, "likelihood": Likelihood, "diagnostics": Diagnostics,
 }  # fmt: skip
-BUILT = set(KINDS) - {"loss"}  # losses need what the data decide
+BUILT = set(KINDS) - {"loss", "likelihood"}  # losses need what the data decide, likelihoods have a test of their own
 # arguments that the commands supply, or that only Python can
 SUPPLIED = {
     "AdamW": {"params", "amsgrad", "maximize", "foreach", "capturable", "differentiable"},
@@ -52,7 +53,10 @@ def nodes(value: Any) -> Iterator[dict[str, Any]]:
 
 
 TARGETS = [
-    (path.relative_to(ROOT).as_posix(), node) for path in FILES for node in nodes(yaml.safe_load(path.read_text()))
+    (path.relative_to(ROOT).as_posix(), node)
+    for path in FILES
+    for node in nodes(yaml.safe_load(path.read_text()))
+    if "defaults" not in node
 ]
 
 
@@ -100,8 +104,11 @@ def test_option_builds_what_its_group_needs(path: Path) -> None:
 
 
 def test_every_option_names_a_class() -> None:
-    nameless = {path.parent.name for path in FILES if "_target_" not in (yaml.safe_load(path.read_text()) or {})}
-    assert nameless <= {"experiment", "likelihood", "diagnostics"}
+    for path in FILES:
+        keys = yaml.safe_load(path.read_text()) or {}
+        assert (
+            "_target_" in keys or (path.parent.name == "likelihood" and "defaults" in keys) or "experiment" in str(path)
+        )
 
 
 @pytest.mark.parametrize("group", KINDS)
@@ -113,6 +120,24 @@ def test_a_class_of_the_wrong_kind_is_refused_before_its_arguments(group: str) -
         build_as(KINDS[group], {"kind": "cfg", "scale": 2.0}, group)
     with pytest.raises(ConfigError, match=rf"{group}=\.\.\. must be .* got None"):
         build_as(KINDS[group], None, group)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "likelihood").glob("*.yaml")))
+def test_likelihood_has_its_own_arguments_and_the_shared_ones_with_their_defaults(name: str) -> None:
+    whole = composed("sample", f"likelihood={name}")["likelihood"]
+    shared = {key: whole.pop(key) for key in SHARED}
+    assert EvaluationOptions(**shared) == EvaluationOptions(when="ode" if name == "default" else "always")
+    assert isinstance(build_as(Likelihood, whole, "likelihood"), Likelihood)
+    for node in nodes(whole):
+        target = find_target(node["_target_"], name)
+        assert set(node) - {"_target_"} == set(inspect.signature(target).parameters)
+    bare = {"_target_": whole["_target_"], **({"divergence": whole["divergence"]} if "divergence" in whole else {})}
+    assert build_as(Likelihood, whole, "likelihood") == build_as(Likelihood, bare, "likelihood")
+
+
+def test_diagnostics_are_those_of_python() -> None:
+    shipped = composed("sample", "diagnostics=default")["diagnostics"]
+    assert build_as(Diagnostics, shipped, "diagnostics") == DenoiserDiagnostics()
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

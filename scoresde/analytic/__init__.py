@@ -2,9 +2,9 @@
 
 from scoresde.analytic.base import AnalyticDenoiser
 from scoresde.analytic.empirical import EmpiricalDenoiser
+from scoresde.analytic.exact_flow import FlowError, exact_flow, flow_error
 from scoresde.analytic.gaussian import GaussianDenoiser
 from scoresde.analytic.mixture import GaussianMixtureDenoiser
-from scoresde.analytic.probability_flow import FlowError, exact_flow, flow_error
 
 __all__ = [
     "AnalyticDenoiser", "EmpiricalDenoiser", "FlowError", "GaussianDenoiser", "GaussianMixtureDenoiser", "exact_flow",

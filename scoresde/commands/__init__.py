@@ -1,16 +1,32 @@
 """What the command lines do: classes that `conf/` names, interfaces for your own; `load` is for notebooks too."""
 
 from scoresde.commands.auxiliary import AuxiliaryTask, TrainDequantization, TrainVarianceHead
+from scoresde.commands.bounds import ELBO, VLB, LikelihoodReport
+from scoresde.commands.diagnostics import DenoiserDiagnostics, NoDiagnostics
+from scoresde.commands.flow_likelihood import FlowLikelihood
 from scoresde.commands.guidance import Autoguidance, ClassifierFreeGuidance, ClassifierGuidance, NoGuidance
-from scoresde.commands.interfaces import Guidance, SolverGrid, Task, Variance
+from scoresde.commands.interfaces import (
+    Diagnostics,
+    Estimand,
+    Guidance,
+    Likelihood,
+    Scores,
+    SolverGrid,
+    StoredBatch,
+    Task,
+    Variance,
+)
+from scoresde.commands.likelihood import NoLikelihood
 from scoresde.commands.load import TrainedModel, load
 from scoresde.commands.solver_grid import CalibratedTimes, OptimalGrid, OptimisedTimes, OwnGrid
 from scoresde.commands.train import ModelTask, TrainClassifier, TrainDenoiser
 from scoresde.commands.variance import NoVariance, ProbedVariance, TableVariance, TrainedVariance
 
 __all__ = [
-    "Autoguidance", "AuxiliaryTask", "CalibratedTimes", "ClassifierFreeGuidance", "ClassifierGuidance", "Guidance",
-    "ModelTask", "NoGuidance", "NoVariance", "OptimalGrid", "OptimisedTimes", "OwnGrid", "ProbedVariance", "SolverGrid",
-    "TableVariance", "Task", "TrainClassifier", "TrainDenoiser", "TrainDequantization", "TrainVarianceHead",
-    "TrainedModel", "TrainedVariance", "Variance", "load",
+    "ELBO", "VLB", "Autoguidance", "AuxiliaryTask", "CalibratedTimes", "ClassifierFreeGuidance", "ClassifierGuidance",
+    "DenoiserDiagnostics", "Diagnostics", "Estimand", "FlowLikelihood", "Guidance", "Likelihood", "LikelihoodReport",
+    "ModelTask", "NoDiagnostics", "NoGuidance", "NoLikelihood", "NoVariance", "OptimalGrid", "OptimisedTimes",
+    "OwnGrid", "ProbedVariance", "Scores", "SolverGrid", "StoredBatch", "TableVariance", "Task", "TrainClassifier",
+    "TrainDenoiser", "TrainDequantization", "TrainVarianceHead", "TrainedModel", "TrainedVariance", "Variance",
+    "load",
 ]  # fmt: skip

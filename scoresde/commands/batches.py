@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from scoresde.data import Dataset, batch_indices, random_flip
+from scoresde.noise import stream_generator
 
 
 class Batches:
@@ -26,7 +26,7 @@ class Batches:
     def __call__(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         split = self.data.train
         rows = batch_indices(len(split), self.batch_size, step, self.seed)
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**63)
+        generator = stream_generator(self.seed, "batch", step)
         x = split.x[rows]
         if self.data.flip:
             x = random_flip(x, generator)

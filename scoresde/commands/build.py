@@ -6,12 +6,13 @@ import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
 
-from scoresde.commands.interfaces import Guidance, SolverGrid, Task, Variance
+from scoresde.commands.interfaces import Diagnostics, Guidance, Likelihood, SolverGrid, Task, Variance
 from scoresde.losses import Loss
 from scoresde.parameterization import Parameterization
 from scoresde.sde import SDE
@@ -19,8 +20,10 @@ from scoresde.solvers import Solver
 
 INTERFACES = (
     SDE, Parameterization, Solver, nn.Module, torch.optim.Optimizer, Loss, Guidance, Variance, SolverGrid, Task,
+    Likelihood, Diagnostics,
 )  # fmt: skip
 ANY_INTERFACE = "*"  # in `extensions`: any class that implements one of INTERFACES
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 class ConfigError(ValueError):
@@ -66,20 +69,45 @@ def build(node: Any, where: str = "config", extensions: Sequence[str] = (), /, *
 
 
 def _check_types(target: Any, arguments: Mapping[str, Any], where: str) -> None:
-    """Raise if a number, flag or text stands where the signature's default says another kind belongs."""
-    kinds: dict[type, tuple[Any, str]] = {
-        bool: (bool, "true or false"),
-        int: (int, "a whole number"),
-        float: ((int, float), "a number"),
-        str: (str, "text"),
-    }
+    """Raise if an argument is not of the kind that its annotation says, or without one its default.
+
+    Numbers, flags and texts are told apart, null is, and the classes of INTERFACES.
+    """
+    hints = _hints(target)
     for name, parameter in inspect.signature(target).parameters.items():
-        value, default = arguments.get(name), parameter.default
-        if name not in arguments or value is None or type(default) not in kinds:
+        if name not in arguments:
             continue
-        allowed, words = kinds[type(default)]
-        if not isinstance(value, allowed) or (isinstance(value, bool) and type(default) is not bool):
-            raise ConfigError(f"{where}.{name} needs {words}, got {value!r}.")
+        value, hint = arguments[name], hints.get(name)
+        members = set(get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,))
+        kinds = [kind for kind in KINDS if kind in members] or [
+            kind for kind in KINDS if kind is type(parameter.default)
+        ]
+        others = members - {*KINDS, NoneType, None}
+        classes = [other for other in others if isinstance(other, type) and issubclass(other, INTERFACES)]
+        known = members <= {*KINDS, *classes, NoneType}
+        null = NoneType in members or parameter.default is None or not known
+        if value is None and null:
+            continue
+        if known and len(classes) == 1 and not kinds:
+            require(value, classes[0], f"{where}.{name}")
+        judged = isinstance(value, tuple(KINDS)) or not others
+        if kinds and judged and not any(_is_of(value, kind) for kind in kinds):
+            words = " or ".join(KINDS[kind] for kind in kinds) + (", or null" if null else "")
+            raise ConfigError(f"{where}.{name} needs {words}, got {'null' if value is None else repr(value)}.")
+
+
+def _is_of(value: Any, kind: type) -> bool:
+    allowed = (int, float) if kind is float else kind
+    return isinstance(value, allowed) and (kind is bool or not isinstance(value, bool))
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    """The annotations of what a call takes; none if they name what is not there at run time."""
+    own = isinstance(target, type) and "__dataclass_fields__" not in vars(target)
+    try:
+        return get_type_hints(target.__init__ if own else target)
+    except (NameError, TypeError, AttributeError):
+        return {}
 
 
 def find_target(name: Any, where: str, extensions: Sequence[str] = ()) -> Any:

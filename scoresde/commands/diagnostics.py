@@ -7,6 +7,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from scoresde.analytic import EmpiricalDenoiser
 from scoresde.commands.build import ConfigError
 from scoresde.commands.diagnostics_picture import draw
 from scoresde.commands.diagnostics_words import summary
+from scoresde.commands.interfaces import Diagnostics
 from scoresde.commands.load import TrainedModel
-from scoresde.data import Dataset, Quantized, Split
+from scoresde.data import Quantized, Split
 from scoresde.denoiser import Denoiser
 from scoresde.diagnostics import (
     Curve,
@@ -31,91 +34,119 @@ from scoresde.diagnostics import (
     marginal_gap,
     optimum_by_noise,
 )
+from scoresde.noise import stream_generator
 from scoresde.sde import SDE
 from scoresde.training.checkpoint import write_atomically
 
-KINDS = ("loss", "fokker_planck", "asymmetry", "gap")
 LARGEST_COVARIANCE = 4096  # entries of an event for which the linear optimum is computed
 LARGEST_MEMORY = 10**10  # products for the optimum of the training set itself
 MEMORY_DRAWS = 128
 CELL_DRAWS = 2048
-OPTIONS = {  # least values; None where null is allowed
-    "bins": (1, False), "num_examples": (2, True), "jacobian_examples": (2, False), "probes": (2, True),
-    "gap_samples": (2, False), "steps": (1, False),
-}  # fmt: skip
-GAP_LEVELS = 8
+LEAST = {"bins": 1, "num_examples": 2, "jacobian_examples": 2, "probes": 2, "gap_samples": 2, "steps": 1}
+GAP_TIMES = 8
 Batches = list[tuple[Tensor, dict[str, Any]]]
 
 
-def diagnose(
-    trained: TrainedModel,
-    options: dict[str, Any],
-    seed: int,
-    batch_size: int,
-    device: torch.device,
-    extensions: Sequence[str],
-    out: Path,
-) -> dict[str, Any]:
-    """Compute the diagnostics of a run, write diagnostics.json and diagnostics.png to `out`, and print a summary.
+@dataclass(frozen=True, kw_only=True)
+class DenoiserDiagnostics(Diagnostics):
+    """Where the denoiser of a run is wrong, over log-SNR: writes diagnostics.json and .png, and prints a summary.
+
+        loss            of denoising, beside the optima of a linear denoiser and of one that knows the training set
+        fokker_planck   departure from the diffusion of its own
+        asymmetry       of the score's Jacobian
+        gap             between the marginals of its ODE and its SDE
 
     Args:
-        trained: The run of a denoiser.
-        options: which ("all" or names), bins, num_examples, jacobian_examples, probes, gap_samples, steps.
-        seed: Of examples, levels, noise, probes and samples.
-        batch_size: Examples per network call.
-        device: Of the model.
-        extensions: The user's own modules that the run's classes may come from.
-        out: Folder, made if there is none.
-    Returns:
-        {"diagnostics": ...} with one number or two of each kind, for metrics.json.
+        which: "all", or some of these names.
+        bins: Of log-SNR, between t = 1 and t_min.
+        num_examples: Test examples for the loss, each once per bin; None: all.
+        jacobian_examples: Of them for fokker_planck and asymmetry, which differentiate the network twice.
+        probes: Random directions per example for these two; None: all directions, exactly.
+        gap_samples: Samples of the ODE, and of each half of the SDE's.
+        steps: Of the ODE and the SDE.
     """
-    which = _checked(options)
-    model = trained.model
-    if not isinstance(model, Denoiser):
-        raise ConfigError(f"{trained.run.path} is the run of a classifier: name the run of a denoiser with run=...")
-    data, start = trained.data(), time.perf_counter()
-    test = _Test(trained, data, seed, batch_size, device)
-    edges = logsnr_edges(model.sde, options["bins"])
-    report: dict[str, Any] = {
-        "run": str(trained.run.path), "step": trained.step, "seed": seed, "examples": test.name,
-        "shape": list(trained.shape), "unit": "bits/dim" if isinstance(trained.codec, Quantized) else "nats",
-        "logsnr_edges": edges.tolist(),
-    }  # fmt: skip
 
-    def generator(number: int) -> torch.Generator:
-        return torch.Generator(device=device).manual_seed(seed * 1_000_003 + number)
+    which: str | Sequence[str] = "all"
+    bins: int = 24
+    num_examples: int | None = 512
+    jacobian_examples: int = 16
+    probes: int | None = 4
+    gap_samples: int = 384
+    steps: int = 40
 
-    if "loss" in which:
-        rows = test.rows(options["num_examples"])
-        with _bar("loss", len(rows) * options["bins"]) as progress:
-            loss = loss_by_noise(model, test.batches(rows), bins=edges, generator=generator(0), progress=progress)
-        report["loss"] = {
-            "num_examples": len(rows), **_plain(loss.loss), "nats": loss.nats.value.tolist(),
-            "nats_std_error": loss.nats.std_error.tolist(), "total_nats": loss.total,
-            "total_nats_std_error": loss.total_std_error, **_references(model, test, edges, generator(1)),
+    def __post_init__(self) -> None:
+        for name, least in LEAST.items():
+            value = vars(self)[name]
+            if value is not None and value < least:
+                raise ConfigError(f"diagnostics.{name} needs to be at least {least}, got {value!r}.")
+        if not self._chosen or not set(self._chosen) <= set(MEASURES):
+            raise ConfigError(
+                f"diagnostics.which needs to be all, or some of [{', '.join(MEASURES)}], got {self.which!r}."
+            )
+
+    def __call__(self, trained: TrainedModel, *, seed: int, batch_size: int, out: Path) -> dict[str, Any]:
+        """See `Diagnostics`; the entry "diagnostics" has a number or two of each measure."""
+        model, start = trained.denoiser, time.perf_counter()
+        test = _Test(trained, seed, batch_size)
+        edges = logsnr_edges(model.sde, self.bins)
+        report: dict[str, Any] = {
+            "run": str(trained.run.path), "step": trained.step, "seed": seed, "examples": test.name,
+            "shape": list(trained.shape), "unit": "bits/dim" if isinstance(trained.codec, Quantized) else "nats",
+            "logsnr_edges": edges.tolist(),
         }  # fmt: skip
-    few = test.rows(options["jacobian_examples"])
-    measures: dict[str, Callable[..., Curve]] = {
-        "fokker_planck": fokker_planck_by_noise, "asymmetry": asymmetry_by_noise,
+        for name, measure in MEASURES.items():
+            if name in self._chosen:
+                report[name] = measure(self, model, test, edges)
+        report["seconds"] = round(time.perf_counter() - start, 1)
+        return _write(report, out)
+
+    @property
+    def _chosen(self) -> tuple[str, ...]:
+        if self.which == "all":
+            return tuple(MEASURES)
+        return (self.which,) if isinstance(self.which, str) else tuple(self.which or ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoDiagnostics(Diagnostics):
+    """Nothing is looked at."""
+
+    def __call__(self, trained: TrainedModel, *, seed: int, batch_size: int, out: Path) -> dict[str, Any]:
+        return {}
+
+
+def _loss(options: DenoiserDiagnostics, model: Denoiser, test: _Test, edges: Tensor) -> dict[str, Any]:
+    rows = test.rows(options.num_examples)
+    with _bar("loss", len(rows) * options.bins) as progress:
+        loss = loss_by_noise(model, test.batches(rows), bins=edges, generator=test.generator(0), progress=progress)
+    return {
+        "num_examples": len(rows), **_plain(loss.loss), "nats": loss.nats.value.tolist(),
+        "nats_std_error": loss.nats.std_error.tolist(), "total_nats": loss.total,
+        "total_nats_std_error": loss.total_std_error, **_references(model, test, edges),
     }  # fmt: skip
-    for number, (name, measure) in enumerate(measures.items()):
-        if name in which:
-            with _bar(name.replace("_", "-"), len(few) * options["bins"]) as progress:
-                curve = measure(
-                    model, test.batches(few), bins=edges, probes=options["probes"], generator=generator(2 + number),
-                    progress=progress,
-                )  # fmt: skip
-            report[name] = {"num_examples": len(few), **_plain(curve)}
-    if "gap" in which:
-        samples, steps = options["gap_samples"], options["steps"]
-        with _bar("ODE and SDE", 3 * samples) as progress:
-            gap = marginal_gap(
-                model, trained.shape, samples=samples, steps=steps, levels=min(GAP_LEVELS, steps), device=device,
-                batch_size=batch_size, cond=test.conditions(samples), generator=generator(4), progress=progress,
-            )  # fmt: skip
-        report["gap"] = {"samples": samples, "steps": steps, **{k: v.tolist() for k, v in vars(gap).items()}}
-    report["seconds"] = round(time.perf_counter() - start, 1)
-    return _write(report, out)
+
+
+def _jacobian(
+    name: str, measure: Callable[..., Curve], number: int,
+    options: DenoiserDiagnostics, model: Denoiser, test: _Test, edges: Tensor,
+) -> dict[str, Any]:  # fmt: skip
+    rows = test.rows(options.jacobian_examples)
+    with _bar(name, len(rows) * options.bins) as progress:
+        curve = measure(
+            model, test.batches(rows), bins=edges, probes=options.probes, generator=test.generator(number),
+            progress=progress,
+        )  # fmt: skip
+    return {"num_examples": len(rows), **_plain(curve)}
+
+
+def _gap(options: DenoiserDiagnostics, model: Denoiser, test: _Test, edges: Tensor) -> dict[str, Any]:
+    samples, steps = options.gap_samples, options.steps
+    with _bar("ODE and SDE", 3 * samples) as progress:
+        gap = marginal_gap(
+            model, test.shape, samples=samples, steps=steps, levels=min(GAP_TIMES, steps), device=test.device,
+            batch_size=test.batch_size, cond=test.conditions(samples), generator=test.generator(4), progress=progress,
+        )  # fmt: skip
+    return {"samples": samples, "steps": steps, **{k: v.tolist() for k, v in vars(gap).items()}}
 
 
 def _write(report: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -140,16 +171,19 @@ def _write(report: dict[str, Any], out: Path) -> dict[str, Any]:
 class _Test:
     """Test examples in the model's scaling, with their conditions; training examples if there are too few."""
 
-    def __init__(self, trained: TrainedModel, data: Dataset, seed: int, batch_size: int, device: torch.device) -> None:
-        self.codec, self.batch_size, self.device = trained.codec, batch_size, device
-        self.labelled = trained.classes is not None
-        self.data, self.seed = data, seed
+    def __init__(self, trained: TrainedModel, seed: int, batch_size: int) -> None:
+        self.codec, self.shape, self.labelled = trained.codec, trained.shape, trained.classes is not None
+        self.seed, self.batch_size, self.device = seed, batch_size, trained.device
+        self.data = data = trained.data()
         self.split: Split = data.test if len(data.test) > 1 else data.train
         self.name = "test examples" if len(data.test) > 1 else "training examples"
         self.dequantize = trained.dequantize
 
+    def generator(self, number: int) -> torch.Generator:
+        return stream_generator(self.seed, "diagnostic", number, device=self.device)
+
     def rows(self, count: int | None) -> Tensor:
-        order = torch.randperm(len(self.split), generator=torch.Generator().manual_seed(self.seed))
+        order = torch.randperm(len(self.split), generator=stream_generator(self.seed, "order"))
         return order if count is None else order[:count]
 
     def batches(self, rows: Tensor) -> Batches:
@@ -161,7 +195,7 @@ class _Test:
 
     def encode(self, x: Tensor, *, dequantize: bool = True) -> Tensor:
         """In the model's scaling; dequantised if that is wanted and the model is trained on dequantised levels."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = stream_generator(self.seed, "dequantization")
         return self.codec.encode(x, generator=generator, dequantize=dequantize and self.dequantize).to(self.device)
 
     def conditions(self, count: int) -> dict[str, Tensor]:
@@ -174,7 +208,7 @@ class _Test:
         return {key: value[rows].to(self.device) for key, value in has.items() if value is not None}
 
 
-def _references(model: Denoiser, test: _Test, edges: Tensor, generator: torch.Generator) -> dict[str, Any]:
+def _references(model: Denoiser, test: _Test, edges: Tensor) -> dict[str, Any]:
     """Losses between which a good model's lies: of the best linear denoiser, and of one that knows the training set.
 
     The first is above the optimum of any law with this covariance, the second is below it on average over training
@@ -192,9 +226,9 @@ def _references(model: Denoiser, test: _Test, edges: Tensor, generator: torch.Ge
     if len(x) * entries * draws * bins <= LARGEST_MEMORY and not test.conditions(1):
         points = test.encode(x, dequantize=False)
         law = EmpiricalDenoiser(model.sde, points)
-        chosen = points[torch.randperm(len(x), generator=torch.Generator().manual_seed(test.seed))[:draws]]
+        chosen = points[torch.randperm(len(x), generator=stream_generator(test.seed, "order"))[:draws]]
         with _bar("memorising", draws * bins) as progress:
-            curve = optimum_by_noise(law, [chosen.double()], bins=edges, generator=generator, progress=progress)
+            curve = optimum_by_noise(law, [chosen.double()], bins=edges, generator=test.generator(1), progress=progress)
         found["memorising_optimum"] = torch.maximum(curve.value, _cell_optimum(model.sde, test, edges)).tolist()
     return found
 
@@ -203,33 +237,14 @@ def _cell_optimum(sde: SDE, test: _Test, edges: Tensor) -> Tensor:
     """The least loss of one who knows all levels but not where in their cells the dequantised values are; (bins,)."""
     if not isinstance(test.codec, Quantized) or not test.dequantize:
         return torch.zeros(len(edges) - 1, dtype=torch.float64)
-    low, high = test.codec.value_range
-    width = (high - low) / test.codec.levels
+    width = test.codec.cells.width
     finest = math.exp(-0.5 * float(edges[-1]))  # σ/α, which the points of the cell are closer than
     points = min(max(16, math.ceil(2 * width / finest)), 4096)
     cell = width * ((torch.arange(points, dtype=torch.float64) + 0.5) / points - 0.5)
     law = EmpiricalDenoiser(sde, cell[:, None].to(test.device))
-    generator = torch.Generator(device=test.device).manual_seed(test.seed)
+    generator = stream_generator(test.seed, "cell", device=test.device)
     draws = law.sample(CELL_DRAWS, generator=generator)
     return optimum_by_noise(law, [draws], bins=edges, generator=generator).value
-
-
-def _checked(options: dict[str, Any]) -> tuple[str, ...]:
-    """The kinds that are asked for, after a look at the numbers."""
-    for name, (least, nullable) in OPTIONS.items():
-        value = options[name]
-        if value is None and nullable:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(
-                f"diagnostics.{name} needs a whole number of at least {least}{', or null' if nullable else ''}, "
-                f"got {value!r}."
-            )
-    which = options["which"]
-    chosen = KINDS if which == "all" else (which,) if isinstance(which, str) else tuple(which or ())
-    if not chosen or not set(chosen) <= set(KINDS):
-        raise ConfigError(f"diagnostics.which needs to be all, or some of [{', '.join(KINDS)}], got {which!r}.")
-    return chosen
 
 
 def _plain(curve: Curve) -> dict[str, Any]:
@@ -240,3 +255,11 @@ def _plain(curve: Curve) -> dict[str, Any]:
 def _bar(name: str, total: int) -> Iterator[Callable[[int], object]]:
     with tqdm(total=total, desc=name, unit="example", disable=None, leave=False) as bar:
         yield bar.update
+
+
+MEASURES: dict[str, Callable[[DenoiserDiagnostics, Denoiser, _Test, Tensor], dict[str, Any]]] = {
+    "loss": _loss,
+    "fokker_planck": partial(_jacobian, "fokker-planck", fokker_planck_by_noise, 2),
+    "asymmetry": partial(_jacobian, "asymmetry", asymmetry_by_noise, 3),
+    "gap": _gap,
+}

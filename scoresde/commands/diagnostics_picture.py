@@ -79,10 +79,10 @@ def _gap(ax: Any, report: dict[str, Any]) -> None:
     ax.fill_between(gap["logsnr"], low, high, color="0.88", linewidth=0)
     ax.plot(gap["logsnr"], floor, color="0.45", linestyle="--", label="two halves of the SDE's samples (± 2 std)")
     ax.plot(gap["logsnr"], gap["sliced"], "o-", color=MODEL, markersize=4, label="ODE against SDE")
-    ax.plot(gap["logsnr"], [abs(value) for value in gap["spread"]], "s-", color=OTHER, markersize=3.5, linewidth=1,
-            label="|log ratio of spreads|")  # fmt: skip
+    ax.plot(gap["logsnr"], [abs(value) for value in gap["log_std_ratio"]], "s-", color=OTHER, markersize=3.5,
+            linewidth=1, label="|log ratio of standard deviations|")  # fmt: skip
     ax.set_ylim(bottom=0)
-    ax.set_ylabel("sliced Wasserstein distance / spread")
+    ax.set_ylabel("sliced Wasserstein distance / standard deviation")
     ax.set_title(f"Marginals of ODE and SDE, {gap['samples']} samples, {gap['steps']} steps", fontsize=10)
     ax.legend(fontsize=8)
 

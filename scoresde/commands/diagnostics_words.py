@@ -77,11 +77,11 @@ def _gap(report: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     gap = report["gap"]
     sliced, floor, scatter = (gap[name][-1] for name in ("sliced", "sliced_floor", "sliced_floor_std"))
     verdict = "a gap beyond the noise" if sliced > floor + 3 * scatter else "no gap beyond the noise"
-    spread = 100 * math.expm1(gap["spread"][-1])
+    wider = 100 * math.expm1(gap["log_std_ratio"][-1])
     line = (
-        f"ODE and SDE: at the data end their samples are {sliced:.3f} of the spread apart, two halves of the SDE's "
-        f"{floor:.3f} ± {scatter:.3f}: {verdict}; the ODE's are {abs(spread):.1f} ± "
-        f"{100 * gap['spread_floor'][-1]:.1f} % {'wider' if spread > 0 else 'narrower'}"
+        f"ODE and SDE: at the data end their samples are {sliced:.3f} standard deviations apart, two halves of the "
+        f"SDE's {floor:.3f} ± {scatter:.3f}: {verdict}; the ODE's are {abs(wider):.1f} ± "
+        f"{100 * gap['log_std_ratio_floor'][-1]:.1f} % {'wider' if wider > 0 else 'narrower'}"
     )
     return {"gap_sliced": sliced, "gap_sliced_floor": floor}, [line]
 

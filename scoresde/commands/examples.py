@@ -17,6 +17,7 @@ from scoresde.commands.load import TrainedModel
 from scoresde.data import Dataset, Quantized
 from scoresde.data.arrays import class_labels, examples_key, given_conditions, read_arrays
 from scoresde.data.dataset import Split, find, split_indices
+from scoresde.noise import stream_generator
 
 SPLITS = ("test", "train", "all")
 ARRAY = "scoresde.data.array"
@@ -55,13 +56,13 @@ class Examples:
         return content.hexdigest()[:16]
 
 
-def own_examples(trained: TrainedModel, split: str | None, seed: int, extensions: Sequence[str]) -> Examples:
+def own_examples(trained: TrainedModel, split: str | None, seed: int) -> Examples:
     """A split of the data that the run was trained on, in random order, so that any number of them stands for all."""
     data = trained.data()
     rows, name = _of_split(data, split or "test")
     if len(rows) == 0:
         raise ConfigError(f"the data of {trained.run.path} have no {name}: choose likelihood.split=train.")
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(rows), generator=stream_generator(seed, "order"))
     return _checked(trained, name, _take(rows, order), order)
 
 
@@ -99,8 +100,6 @@ def given_examples(
 
 
 def _of_split(data: Dataset, split: str) -> tuple[Split, str]:
-    if split not in SPLITS:
-        raise ConfigError(f"likelihood.split needs to be one of {', '.join(SPLITS)}, got {split!r}.")
     if split != "all":
         noun = "images" if data.is_image else "examples"
         return (data.test, f"test {noun}") if split == "test" else (data.train, f"training {noun}")
@@ -117,8 +116,6 @@ def _take(split: Split, index: Tensor) -> Split:
 
 def _read_file(node: Mapping[str, Any], split: str) -> tuple[Split, Tensor, str]:
     """The rows of a .npy or .npz file as they are, good or not, and their numbers in it."""
-    if split not in SPLITS:
-        raise ConfigError(f"likelihood.split needs to be one of {', '.join(SPLITS)}, got {split!r}.")
     key = "test_path" if split == "test" and node.get("test_path") is not None else "path"
     path = find(node.get(key), f"data=array needs a .npy or .npz file; set data.{key} to it")
     whole = _rows_of(path, node)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -52,6 +53,107 @@ class SolverGrid(ABC):
     @abstractmethod
     def __call__(self, solver: Solver, trained: TrainedModel) -> Solver:
         """The solver on this grid."""
+
+
+class StoredBatch(NamedTuple):
+    """Stored examples on the model's device.
+
+    Attributes:
+        x: Levels, or values in the data's own units, (B, *).
+        cond: Conditions of the model, each (B, *).
+        seeds: One per example.
+    """
+
+    x: Tensor
+    cond: dict[str, Tensor]
+    seeds: list[int]
+
+    def take(self, rows: Tensor) -> StoredBatch:
+        cond = {name: value[rows] for name, value in self.cond.items()}
+        return StoredBatch(self.x[rows], cond, [self.seeds[row] for row in rows.tolist()])
+
+
+class Scores(NamedTuple):
+    """Values of a batch.
+
+    Attributes:
+        nats: log p(x) in the data's own units, or log P of the levels, (B,).
+        std_error: Of nats, from the estimator's own random numbers, (B,); NaN if it is not known.
+        nfe: Network calls of each example, (B,).
+        terms: More columns by name, (B,).
+        failures: Why a row has no value, by its place in the batch.
+    """
+
+    nats: Tensor
+    std_error: Tensor
+    nfe: Tensor
+    terms: Mapping[str, Tensor] = {}
+    failures: Mapping[int, str] = {}
+
+
+class Estimand(NamedTuple):
+    """What a likelihood is of: a short name, and the distribution whose log p it is, in words."""
+
+    name: str
+    distribution: str
+
+
+Scorer = Callable[[StoredBatch], Scores]
+
+
+class Likelihood(ABC):
+    """How log p of the examples of a run is estimated: `likelihood=...`.
+
+    Attributes:
+        columns: Names of `Scores.terms`.
+        per_example: Whether a row is a function of its seed alone; otherwise of the batch it is in.
+    """
+
+    columns: ClassVar[tuple[str, ...]] = ()
+    per_example: ClassVar[bool] = False
+
+    @abstractmethod
+    def prepare(self, trained: TrainedModel, variance: Variance) -> Scorer:
+        """The function that gives the values of a batch of the run's examples.
+
+        Args:
+            trained: The run.
+            variance: What gives it a covariance.
+        Raises:
+            ConfigError: If the run lacks what is needed.
+        """
+
+    @property
+    def name(self) -> str:
+        """What metrics.json calls it."""
+        return type(self).__name__.lower()
+
+    @property
+    def estimands(self) -> dict[str, Estimand]:
+        """What the column "nats" is of, and those with a prefix."""
+        return {"": Estimand(self.name, self.name)}
+
+    @property
+    def uses_covariance(self) -> bool:
+        """Whether the values depend on the `variance` group."""
+        return False
+
+
+class Diagnostics(ABC):
+    """A look at a run: `diagnostics=...`."""
+
+    @abstractmethod
+    def __call__(self, trained: TrainedModel, *, seed: int, batch_size: int, out: Path) -> dict[str, Any]:
+        """Look at a run, and write to a folder what there is to see.
+
+        Args:
+            trained: The run of a denoiser.
+            seed: Of all random numbers.
+            batch_size: Examples per network call.
+            out: Folder, which need not exist yet.
+        Returns:
+            Entries of metrics.json.
+        """
 
 
 class Task(ABC):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +13,75 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.commands.build import ConfigError
-from scoresde.commands.estimators import Batch, Scores
-from scoresde.commands.examples import given_examples, own_examples
-from scoresde.commands.findings import Unit, findings, means, with_error
-from scoresde.commands.interfaces import Variance
-from scoresde.commands.kinds import KINDS, estimator
+from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as
+from scoresde.commands.examples import SPLITS, given_examples, own_examples
+from scoresde.commands.interfaces import Likelihood, Scorer, Scores, StoredBatch, Variance
+from scoresde.commands.likelihood_words import Unit, means, print_summary, with_error
 from scoresde.commands.load import TrainedModel
 from scoresde.commands.tables import GrowingTable
-from scoresde.noise.keyed import mix
+from scoresde.noise import stream_seed
 from scoresde.solvers import ProbabilityFlowODE, Solver
 
-NOT_VALUES = (
-    "num_examples",
-    "split",
-    "csv",
-    "resume",
-    "when",
-    "seed",
-)  # options that change no row, or are given apart
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """What every `likelihood` has beside the options of its own class.
+
+    Args:
+        when: "always", or "ode": with `solver=ode` or `data` only.
+        num_examples: How many are evaluated; None: all, 0: none.
+        split: "test", "train" or "all"; None: test of the run's own data, all of `data`.
+        batch_size: Examples at a time.
+        seed: None: that of the command.
+        csv: The table; None: likelihood.csv in the folder of the results.
+        resume: Whether to go on with the rows that are there.
+    """
+
+    when: str = "always"
+    num_examples: int | None = None
+    split: str | None = None
+    batch_size: int = 256
+    seed: int | None = None
+    csv: str | None = None
+    resume: bool = True
+
+    def __post_init__(self) -> None:
+        for key, value, allowed in (("when", self.when, ("always", "ode")), ("split", self.split, (None, *SPLITS))):
+            if value not in allowed:
+                names = ", ".join(name for name in allowed if name is not None)
+                raise ConfigError(f"likelihood.{key} needs to be one of {names}, got {value!r}.")
+        for key, number, least in (("num_examples", self.num_examples, 0), ("batch_size", self.batch_size, 1),
+                                   ("seed", self.seed, 0)):  # fmt: skip
+            if number is not None and number < least:
+                raise ConfigError(f"likelihood.{key} needs to be at least {least}, got {number}.")
 
 
-def is_wanted(config: dict[str, Any], solver: Solver, steered: bool) -> bool:
-    """Whether a likelihood was asked for: by name, with `data`, or by the solver that exists for it."""
-    options = config["likelihood"]
-    if options["kind"] == "none" or options["num_examples"] == 0:
+SHARED = tuple(field.name for field in fields(EvaluationOptions))
+
+
+def chosen_likelihood(node: Mapping[str, Any], extensions: Sequence[str]) -> tuple[EvaluationOptions, Likelihood]:
+    """What a `likelihood` configuration asks for: which examples, and how."""
+    shared = {key: node[key] for key in SHARED if key in node}
+    own = {key: value for key, value in node.items() if key not in SHARED}
+    options = build({"_target_": f"{__name__}.EvaluationOptions", **shared}, "likelihood")
+    return options, build_as(Likelihood, own, "likelihood", [*extensions, ANY_INTERFACE])
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoLikelihood(Likelihood):
+    """Nothing is evaluated."""
+
+    def prepare(self, trained: TrainedModel, variance: Variance) -> Scorer:
+        raise ConfigError("likelihood=none evaluates nothing: use likelihood=hutchinson, or another.")
+
+
+def is_wanted(
+    config: dict[str, Any], options: EvaluationOptions, likelihood: Likelihood, solver: Solver, steered: bool
+) -> bool:
+    """Whether the likelihood is to be evaluated: always, with `data`, or with the solver that exists for it."""
+    if isinstance(likelihood, NoLikelihood) or options.num_examples == 0:
         return False
-    asked = options["when"] == "always" or config.get("data") is not None
+    asked = options.when == "always" or config.get("data") is not None
     return asked or (isinstance(solver, ProbabilityFlowODE) and not steered)
 
 
@@ -50,34 +93,42 @@ class Evaluation:
 
     Args:
         config: Of `sample.py`.
+        options: Which examples.
+        likelihood: How.
         trained: The run.
         out: Folder of the table.
-        device: Of the model.
+        variance: What gives the run a covariance.
     Raises:
         ConfigError: If the options, the data and the run do not fit together.
     """
 
     def __init__(
-        self, config: dict[str, Any], trained: TrainedModel, variance: Variance, out: Path, device: torch.device
+        self,
+        config: dict[str, Any],
+        options: EvaluationOptions,
+        likelihood: Likelihood,
+        trained: TrainedModel,
+        out: Path,
+        variance: Variance,
     ) -> None:
-        self.options, self.trained, self.device = check_options(config["likelihood"]), trained, device
-        self.seed = config["seed"] if self.options["seed"] is None else self.options["seed"]
+        self.options, self.likelihood, self.trained = options, likelihood, trained
+        self.seed = config["seed"] if options.seed is None else options.seed
         self.given = config.get("data") is not None
         if self.given:
-            self.examples = given_examples(config["data"], trained, self.options["split"], config["extensions"])
+            self.examples = given_examples(config["data"], trained, options.split, config["extensions"])
         else:
-            self.examples = own_examples(trained, self.options["split"], self.seed, config["extensions"])
-        self.score = estimator(self.options, variance, trained, config["extensions"])
+            self.examples = own_examples(trained, options.split, self.seed)
+        self.score = likelihood.prepare(trained, variance)
         self.unit = Unit.of(trained)
-        self.count = min(len(self.examples), self.options["num_examples"] or len(self.examples))
-        path = out / "likelihood.csv" if self.options["csv"] is None else Path(self.options["csv"]).expanduser()
-        self.table = GrowingTable(path, self._columns(), self._identity(config), resume=self.options["resume"])
+        self.count = min(len(self.examples), options.num_examples or len(self.examples))
+        path = out / "likelihood.csv" if options.csv is None else Path(options.csv).expanduser()
+        self.table = GrowingTable(path, self._columns(), self._identity(config), resume=options.resume)
 
     def run(self) -> dict[str, Any]:
         """Score what is not in the table yet; returns what metrics.json says."""
-        start, size, count = time.perf_counter(), self.options["batch_size"], self.count
+        start, size, count = time.perf_counter(), self.options.batch_size, self.count
         done = len(self.table.rows)
-        if not self.score.per_example and done < count:
+        if not self.likelihood.per_example and done < count:
             done -= done % size  # a bound's batch that was cut off is drawn again
         self.table.keep(done)
         if done:
@@ -101,9 +152,10 @@ class Evaluation:
         seconds = time.perf_counter() - start
         if self.table.aside is not None:
             print(f"the {self.table.path} of another model, data or options is now {self.table.aside}")
-        found = findings(self.table.rows[:count], self.unit, self.score, self.examples.name, seconds, self.given)
+        rows = self.table.rows[:count]
+        found = print_summary(rows, self.unit, self.likelihood, self.examples.name, seconds, self.given)
         print(f"every value: {self.table.path}")
-        return {"likelihood_kind": self.options["kind"], **found, "likelihood_csv": str(self.table.path)}
+        return {"likelihood_kind": self.likelihood.name, **found, "likelihood_csv": str(self.table.path)}
 
     def _rows(self, positions: range) -> list[dict[str, Any]]:
         """One row per example of a batch, in their order."""
@@ -130,15 +182,15 @@ class Evaluation:
             return {k: row for position in positions for k, row in self._values([position]).items()}
         return {k: self._cells(scores, place) for place, k in enumerate(positions)}
 
-    def _batch(self, positions: Sequence[int]) -> Batch:
+    def _batch(self, positions: Sequence[int]) -> StoredBatch:
         rows, examples = torch.as_tensor(positions), self.examples
         cond: dict[str, Tensor] = {}
         if self.trained.classes is not None and examples.label is not None:
-            cond["label"] = examples.label[rows].to(self.device)
+            cond["label"] = examples.label[rows].to(self.trained.device)
         if examples.condition is not None:
-            cond["condition"] = examples.condition[rows].to(self.device)
-        seeds = [mix(mix(self.seed) ^ index) >> 1 for index in examples.index[rows].tolist()]
-        return Batch(examples.x[rows].to(self.device), cond, seeds)
+            cond["condition"] = examples.condition[rows].to(self.trained.device)
+        seeds = [stream_seed(self.seed, "example", index) for index in examples.index[rows].tolist()]
+        return StoredBatch(examples.x[rows].to(self.trained.device), cond, seeds)
 
     def _cells(self, scores: Scores, place: int) -> dict[str, Any]:
         nats = float(scores.nats[place])
@@ -153,28 +205,18 @@ class Evaluation:
     def _columns(self) -> list[str]:
         label = ["label"] if self.examples.label is not None else []
         bits = ["bits_per_dim"] if self.unit.is_bits else []
-        return ["index", *label, "nats", *bits, "std_error", *self.score.columns, "nfe", "status"]
+        return ["index", *label, "nats", *bits, "std_error", *self.likelihood.columns, "nfe", "status"]
 
     def _identity(self, config: dict[str, Any]) -> dict[str, Any]:
         """All that a row of the table depends on."""
-        apart = (*NOT_VALUES, "batch_size") if self.score.per_example else NOT_VALUES
+        likelihood = {key: value for key, value in config["likelihood"].items() if key not in SHARED}
+        if not self.likelihood.per_example:
+            likelihood["batch_size"] = self.options.batch_size
         return {
             "run": str(self.trained.run.path.resolve()),
             "step": self.trained.step,
             "rows": [self.examples.name, self.examples.digest()],
             "seed": self.seed,
-            "likelihood": {key: value for key, value in self.options.items() if key not in apart},
-            "variance": config["variance"] if self.score.needs_variance else None,
+            "likelihood": likelihood,
+            "variance": config["variance"] if self.likelihood.uses_covariance else None,
         }
-
-
-def check_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The options, if those that every kind has make sense."""
-    if options["kind"] not in KINDS:
-        raise ConfigError(f"likelihood.kind needs to be one of {', '.join(KINDS)}, got {options['kind']!r}.")
-    for key, least, empty in (("num_examples", 0, True), ("batch_size", 1, False), ("seed", 0, True)):
-        value = options[key]
-        if not (value is None and empty) and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            words = ", or null" if empty else ""
-            raise ConfigError(f"likelihood.{key} needs a whole number of at least {least}{words}, got {value!r}.")
-    return dict(options)

@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as
 from scoresde.commands.device import pick_device
+from scoresde.commands.diagnostics import NoDiagnostics
 from scoresde.commands.guidance import NoGuidance, choose_labels
-from scoresde.commands.interfaces import Guidance, Variance
-from scoresde.commands.likelihood import Evaluation, is_wanted
+from scoresde.commands.interfaces import Diagnostics, Guidance, Likelihood, Variance
+from scoresde.commands.likelihood import Evaluation, chosen_likelihood, is_wanted
 from scoresde.commands.load import TrainedModel, load_run, newest_run
 from scoresde.commands.pictures import save_picture, save_scatter
 from scoresde.commands.solver_grid import on_grid
@@ -26,7 +27,7 @@ from scoresde.commands.variance import NoVariance
 from scoresde.covariance import CovarianceDenoiser
 from scoresde.data import Quantized
 from scoresde.denoiser import Denoiser
-from scoresde.noise import per_sample_noise
+from scoresde.noise import per_sample_noise, stream_generator, stream_seed
 from scoresde.solvers import Solver
 from scoresde.training.checkpoint import write_atomically
 
@@ -58,21 +59,19 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
     steered = config["label"] is not None or not isinstance(chosen.guidance, NoGuidance)
     out = Path(config["out"]) if config["out"] is not None else trained.run.samples
     evaluation = None
-    if is_wanted(config, chosen.solver, steered):
-        evaluation = Evaluation(config, trained, chosen.variance, out, device)
-    diagnostics = config.get("diagnostics") or {"kind": "none"}
-    if n == 0 and evaluation is None and diagnostics["kind"] == "none":
+    options, likelihood = chosen_likelihood(config["likelihood"], own)
+    if is_wanted(config, options, likelihood, chosen.solver, steered):
+        evaluation = Evaluation(config, options, likelihood, trained, out, chosen.variance)
+    diagnostics = build_as(Diagnostics, config.get("diagnostics"), "diagnostics", own)
+    if n == 0 and evaluation is None and isinstance(diagnostics, NoDiagnostics):
         raise ConfigError("num_samples=0 leaves nothing to do: add likelihood=hutchinson or a diagnostics=...")
 
     metrics: dict[str, Any] = {"run": str(trained.run.path), "step": trained.step, "seed": config["seed"]}
     if n > 0:
-        metrics |= draw_samples(config, trained, chosen, out)
+        metrics |= draw_samples(config, trained, chosen, likelihood, out)
     if evaluation is not None:
         metrics |= evaluation.run()
-    if diagnostics["kind"] != "none":
-        from scoresde.commands.diagnostics import diagnose
-
-        metrics |= diagnose(trained, diagnostics, config["seed"], config["batch_size"], device, extensions, out)
+    metrics |= diagnostics(trained, seed=config["seed"], batch_size=config["batch_size"], out=out)
     make_folder(out)
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=2).encode())
     print(f"wrote {out / 'metrics.json'}")
@@ -88,12 +87,14 @@ class Chosen(NamedTuple):
     variance: Variance
 
 
-def draw_samples(config: dict[str, Any], trained: TrainedModel, chosen: Chosen, out: Path) -> dict[str, Any]:
+def draw_samples(
+    config: dict[str, Any], trained: TrainedModel, chosen: Chosen, likelihood: Likelihood, out: Path
+) -> dict[str, Any]:
     """Samples as pictures and arrays; returns what metrics.json says of them."""
     n, batch_size = config["num_samples"], config["batch_size"]
     steering = chosen.guidance(trained)
     labels = choose_labels(config["label"], n, trained, chosen.guidance)
-    covariance = chosen_covariance(chosen, trained, config["likelihood"])
+    covariance = chosen_covariance(chosen, trained, likelihood)
     solver = on_grid(chosen.solver, chosen.grid, trained)
     print(f"{trained.run.path}: step {trained.step}, {describe(solver)}, {n} samples to {out}")
 
@@ -146,7 +147,7 @@ class CallCounter:
         self.bar.close()
 
 
-def chosen_covariance(chosen: Chosen, trained: TrainedModel, likelihood: dict[str, Any]) -> CovarianceDenoiser | None:
+def chosen_covariance(chosen: Chosen, trained: TrainedModel, likelihood: Likelihood) -> CovarianceDenoiser | None:
     """The run's denoiser with the covariance that a solver with the optimal variance asks for; None for other solvers.
 
     Raises:
@@ -159,9 +160,7 @@ def chosen_covariance(chosen: Chosen, trained: TrainedModel, likelihood: dict[st
                 "solver.variance=optimal needs a covariance: add variance=analytic, corrected, hessian, npr or sn."
             )
         return variance(trained)
-    if not isinstance(variance, NoVariance) and "optimal" not in (
-        likelihood.get("variance"), likelihood.get("vlb", {}).get("variance"),
-    ):  # fmt: skip
+    if not isinstance(variance, NoVariance) and not likelihood.uses_covariance:
         has = f"variance={solver.variance}" if hasattr(solver, "variance") else "no variance to choose"
         raise ConfigError(
             f"variance=... ({type(variance).__name__}) needs solver=ddpm or solver=ddim with solver.variance=optimal, "
@@ -182,10 +181,9 @@ def draw(
     denoiser: Denoiser, solver: Solver, shape: tuple[int, ...], seed: int, indices: range, device: torch.device
 ) -> Tensor:
     """Samples number `indices`, each a function of (seed, index) alone."""
-    seeds = [(seed * 1_000_003 + index) % 2**62 for index in indices]
-    start = [denoiser.sde.prior_sample(shape, generator=torch.Generator().manual_seed(2 * s)) for s in seeds]
+    start = [denoiser.sde.prior_sample(shape, generator=stream_generator(seed, "latent", k)) for k in indices]
     x = torch.stack(start).to(device)
-    return solver(denoiser, x, noise=per_sample_noise(x, [2 * s + 1 for s in seeds]))
+    return solver(denoiser, x, noise=per_sample_noise(x, [stream_seed(seed, "noise", k) for k in indices]))
 
 
 def save_samples(out: Path, x: Tensor, labels: Tensor | None, trained: TrainedModel) -> None:

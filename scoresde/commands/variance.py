@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,6 +16,7 @@ from scoresde.commands.interfaces import Variance
 from scoresde.commands.load import TrainedModel
 from scoresde.covariance import AnalyticVariance, CovarianceDenoiser, HessianDiagonal, SecondMoment, second_moment
 from scoresde.covariance.moments import noise_levels
+from scoresde.noise import stream_generator
 from scoresde.training import load_checkpoint, save_checkpoint
 
 VARIANCE_FILE = "variance.pt"
@@ -119,7 +119,7 @@ def moments_of(
             x0, cond = batches(step)
             yield x0.to(device), {key: value.to(device) for key, value in cond.items()}
 
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = stream_generator(seed, "second moment", device=device)
     calls = count * len(noise_levels(denoiser.sde, levels))
     with tqdm(total=calls, desc="variance", unit="call", disable=None, leave=False) as bar:
         hook = trained.net.register_forward_hook(lambda *call: bar.update())

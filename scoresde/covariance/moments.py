@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.sde import SDE
+from scoresde.sde import SDE, DiscreteVPSDE
 
 Examples = Iterable[Tensor | tuple[Tensor, dict[str, Any]]]  # batches x0 (B, *), or (x0, conditions)
 
@@ -88,7 +88,7 @@ def second_moment(
         Bao et al., "Analytic-DPM", 2022, arXiv:2201.06503.
     """
     times = levels.double().cpu() if isinstance(levels, Tensor) else noise_levels(denoiser.sde, levels)
-    sums, drawn, tabulated, clock = None, 0, denoiser, times.unbind()
+    sums, drawn = None, 0
     for batch in data:
         x0, cond = batch if isinstance(batch, tuple) else (batch, {})
         if samples is not None and drawn + len(x0) > samples:
@@ -96,10 +96,7 @@ def second_moment(
             x0, cond = x0[:kept], {key: v[:kept] if isinstance(v, Tensor) else v for key, v in cond.items()}
         if len(x0) == 0:
             break
-        if sums is None:
-            clock = times.to(x0.device).unbind()
-            tabulated = denoiser.tabulate(clock)
-        rows = torch.stack([_sums(tabulated, x0, t, generator, cond) for t in clock])
+        rows = torch.stack([_sums(denoiser, x0, t, generator, cond) for t in times.to(x0.device)])
         sums = rows if sums is None else sums + rows
         drawn += len(x0)
     if sums is None or drawn < 3:
@@ -131,9 +128,8 @@ def _sums(denoiser: Denoiser, x0: Tensor, t: Tensor, generator: torch.Generator 
 
 def noise_levels(sde: SDE, count: int | None = None) -> Tensor:
     """Times from little to much noise: the states of a table of β, or `count` equally spaced in logsnr."""
-    betas = getattr(sde, "betas", None)
-    if count is None and betas is not None:
-        return torch.arange(1, len(betas) + 1, dtype=torch.float64) / len(betas)
+    if count is None and isinstance(sde, DiscreteVPSDE):
+        return torch.arange(1, len(sde.betas) + 1, dtype=torch.float64) / len(sde.betas)
     first, last = sde.logsnr(torch.tensor([sde.t_min, 1.0], dtype=torch.float64)).unbind()
     times = sde.time(torch.linspace(first, last, 200 if count is None else count, dtype=torch.float64))
     times[0], times[-1] = sde.t_min, 1.0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +9,8 @@ from torch import Tensor
 
 from scoresde.covariance.base import CovarianceDenoiser, DataRange
 from scoresde.denoiser import Denoiser
+from scoresde.noise.keyed import hashed_signs
+from scoresde.noise.streams import stream_seed
 from scoresde.sde import expand
 
 
@@ -78,36 +78,7 @@ def jacobian_diagonal(
             v = torch.zeros_like(x.detach())
             v.flatten(1)[:, index] = 1
         else:
-            v = signs(t, x.shape[1:], seed * 1_000_003 + index).to(x.device, x.dtype).expand_as(x)
+            v = hashed_signs(t, x.shape[1:], stream_seed(seed, "probe", index)).to(x.device, x.dtype).expand_as(x)
         (column,) = torch.autograd.grad(x0_hat, x, v, retain_graph=index + 1 < count)
         diagonal += v * column
     return x0_hat.detach(), diagonal if probes is None else diagonal / probes
-
-
-def signs(t: Tensor, shape: Sequence[int], seed: int) -> Tensor:
-    """±1 for every place of an event, int64, (1, *shape) or (B, *shape) like t: a hash of (seed, t, place)."""
-    place = torch.arange(1, math.prod(shape) + 1, device=t.device)
-    bits = _mixed(t.detach().double().reshape(-1, 1).contiguous().view(torch.int64) + _wrapped(seed))
-    return (1 - 2 * (_mixed(bits + place * _GOLDEN) & 1)).reshape(-1, *shape)
-
-
-def _mixed(bits: Tensor) -> Tensor:
-    """The finaliser of splitmix64 (Steele et al. 2014): every bit of the input turns half of the output's."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        bits = (bits ^ _shifted(bits, shift)) * _signed(factor)
-    return bits ^ _shifted(bits, 31)
-
-
-def _shifted(bits: Tensor, by: int) -> Tensor:
-    return (bits >> by) & ((1 << (64 - by)) - 1)  # logical, not arithmetic
-
-
-def _signed(value: int) -> int:
-    return (value + 2**63) % 2**64 - 2**63
-
-
-def _wrapped(seed: int) -> int:
-    return _signed(seed * 0x9E3779B97F4A7C15 + 1)
-
-
-_GOLDEN = _signed(0x9E3779B97F4A7C15)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 from warnings import warn
 
 import torch
 from torch import Tensor
+
+from scoresde.likelihood.cells import Cells
 
 PER_FEATURE_LIMIT = 1024
 """Events with more entries than this are standardised by one mean and one std, as images are."""
@@ -23,8 +24,8 @@ class Quantized:
         cell k = [lo + k w, lo + (k+1) w),   w = (hi − lo) / levels,   (lo, hi) = value_range
 
     A density p on the range gives the levels the probabilities P(k) = ∫_cell p, so bits/dim of dequantised
-    data bounds the bits/dim of the levels (Theis et al. 2016, §3.1). The cell edges are rounded to float32
-    once, and both directions use those edges: `decode(encode(k))` is k for every level and every draw.
+    data bounds the bits/dim of the levels (Theis et al. 2016, §3.1). Values stay in their
+    cells when they are rounded to float32: `decode(encode(k))` is k for every level and every draw.
 
     Args:
         levels: Number of levels, 2 to 65536.
@@ -44,7 +45,8 @@ class Quantized:
         object.__setattr__(self, "value_range", (lo, hi))
         if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
             raise ValueError(f"Quantized needs a finite value_range with lo < hi, got {self.value_range}")
-        if (self._edges(torch.device("cpu")).diff() <= 0).any():
+        edges = lo + torch.arange(self.levels + 1, dtype=torch.float64) * self.cells.width
+        if (edges.float().diff() <= 0).any():
             raise ValueError(
                 f"Quantized cannot tell {self.levels} cells of value_range={self.value_range} apart in "
                 f"float32; use a range that is centred on 0"
@@ -62,24 +64,20 @@ class Quantized:
         """
         if k.is_floating_point():
             raise TypeError(f"Quantized.encode needs integer levels, got {k.dtype}")
-        lo, hi = self.value_range
-        edges, k = self._edges(k.device), k.long()
-        u = _uniform(k, generator) if dequantize else 0.5
-        x = lo + (k + u) * ((hi - lo) / self.levels)
-        below = torch.nextafter(edges, edges.new_tensor(-math.inf))
-        return x.float().clamp(edges[k], below[k + 1])
+        k = k.long()
+        return self.cells.inside(k, _uniform(k, generator)) if dequantize else self.cells.centre(k)
 
     def decode(self, x: Tensor) -> Tensor:
         """The level whose cell holds x, int64; values outside the range belong to the outermost cells."""
-        x = x if x.dtype == torch.float64 else x.float()
-        return torch.bucketize(x.contiguous(), self._edges(x.device)[1:-1].to(x.dtype), right=True)
+        return self.cells.level(x)
 
     def to_uint8(self, x: Tensor) -> Tensor:
         """Decode x and stretch the levels over 0..255, as pictures are written."""
         return (self.decode(x) * 255 / (self.levels - 1)).round().to(torch.uint8)
 
-    def _edges(self, device: torch.device) -> Tensor:
-        return _cell_edges(self.levels, *self.value_range, device)
+    @property
+    def cells(self) -> Cells:
+        return Cells(levels=self.levels, value_range=self.value_range)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -192,12 +190,6 @@ def codec_from_state(state: Mapping[str, Any]) -> Quantized | Standardized:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"this codec state cannot be read: {type(error).__name__}: {error}") from error
     raise ValueError(f"unknown codec {state['codec']!r}; known: quantized, standardized")
-
-
-@lru_cache(maxsize=32)
-def _cell_edges(levels: int, lo: float, hi: float, device: torch.device) -> Tensor:
-    edges = lo + torch.arange(levels + 1, dtype=torch.float64) * ((hi - lo) / levels)
-    return edges.float().to(device)
 
 
 def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:

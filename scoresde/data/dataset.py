@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scoresde.data.codec import Quantized, Standardized
+from scoresde.noise import stream_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,4 +227,4 @@ def find(path: str | Path | None, needs: str) -> Path:
 
 @lru_cache(maxsize=4)
 def _epoch_order(n: int, epoch: int, seed: int) -> Tensor:
-    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n))
+    return torch.from_numpy(np.random.default_rng(stream_seed(seed, "order", epoch)).permutation(n))

@@ -109,7 +109,7 @@ def fokker_planck_by_noise(
     """
     if probes is not None and probes < 2:
         raise ValueError(f"fokker_planck_by_noise needs at least 2 probes, or None for all entries, got {probes}.")
-    edges = bins.double().cpu() if isinstance(bins, Tensor) else logsnr_edges(denoiser.sde, bins)
+    edges = logsnr_edges(denoiser.sde, bins)
     squares: list[list[Tensor]] = [[] for _ in edges[1:]]
     margin = 4.01 * spacing  # two steps in n, doubled in logsnr
     for at in noisy_examples(denoiser.sde, examples, edges, margin=margin, generator=generator, progress=progress):
@@ -134,8 +134,8 @@ def _rate(denoiser: Denoiser, x: Tensor, t: Tensor, spacing: float, cond: dict[s
             f"{low:.4g} to {high:.4g}: choose t inside, or a smaller spacing."
         )
     total = torch.zeros_like(x)
-    for places, weight in STENCIL:
-        near = sde.time(logsnr - 2 * places * spacing)
+    for offset, weight in STENCIL:
+        near = sde.time(logsnr - 2 * offset * spacing)
         y = expand(sde.alpha(near) / alpha, x) * x
         total = total + weight / spacing * denoiser.eps(y, near, **cond)
     return total

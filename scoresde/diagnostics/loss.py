@@ -47,7 +47,7 @@ def loss_by_noise(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> LossByNoise:
-    """E‖ε − ε̂(x_t, t)‖²/d in bins of log-SNR, next to the optimum where the law of the data is known.
+    """E‖ε − ε̂(x_t, t)‖²/d in bins of log-SNR, next to the optimum where the distribution of the data is known.
 
         −log p(x0) ≤ ... + ½ ∫ E‖ε − ε̂‖² dlogsnr                     (Kingma et al. 2021, eq. 15)
         E‖ε − ε̂‖² = E tr Cov[ε | x_t] + E‖ε̂ − E[ε | x_t]‖²,         Cov[ε | x_t] = (α²/σ²) Cov[x0 | x_t]
@@ -59,7 +59,7 @@ def loss_by_noise(
         denoiser: The model.
         examples: Batches of x0 (B, *) in the model's scaling, or of pairs (x0, conditions), on the model's device.
         bins: Number of equal bins of log-SNR between t = 1 and t_min, or their edges (bins + 1,), increasing.
-        reference: The law that the examples come from.
+        reference: What the examples come from.
         generator: For levels and noise, on the device of the examples.
         progress: Called with the number of noisy examples done.
     Raises:
@@ -68,18 +68,18 @@ def loss_by_noise(
     References:
         Kingma et al., "Variational Diffusion Models", 2021, arXiv:2107.00630.
     """
-    edges = bins.double().cpu() if isinstance(bins, Tensor) else logsnr_edges(denoiser.sde, bins)
+    edges = logsnr_edges(denoiser.sde, bins)
     losses: list[list[Tensor]] = [[] for _ in edges[1:]]
     optima: list[list[Tensor]] = [[] for _ in edges[1:]]
     excesses: list[list[Tensor]] = [[] for _ in edges[1:]]
-    law, entries = None if reference is None else reference.on(denoiser.sde), 0
+    exact, entries = None if reference is None else reference.on(denoiser.sde), 0
     for at in noisy_examples(denoiser.sde, examples, edges, generator=generator, progress=progress):
         entries = at.x[0].numel()
         eps = denoiser.eps(at.x, at.t, **at.cond)
         losses[at.bin].append(_mean_square(at.noise - eps))
-        if law is not None:
-            optima[at.bin].append(optimal_loss(law, at.x, at.t))
-            excesses[at.bin].append(_mean_square(eps - law.eps(at.x, at.t)))
+        if exact is not None:
+            optima[at.bin].append(optimal_loss(exact, at.x, at.t))
+            excesses[at.bin].append(_mean_square(eps - exact.eps(at.x, at.t)))
 
     def curve(values: list[list[Tensor]]) -> Curve:
         value, error = mean_and_error(values, "loss_by_noise")
@@ -91,8 +91,8 @@ def loss_by_noise(
     return LossByNoise(
         loss=loss,
         nats=Curve(edges=edges, value=half * loss.value, std_error=half * loss.std_error),
-        optimum=None if law is None else curve(optima),
-        excess=None if law is None else curve(excesses),
+        optimum=None if exact is None else curve(optima),
+        excess=None if exact is None else curve(excesses),
         total=float(per_example.mean()),
         total_std_error=float(per_example.std()) / len(per_example) ** 0.5,
         entries=entries,
@@ -101,26 +101,26 @@ def loss_by_noise(
 
 @torch.no_grad()
 def optimum_by_noise(
-    law: AnalyticDenoiser,
+    exact: AnalyticDenoiser,
     examples: Examples,
     *,
     bins: int | Tensor = 24,
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Curve:
-    """The least loss on a law of the data in bins of log-SNR, from examples of that law; arguments as before."""
-    edges = bins.double().cpu() if isinstance(bins, Tensor) else logsnr_edges(law.sde, bins)
+    """The least loss on a known distribution in bins of log-SNR, from examples of it; arguments as before."""
+    edges = logsnr_edges(exact.sde, bins)
     optima: list[list[Tensor]] = [[] for _ in edges[1:]]
-    for at in noisy_examples(law.sde, examples, edges, generator=generator, progress=progress):
-        optima[at.bin].append(optimal_loss(law, at.x, at.t))
+    for at in noisy_examples(exact.sde, examples, edges, generator=generator, progress=progress):
+        optima[at.bin].append(optimal_loss(exact, at.x, at.t))
     value, error = mean_and_error(optima, "optimum_by_noise")
     return Curve(edges=edges, value=value, std_error=error)
 
 
-def optimal_loss(law: AnalyticDenoiser, x: Tensor, t: Tensor) -> Tensor:
+def optimal_loss(exact: AnalyticDenoiser, x: Tensor, t: Tensor) -> Tensor:
     """E[‖ε − E[ε | x_t]‖²/d | x_t = x] = (α²/σ²) tr Cov[x0 | x_t = x] / d: x (B, *), t () or (B,) -> (B,)."""
-    snr = expand(law.sde.logsnr(t.double()).exp(), x)
-    return (snr * law.covariance_diag(x, t)).flatten(1).mean(1)
+    snr = expand(exact.sde.logsnr(t.double()).exp(), x)
+    return (snr * exact.covariance_diag(x, t)).flatten(1).mean(1)
 
 
 def gaussian_loss(variances: Tensor, edges: Tensor) -> Tensor:

@@ -103,20 +103,18 @@ def marginal_gap(
     options: dict[str, Any] = {"steps": steps, "grid": logsnr_grid, "t_end": denoiser.sde.t_min, "denoise": False}
     flow = replace(ExponentialAdams() if ode is None else ode, **options)
     noisy = replace(SDEDPMSolverPP() if sde is None else sde, **options)
-    places = [round(steps * (k + 1) / levels) for k in range(levels)]
+    indices = [round(steps * (k + 1) / levels) for k in range(levels)]
 
     def draw(solver: StepSolver) -> list[Tensor]:
-        parts: list[list[Tensor]] = [[] for _ in places]
-        plan = solver.plan(denoiser, device=device)
+        parts: list[list[Tensor]] = [[] for _ in indices]
+        plan = solver.plan(denoiser, device=device)  # of the process and the times, whatever the conditions
         for first in range(0, samples, batch_size):
             rows = slice(first, min(first + batch_size, samples))
             x = denoiser.sde.prior_sample((rows.stop - first, *shape), generator=generator, device=device, dtype=dtype)
-            if cond:
-                bound = denoiser.given(**{key: value[rows] for key, value in cond.items()})
-                plan = solver.plan(bound, device=device)
-            for step in solver.trajectory(denoiser, x, noise=gaussian_noise(x, generator), plan=plan):
-                if step.index in places:
-                    parts[places.index(step.index)].append(step.x)
+            given = denoiser.given(**{key: value[rows] for key, value in cond.items()}) if cond else denoiser
+            for step in solver.trajectory(given, x, noise=gaussian_noise(x, generator), plan=plan):
+                if step.index in indices:
+                    parts[indices.index(step.index)].append(step.x)
             if progress is not None:
                 progress(len(x))
         return [torch.cat(part).flatten(1).double() for part in parts]
@@ -125,7 +123,7 @@ def marginal_gap(
     unit = torch.randn(from_ode[0].shape[1], DIRECTIONS, generator=generator, dtype=torch.float64, device=device)
     unit = unit / unit.norm(dim=0)
     rows = [_compare(*sets, unit, generator) for sets in zip(from_ode, one, other, strict=True)]
-    times = logsnr_grid(denoiser.sde, steps, denoiser.sde.t_min)[places]
+    times = logsnr_grid(denoiser.sde, steps, denoiser.sde.t_min)[indices]
     columns = torch.stack(rows).cpu().unbind(1)
     names = ("sliced", "sliced_floor", "sliced_floor_std", "mean", "mean_floor", "spread", "spread_floor")
     return MarginalGap(logsnr=denoiser.sde.logsnr(times), **dict(zip(names, columns, strict=True)))

@@ -41,8 +41,10 @@ class Curve:
     std_error: Tensor
 
 
-def logsnr_edges(sde: SDE, bins: int) -> Tensor:
-    """Edges of equal bins of log-SNR from t = 1 to t_min, float64, (bins + 1,), increasing."""
+def logsnr_edges(sde: SDE, bins: int | Tensor) -> Tensor:
+    """Edges of equal bins of log-SNR from t = 1 to t_min, float64, (bins + 1,), increasing; or those that are given."""
+    if isinstance(bins, Tensor):
+        return bins.double().cpu()
     if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
         raise ValueError(f"bins of log-SNR need to be a whole number of at least 1, got {bins!r}.")
     return torch.linspace(*logsnr_ends(sde), bins + 1, dtype=torch.float64)

@@ -83,7 +83,7 @@ def asymmetry_by_noise(
         denoiser, probes: As for `jacobian_asymmetry`.
         examples, bins, generator, progress: As for `loss_by_noise`.
     """
-    edges = bins.double().cpu() if isinstance(bins, Tensor) else logsnr_edges(denoiser.sde, bins)
+    edges = logsnr_edges(denoiser.sde, bins)
     minus: list[list[Tensor]] = [[] for _ in edges[1:]]
     plus: list[list[Tensor]] = [[] for _ in edges[1:]]
     for at in noisy_examples(denoiser.sde, examples, edges, generator=generator, progress=progress):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from scoresde.integrate.methods import Attempt, Field, Method, State, where
 MAX_ATTEMPTS = 10_000
 SMALLEST_STEP = 1e-10  # of the interval; a step rejected at this size will never be accepted
 SAFETY, SHRINK = 0.9, 0.2
-LADDER = 16  # step sizes are changed by powers of 2^(1/16)
+SIZES_PER_OCTAVE = 16  # step sizes are changed by powers of 2^(1/16)
 COMPACT_BELOW = 0.75  # share of unfinished rows at which the finished ones are dropped
 
 
@@ -33,25 +34,29 @@ class Solution(NamedTuple):
     rejected: Tensor
 
 
-class Kick(Protocol):
+class AdditiveNoise(ABC):
     """Noise that is added to the first part of the state in every step, the same for every stage."""
 
+    @abstractmethod
     def __call__(self, z: Tensor, z_to: Tensor) -> Tensor:
         """The noise from z to z_to, both (b,); shape of the first part."""
 
-    def settle(self, z: Tensor, accept: Tensor, rejected: Tensor) -> Tensor:
-        """Told which rows took the step asked for last, and where they are now; a number () for `prepare`."""
+    @abstractmethod
+    def update(self, z: Tensor, accept: Tensor, rejected: Tensor) -> Tensor:
+        """Told which rows took the step asked for last, and where they are now; a number () for `reserve`."""
 
-    def prepare(self, number: int) -> None:
-        """Told on the host what `settle` returned."""
+    @abstractmethod
+    def reserve(self, number: int) -> None:
+        """Told on the host what `update` returned."""
 
+    @abstractmethod
     def select(self, keep: Tensor) -> None:
         """Go on with these of the rows in hand."""
 
 
 @dataclass
-class Goal:
-    """A number that the end of the path gives, and what the errors of steps do to it.
+class QuantityOfInterest:
+    """A number that the end of the path gives, and what the errors of steps do to it: goal-oriented error control.
 
     Args:
         effect: (attempted step, h (b,)) -> two sizes (b,) of the change of that number by its error: one to decide, one
@@ -64,8 +69,8 @@ class Goal:
     tolerance: float
     error: Tensor
 
-    def record(self, place: Tensor, accept: Tensor, change: Tensor) -> None:
-        self.error.index_add_(0, place, torch.where(accept, change, 0).to(self.error.dtype))
+    def record(self, sample: Tensor, accept: Tensor, change: Tensor) -> None:
+        self.error.index_add_(0, sample, torch.where(accept, change, 0).to(self.error.dtype))
 
 
 class Integral(NamedTuple):
@@ -80,7 +85,7 @@ class Integral(NamedTuple):
 class Rows(NamedTuple):
     """What the samples in hand carry from one attempted step to the next, all (b,)."""
 
-    place: Tensor  # in the whole batch
+    sample: Tensor  # number in the whole batch
     z: Tensor
     step: Tensor
     error_before: Tensor  # of the last accepted step, for the step-size controller
@@ -98,15 +103,15 @@ def integrate(
     rtol: float,
     atol: float,
     controlled: Sequence[int] = (0,),
-    kick: Kick | None = None,
-    goal: Goal | None = None,
+    noise: AdditiveNoise | None = None,
+    quantity: QuantityOfInterest | None = None,
     failures: dict[int, str] | None = None,
     owner: str = "integrate",
 ) -> Integral:
     """Integrate every sample from start to end with its own steps.
 
-        error ratio  r = max over controlled parts of rms(error / (atol + rtol max(|y|, |y'|))), the effect on a goal
-                         over its tolerance
+        error ratio  r = max over controlled parts of rms(error / (atol + rtol max(|y|, |y'|))), the effect on the
+                         quantity over its tolerance
         accepted if  r ≤ 1
         next step    h · 0.9 r^(−0.7/p) r_before^(0.4/p)       (Gustafsson's PI controller; 0.9 r^(−1/p) if rejected)
 
@@ -120,8 +125,8 @@ def integrate(
         method: A `Tableau`, or `Adams`.
         rtol, atol: Relative and absolute tolerance.
         controlled: Parts whose error decides.
-        kick: Additive noise of a stochastic equation, for a pair whose only node is 1.
-        goal: A number whose error decides as well and is recorded; for pairs whose last node is 1.
+        noise: Of a stochastic equation, for a pair whose only node is 1.
+        quantity: Its error decides as well and is recorded; for pairs whose last node is 1.
         failures: Filled with one sentence per sample that cannot go on, which then ends with NaN and does not hold up
             the others; None raises.
         owner: Named in error messages.
@@ -137,28 +142,28 @@ def integrate(
     rows = Rows(torch.arange(batch, device=device), start * ones, first * ones, ones, zeros, zeros)
     done, done_rows, tolerances = state, rows, f"rtol={rtol:g}, atol={atol:g}"
     whole, compactable = field, True
-    memory = method.begin(field, rows.z, state)
+    history = method.begin(field, rows.z, state)
 
     for attempt in range(MAX_ATTEMPTS):
         z_to = _next_time(rows, end)
         h = z_to - rows.z
-        start_state = state if kick is None else (state[0] + kick(rows.z, z_to), *state[1:])
-        tried = method.attempt(field, rows.z, h, start_state, memory)
+        start_state = state if noise is None else (state[0] + noise(rows.z, z_to), *state[1:])
+        tried = method.attempt(field, rows.z, h, start_state, history)
         with torch.no_grad():
             ratio = _error_ratio(tried.error, state, tried.state, controlled, rtol, atol)
-            if goal is not None:
-                size, change = goal.effect(tried, h)
-                ratio = torch.maximum(ratio, size / goal.tolerance)
+            if quantity is not None:
+                size, change = quantity.effect(tried, h)
+                ratio = torch.maximum(ratio, size / quantity.tolerance)
             active = rows.z != end
             accept = active & (ratio <= 1)
-            if goal is not None:
-                goal.record(rows.place, accept, change)
+            if quantity is not None:
+                quantity.record(rows.sample, accept, change)
             rows = _controlled(rows, z_to, ratio, active, accept, tried.order, method.grow)
             unfinished, broken = active & (rows.z != end), active & ~torch.isfinite(ratio)
             stuck = unfinished & ((rows.step < SMALLEST_STEP * abs(end - start)) | (attempt == MAX_ATTEMPTS - 1))
             counts = [unfinished.sum(), (broken | stuck).sum()]
-            if kick is not None:
-                counts.append(kick.settle(rows.z, accept, active & ~accept))
+            if noise is not None:
+                counts.append(noise.update(rows.z, accept, active & ~accept))
             left, failed, *number = torch.stack(counts).tolist()  # the one synchronisation
         if failed:
             if failures is None:
@@ -168,7 +173,7 @@ def integrate(
             ended = broken | stuck
             for row in ended.nonzero():
                 one = torch.zeros_like(ended).index_fill(0, row, True)
-                failures[int(rows.place[row])] = str(
+                failures[int(rows.sample[row])] = str(
                     _broken(owner, field, rows, h, tried, one)
                     if bool(broken[row])
                     else _stuck(owner, field, rows, state, one, tolerances)
@@ -179,20 +184,20 @@ def integrate(
         state = where(accept, tried.state, state)
         if left == 0:
             break
-        if kick is not None:
-            kick.prepare(*number)
-        memory = method.settle(memory, z_to, tried, accept)
-        if compactable and left <= COMPACT_BELOW * len(rows.place):
+        if noise is not None:
+            noise.reserve(*number)
+        history = method.update(history, z_to, tried, accept)
+        if compactable and left <= COMPACT_BELOW * len(rows.sample):
             keep = unfinished.sort(descending=True, stable=True).indices[:left]
-            smaller = whole.select(rows.place[keep])
+            smaller = whole.select(rows.sample[keep])
             compactable = smaller is not None
             if smaller is not None:
-                done, done_rows = _filed(done, done_rows, state, rows)
+                done, done_rows = _scattered(done, done_rows, state, rows)
                 field, rows = smaller, Rows(*(column[keep] for column in rows))
-                state, memory = tuple(part[keep] for part in state), method.select(memory, keep)
-                if kick is not None:
-                    kick.select(keep)
-    state, rows = _filed(done, done_rows, state, rows)
+                state, history = tuple(part[keep] for part in state), method.select(history, keep)
+                if noise is not None:
+                    noise.select(keep)
+    state, rows = _scattered(done, done_rows, state, rows)
     if failures:
         lost = torch.tensor(list(failures), device=device)
         state = tuple(part.index_fill(0, lost, torch.nan) for part in state)
@@ -225,8 +230,8 @@ def _controlled(
     grown = SAFETY * size ** (-0.7 / order) * rows.error_before ** (0.4 / order)
     shrunk = (SAFETY * size ** (-1 / order)).clamp(max=1.0)
     factor = torch.where(accept, grown, shrunk).clamp(SHRINK, grow).log2()
-    # on a ladder, so that rounding, which depends on the batch, does not reach the steps
-    factor = torch.exp2((LADDER * factor).round() / LADDER)
+    # by few factors, so that rounding errors, which depend on the batch, do not reach the steps
+    factor = torch.exp2((SIZES_PER_OCTAVE * factor).round() / SIZES_PER_OCTAVE)
     return rows._replace(
         z=torch.where(accept, z_to, rows.z),
         step=torch.where(active, (z_to - rows.z).abs() * factor, rows.step),
@@ -236,11 +241,11 @@ def _controlled(
     )
 
 
-def _filed(done: State, done_rows: Rows, state: State, rows: Rows) -> tuple[State, Rows]:
+def _scattered(done: State, done_rows: Rows, state: State, rows: Rows) -> tuple[State, Rows]:
     """The whole batch with the rows in hand written to their places."""
-    if rows.place.shape == done_rows.place.shape:
+    if rows.sample.shape == done_rows.sample.shape:
         return state, rows
-    index = rows.place
+    index = rows.sample
     return (
         tuple(whole.index_copy(0, index, part) for whole, part in zip(done, state, strict=True)),
         Rows(*(whole.index_copy(0, index, part) for whole, part in zip(done_rows, rows, strict=True))),
@@ -252,24 +257,24 @@ def _broken(owner: str, field: Field, rows: Rows, h: Tensor, tried: Attempt, bro
     finite = [all(bool(torch.isfinite(part[row]).all()) for part in slope) for slope in tried.slopes]
     node = 1.0 if all(finite) else tried.nodes[finite.index(False)]
     return FloatingPointError(
-        f"{owner} stopped at t = {_shown(field, rows.z[row] + node * h[row])}: the denoiser returned NaN or infinity "
-        f"for {_named(rows, broken)}. Check the model's weights and its output at that time."
+        f"{owner} stopped at t = {_time_of(field, rows.z[row] + node * h[row])}: the denoiser returned NaN or infinity "
+        f"for {_names(rows, broken)}. Check the model's weights and its output at that time."
     )
 
 
 def _stuck(owner: str, field: Field, rows: Rows, state: State, stuck: Tensor, tolerances: str) -> FloatingPointError:
     row = int(stuck.nonzero()[0])
     return FloatingPointError(
-        f"{owner} stopped at t = {_shown(field, rows.z[row])} after {int(rows.accepted[row])} steps and "
-        f"{int(rows.rejected[row])} rejected ones: {_named(rows, stuck)} cannot meet {tolerances} in {state[0].dtype}. "
+        f"{owner} stopped at t = {_time_of(field, rows.z[row])} after {int(rows.accepted[row])} steps and "
+        f"{int(rows.rejected[row])} rejected ones: {_names(rows, stuck)} cannot meet {tolerances} in {state[0].dtype}. "
         f"Loosen rtol and atol, use float64, or check whether the model is continuous."
     )
 
 
-def _shown(field: Field, z: Tensor) -> str:
-    return f"{float(field.clock(z.reshape(1, 1))[0]):.6g}"
+def _time_of(field: Field, z: Tensor) -> str:
+    return f"{float(field.coefficients(z.reshape(1, 1))[0]):.6g}"
 
 
-def _named(rows: Rows, chosen: Tensor) -> str:
-    samples = rows.place[chosen].tolist()
+def _names(rows: Rows, chosen: Tensor) -> str:
+    samples = rows.sample[chosen].tolist()
     return f"sample {samples[0]}" if len(samples) == 1 else f"{len(samples)} samples, the first of them {samples[0]}"

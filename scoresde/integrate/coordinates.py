@@ -1,8 +1,6 @@
-"""Coordinates in which all linear SDEs are one problem, for adaptive and torchsde solves, and torchdiffeq options."""
+"""Coordinates in which all linear SDEs are one problem, for adaptive and torchsde solves."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,62 +57,21 @@ class FlowCoordinates:
         _, _, pull, gain = at.unbind()
         return torch.addcmul(expand(pull, y) * y, expand(gain, y).to(y), eps, value=-eps_weight)
 
-    def rate(self, x: Tensor, z: Tensor, t: Tensor, eps: Tensor, *, eps_weight: float = 1.0) -> Tensor:
-        """dy/dz of the probability flow, or with eps_weight 2 the drift of the reverse SDE; z, t () or (B,)."""
-        sigma, scale = self.sde.sigma(t), self.scale(t)
-        outer, inner = expand(torch.cosh(z) * sigma / scale, x), expand(sigma / scale.square(), x)
-        return outer * (inner * x - eps_weight * eps)
-
     def divergence(self, at: Tensor, traces: Tensor, entries: int) -> Tensor:
         """Trace of ∂(dy/dz)/∂y of the probability flow, from traces of ∂ε̂/∂x (B, ...), with the `coefficients` at."""
         _, scale, pull, gain = at.unbind()
         return expand(pull, traces) * entries - expand(gain * scale, traces) * traces
 
-    def spread(self, z: Tensor, t: Tensor) -> Tensor:
-        """Diffusion of y per √dz; shape of z."""
+    def diffusion(self, z: Tensor) -> Tensor:
+        """Diffusion coefficient of y in the reverse SDE; shape of z."""
+        t = self.time(z)
         return self.sde.sigma(t) / self.scale(t) * (2 * torch.cosh(z)).sqrt()
 
     def variance(self, z: Tensor, z_to: Tensor) -> Tensor:
         """Of the noise that the reverse SDE adds to y between z and z_to ≥ z, in closed form; shape of z.
 
-        ∫ spread² dz = ∫ 2 cosh z / (1 + e^(2 sinh z)) dz = log(1 + 1/SNR(z)) − log(1 + 1/SNR(z_to))
+        ∫ diffusion² dz = ∫ 2 cosh z / (1 + e^(2 sinh z)) dz = log(1 + 1/SNR(z)) − log(1 + 1/SNR(z_to))
         """
         start, stop = 2 * torch.sinh(z), 2 * torch.sinh(z_to)
         # log((1 + e^−start) / (1 + e^−stop)); the logarithms themselves would cancel where both SNR are large
         return torch.log1p(-torch.expm1(start - stop) * torch.sigmoid(stop) * torch.exp(-start))
-
-
-ADAPTIVE_METHODS = ("adams", "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
-FIXED_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4")
-
-
-def per_sample_norm(error: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """Largest root-mean-square of any one sample's error: the worst sample decides the step, not the average."""
-    parts = error if isinstance(error, tuple) else (error,)
-    return torch.stack([part.flatten(1).square().mean(1).sqrt().max() for part in parts]).max()
-
-
-def odeint_options(method: str, start: float, end: float, steps: int | None, *, device: Any = None) -> dict[str, Any]:
-    """torchdiffeq options that keep a solve inside [start, end] and judge every sample by itself."""
-    if method in ADAPTIVE_METHODS:
-        return {
-            "norm": per_sample_norm,
-            "first_step": abs(end - start) / 20,  # torchdiffeq's own guess probes outside the interval
-            "step_t": torch.tensor([end], dtype=torch.float64, device=device),  # land on the end, do not step past it
-        }
-    return {"step_size": abs(end - start) / (steps or 1)}
-
-
-def check_ode_arguments(owner: str, method: str, rtol: float, atol: float, steps: int | None) -> None:
-    """Raise one sentence if the arguments of an ODE solve do not fit together."""
-    if method not in ADAPTIVE_METHODS + FIXED_METHODS:
-        raise ValueError(
-            f"{owner} needs a method: adaptive {', '.join(ADAPTIVE_METHODS)} "
-            f"or fixed-step {', '.join(FIXED_METHODS)}, got {method!r}."
-        )
-    if method in FIXED_METHODS and (steps is None or steps < 1):
-        raise ValueError(f"{owner} with the fixed-step method {method!r} needs steps of at least 1, got {steps}.")
-    if method in ADAPTIVE_METHODS and steps is not None:
-        raise ValueError(f"{owner} chooses its own steps with {method!r}: set rtol and atol, and leave steps null.")
-    if not (rtol > 0 and atol > 0):
-        raise ValueError(f"{owner} needs rtol > 0 and atol > 0, got rtol={rtol}, atol={atol}.")

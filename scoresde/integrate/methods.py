@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.sde import expand
+from scoresde.sde.quadrature import gauss_legendre
 
 State = tuple[Tensor, ...]  # parts with a common leading batch axis: (y,), or (y, log p)
 
@@ -19,7 +20,7 @@ class Field:
     """The right-hand side of dy/dz = f(z, y), with whatever depends on z alone computed for all stages at once.
 
     Args:
-        clock: z (stages, b) in float64 -> coefficients (m, stages, b), of which the first is shown in error messages.
+        coefficients: z (stages, b) in float64 -> (m, stages, b), of which the first is shown in error messages.
         rate: (coefficients (m, b) of one stage, state) -> derivatives of the parts of the state.
         select: index (b,) of rows -> the field of these rows alone, or None if that is unknown: then rows that have
             finished stay in the batch, and what they return is ignored.
@@ -27,7 +28,7 @@ class Field:
             the field does not depend on need no derivative there, and may have 0. None is rate.
     """
 
-    clock: Callable[[Tensor], Tensor]
+    coefficients: Callable[[Tensor], Tensor]
     rate: Callable[[Tensor, State], State]
     select: Callable[[Tensor], Field | None] = lambda index: None
     inner: Callable[[Tensor, State], State] | None = None
@@ -54,7 +55,7 @@ class Attempt(NamedTuple):
 
 
 class Method(Protocol):
-    """What `integrate` asks of a method. A memory is a tuple of states and tensors whose last axis or first is b.
+    """What `integrate` asks of a method. A history is a tuple of states and tensors whose last axis or first is b.
 
     Attributes:
         calls: Field evaluations per attempted step.
@@ -70,16 +71,16 @@ class Method(Protocol):
     def grow(self) -> float: ...
 
     def begin(self, field: Field, z: Tensor, state: State) -> Any:
-        """The memory before the first step, at z (b,)."""
+        """The history before the first step, at z (b,)."""
 
-    def attempt(self, field: Field, z: Tensor, h: Tensor, state: State, memory: Any) -> Attempt:
+    def attempt(self, field: Field, z: Tensor, h: Tensor, state: State, history: Any) -> Attempt:
         """A step of every row from z by h, both (b,)."""
 
-    def settle(self, memory: Any, z_to: Tensor, attempt: Attempt, accept: Tensor) -> Any:
-        """The memory after it, where `accept` (b,)."""
+    def update(self, history: Any, z_to: Tensor, attempt: Attempt, accept: Tensor) -> Any:
+        """The history after it, where `accept` (b,)."""
 
-    def select(self, memory: Any, keep: Tensor) -> Any:
-        """The memory of some rows."""
+    def select(self, history: Any, keep: Tensor) -> Any:
+        """The history of some rows."""
 
 
 class Tableau(NamedTuple):
@@ -89,7 +90,7 @@ class Tableau(NamedTuple):
 
     The last slope is also the first one of the next step: it is f(z', y') if the pair has first same as last, and
     otherwise close enough to keep the order (predict, evaluate, correct), so that no pair spends a call on it. That
-    slope is the memory.
+    slope is the history.
 
     Attributes:
         order: Of the error estimate of one step.
@@ -123,12 +124,12 @@ class Tableau(NamedTuple):
         return 10.0
 
     def begin(self, field: Field, z: Tensor, state: State) -> State:
-        return field.rate(field.clock(z[None])[:, 0], state)
+        return field.rate(field.coefficients(z[None])[:, 0], state)
 
-    def attempt(self, field: Field, z: Tensor, h: Tensor, state: State, memory: State) -> Attempt:
+    def attempt(self, field: Field, z: Tensor, h: Tensor, state: State, history: State) -> Attempt:
         nodes = torch.tensor(self.nodes, dtype=torch.float64).to(z.device)[:, None]
-        at = field.clock(torch.addcmul(z, nodes, h))
-        slopes = [memory]
+        at = field.coefficients(torch.addcmul(z, nodes, h))
+        slopes = [history]
         for i, row in enumerate(self.rows):
             stage = _advanced(state, h, row, slopes)
             last = i + 1 == len(self.rows)  # the next step begins with its slope
@@ -138,15 +139,15 @@ class Tableau(NamedTuple):
         error = tuple(_combined(self.error, slopes, part) * expand(h, y) for part, y in enumerate(state))
         return Attempt(state_to, error, slopes, (0.0, *self.nodes), at[:, -1], self.order)
 
-    def settle(self, memory: State, z_to: Tensor, attempt: Attempt, accept: Tensor) -> State:
-        return where(accept, attempt.slopes[-1], memory)
+    def update(self, history: State, z_to: Tensor, attempt: Attempt, accept: Tensor) -> State:
+        return where(accept, attempt.slopes[-1], history)
 
-    def select(self, memory: State, keep: Tensor) -> State:
-        return tuple(part[keep] for part in memory)
+    def select(self, history: State, keep: Tensor) -> State:
+        return tuple(part[keep] for part in history)
 
 
-class Memory(NamedTuple):
-    """What Adams remembers of a row: its last k times and slopes, the newest first, and how many of them are real.
+class History(NamedTuple):
+    """What Adams knows of a row: its last k times and slopes, the newest first, and how many of them are real.
 
     Attributes:
         z: (k, b).
@@ -168,7 +169,7 @@ class Adams:
         corrector   y' = y + ∫ P',     P' through f* too
         error       the term of P' with its highest divided difference: the corrector of one order less
 
-    f* is remembered as the slope at z'. Starts with p = 1 and short steps, and grows to p = `order`. Where the field is
+    f* is kept as the slope at z'. Starts with p = 1 and short steps, and grows to p = `order`. Where the field is
     smooth a step costs one call instead of the six of a Runge-Kutta pair of that order.
 
     Args:
@@ -180,38 +181,34 @@ class Adams:
     first_steps: float = 1 / 100
     grow: float = 2.0
 
-    def begin(self, field: Field, z: Tensor, state: State) -> Memory:
-        slope = field.rate(field.clock(z[None])[:, 0], state)
+    def begin(self, field: Field, z: Tensor, state: State) -> History:
+        slope = field.rate(field.coefficients(z[None])[:, 0], state)
         slopes = tuple(torch.stack([part] * self.order, 1) for part in slope)
-        return Memory(z.expand(self.order, -1), slopes, torch.ones_like(z, dtype=torch.long))
+        return History(z.expand(self.order, -1), slopes, torch.ones_like(z, dtype=torch.long))
 
-    def attempt(self, field: Field, z: Tensor, h: Tensor, state: State, memory: Memory) -> Attempt:
-        z_to, count = z + h, memory.real
-        weights = _terms(memory.z, z, z_to, count).sum(0)
-        (change,) = _weighted(weights[None], memory.slopes)
-        at = field.clock(z_to[None])[:, 0]
+    def attempt(self, field: Field, z: Tensor, h: Tensor, state: State, history: History) -> Attempt:
+        z_to, count = z + h, history.real
+        weights = _terms(history.z, z, z_to, count).sum(0)
+        (change,) = _weighted(weights[None], history.slopes)
+        at = field.coefficients(z_to[None])[:, 0]
         slope = field.rate(at, tuple(map(torch.add, state, change)))
-        terms = _terms(torch.cat([z_to[None], memory.z]), z, z_to, count + 1)
+        terms = _terms(torch.cat([z_to[None], history.z]), z, z_to, count + 1)
         last = terms.gather(0, count.expand(1, len(terms), -1))[0]
-        change, error = _weighted(torch.stack([terms.sum(0), last]), _joined(slope, memory.slopes))
-        first = tuple(part[:, 0] for part in memory.slopes)
+        change, error = _weighted(torch.stack([terms.sum(0), last]), _joined(slope, history.slopes))
+        first = tuple(part[:, 0] for part in history.slopes)
         state_to = tuple(map(torch.add, state, change))
         return Attempt(state_to, error, [first, slope], (0.0, 1.0), at, count + 1.0)
 
-    def settle(self, memory: Memory, z_to: Tensor, attempt: Attempt, accept: Tensor) -> Memory:
-        moved = tuple(part[:, :-1] for part in _joined(attempt.slopes[-1], memory.slopes))
-        return Memory(
-            torch.where(accept, torch.cat([z_to[None], memory.z[:-1]]), memory.z),
-            where(accept, moved, memory.slopes),
-            torch.where(accept, (memory.real + 1).clamp(max=self.order), memory.real),
+    def update(self, history: History, z_to: Tensor, attempt: Attempt, accept: Tensor) -> History:
+        moved = tuple(part[:, :-1] for part in _joined(attempt.slopes[-1], history.slopes))
+        return History(
+            torch.where(accept, torch.cat([z_to[None], history.z[:-1]]), history.z),
+            where(accept, moved, history.slopes),
+            torch.where(accept, (history.real + 1).clamp(max=self.order), history.real),
         )
 
-    def select(self, memory: Memory, keep: Tensor) -> Memory:
-        return Memory(memory.z[:, keep], tuple(part[keep] for part in memory.slopes), memory.real[keep])
-
-
-_POINTS = (0.06943184420297371, 0.33000947820757187, 0.6699905217924281, 0.9305681557970263)  # Gauss-Legendre
-_SHARES = (0.17392742256872692, 0.32607257743127307, 0.32607257743127307, 0.17392742256872692)  # on [0, 1]
+    def select(self, history: History, keep: Tensor) -> History:
+        return History(history.z[:, keep], tuple(part[keep] for part in history.slopes), history.real[keep])
 
 
 def _terms(nodes: Tensor, z: Tensor, z_to: Tensor, count: Tensor) -> Tensor:
@@ -232,8 +229,9 @@ def _terms(nodes: Tensor, z: Tensor, z_to: Tensor, count: Tensor) -> Tensor:
     used = (places <= places.T)[..., None] & real[None]  # [j, m]: j ≤ m < count
     differences = s[:, None] - s + torch.eye(len(nodes), device=s.device, dtype=s.dtype)[..., None]
     products = differences.cumprod(1)  # [j, m]: Π_{i≤m, i≠j} (s_j − s_i)
-    basis = (s.new_tensor(_POINTS)[:, None, None] - s[:-1]).cumprod(1)  # [point, m − 1]: Π_{i<m} (u − s_i)
-    integrals = torch.cat([torch.ones_like(s[:1]), torch.einsum("p,pmb->mb", s.new_tensor(_SHARES), basis)])
+    points, masses = (values.to(s) for values in gauss_legendre(4))
+    basis = (points[:, None, None] - s[:-1]).cumprod(1)  # [point, m − 1]: Π_{i<m} (u − s_i)
+    integrals = torch.cat([torch.ones_like(s[:1]), torch.einsum("p,pmb->mb", masses, basis)])
     return torch.where(used, h * integrals / products, 0.0).transpose(0, 1)
 
 

@@ -12,7 +12,7 @@ from scoresde.likelihood.dequantization import (
 )
 from scoresde.likelihood.discrete import DiscreteLogProb, discrete_log_prob
 from scoresde.likelihood.elbo import elbo
-from scoresde.likelihood.probability_flow import LogProb, log_prob
+from scoresde.likelihood.flow_density import LogProb, log_prob
 from scoresde.likelihood.report import Report, ReportRow, likelihood_report
 from scoresde.likelihood.summary import RunningMean, Summary, summarize
 from scoresde.likelihood.variational import VariationalDequantization

@@ -34,19 +34,14 @@ def bits_per_dim(
     bits = -log_prob / (math.prod(shape) * math.log(2))
     if levels is None:
         return bits
-    low, high = value_range
-    if levels < 2 or not low < high:
-        raise ValueError(
-            f"bits_per_dim needs levels >= 2 and low < high, got levels={levels}, value_range={value_range}."
-        )
-    return bits - math.log2((high - low) / levels)
+    return bits - math.log2(Cells(levels=levels, value_range=value_range).width)
 
 
 def check_dequantized(x: Tensor, cells: Cells) -> str | None:
     """A warning if data of finitely many levels were not dequantised, or None.
 
     The density of such data has no bound, and a good model's bits/dim fall below 0. They are recognised by all entries
-    lying at the centres or edges of the cells, or on `levels` places that include both ends of the range.
+    lying at the centres or edges of the cells, or on `levels` values that include both ends of the range.
 
     Args:
         x: Data in the model's own scaling, any shape.

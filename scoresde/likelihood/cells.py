@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ class Cells:
 
         cell k = [lo + k w, lo + (k+1) w),   w = (hi − lo)/levels,   centre = lo + (k + ½) w
 
-    The default is 8-bit images on (−1, 1), as in VDM (arXiv:2107.00630). DDPM's places 2k/255 − 1 are the centres of
+    The default is 8-bit images on (−1, 1), as in VDM (arXiv:2107.00630). DDPM's values 2k/255 − 1 are the centres of
     value_range (−256/255, 256/255).
 
     Args:
@@ -28,10 +29,10 @@ class Cells:
     def __post_init__(self) -> None:
         low, high = (float(edge) for edge in self.value_range)
         object.__setattr__(self, "value_range", (low, high))
-        if not isinstance(self.levels, int) or self.levels < 2 or not low < high:
+        if not isinstance(self.levels, int) or self.levels < 2 or not -math.inf < low < high < math.inf:
             raise ValueError(
-                f"{type(self).__name__} needs a whole number of levels >= 2 and low < high, got levels={self.levels}, "
-                f"value_range={self.value_range}."
+                f"{type(self).__name__} needs a whole number of levels >= 2 and finite low < high, got "
+                f"levels={self.levels!r}, value_range={self.value_range}."
             )
 
     @property
@@ -47,4 +48,20 @@ class Cells:
 
     def level(self, x: Tensor) -> Tensor:
         """The level whose cell holds x, int64; values outside the range belong to the outermost cells."""
-        return ((x.double() - self.value_range[0]) / self.width).floor().long().clamp(0, self.levels - 1)
+        return ((x.double() - self.value_range[0]) / self.width).floor().clamp(0, self.levels - 1).long()
+
+    def inside(self, k: Tensor, u: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """x = lo + (k + u) w in `dtype`, strictly inside cell k even after rounding; differentiable in u.
+
+        Args:
+            k: Levels, int64, any shape.
+            u: Position within the cell, in [0, 1], the shape of k.
+        """
+        low, high = self.value_range
+        x = (low + (k + u.double().clamp(2**-30, 1 - 2**-30)) * self.width).to(dtype)
+        rounded = x.detach()
+        level = self.level(rounded)
+        above = (level > k) | (rounded >= high)
+        neighbour = torch.nextafter(rounded, torch.where(above, -math.inf, math.inf).to(dtype))
+        inside = torch.where(above | (level < k), neighbour, rounded)
+        return x + (inside - rounded)

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde.covariance.reverse_variance import FIXED, posterior_std, removed, require_spread
-from scoresde.denoiser import Denoiser
+from scoresde.covariance.reverse_variance import FIXED, check_known, posterior_std, removed
+from scoresde.denoiser import Denoiser, KnowsFullCovariance, PredictsRange
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
-from scoresde.sde import SDE, expand
+from scoresde.sde import SDE, DiscreteVPSDE, expand
 from scoresde.sde.grids import Grid, uniform_grid
 from scoresde.sde.levels import Levels
 
@@ -23,12 +23,12 @@ class Prediction(NamedTuple):
 
     Attributes:
         mean: x̂0, (B, *).
-        spread: What the variance of a step is made from: None for "small" and "large", v (B, *) for "learned", the
+        uncertainty: What the variance of a step is made from: None for "small" and "large", v (B, *) for "learned", the
             diagonal of Cov[x0 | x_t] (B, *) for "optimal", the matrix (B, d, d) for "full".
     """
 
     mean: Tensor
-    spread: Tensor | None
+    uncertainty: Tensor | None
 
     def detached_mean(self) -> Prediction:
         """With no gradient through x̂0: L_hybrid trains only the variance on the bound."""
@@ -43,13 +43,14 @@ def predict(denoiser: Denoiser, x: Tensor, t: Tensor, variance: str, **cond: Any
     if variance in FIXED:
         return Prediction(denoiser(x, t, **cond), None)
     if variance == "full":
-        matrix: Tensor = getattr(denoiser, "covariance")(x, t, **cond)  # noqa: B009  # see variance.mean_and_std
-        return Prediction(denoiser(x, t, **cond), matrix)
+        assert isinstance(denoiser, KnowsFullCovariance)  # check_chain
+        return Prediction(denoiser(x, t, **cond), denoiser.covariance(x, t, **cond))
     if variance == "optimal":
-        mean, spread = denoiser.mean_and_covariance(x, t, **cond)
+        mean, uncertainty = denoiser.mean_and_covariance(x, t, **cond)
     else:
-        mean, spread = getattr(denoiser, "mean_and_range")(x, t, **cond)  # noqa: B009
-    return Prediction(mean, spread.to(x).expand_as(x))
+        assert isinstance(denoiser, PredictsRange)
+        mean, uncertainty = denoiser.mean_and_range(x, t, **cond)
+    return Prediction(mean, uncertainty.to(x).expand_as(x))
 
 
 def transition_kl(
@@ -137,8 +138,8 @@ def chain_term(
         )  # fmt: skip
         values = values.index_copy(0, last, nll.to(values.dtype))
     if len(inner):
-        place = len(times) - k[inner]
-        kl = posterior_kl(sde, x0[inner], _rows(prediction, inner), times[place], times[place + 1], variance)
+        column = len(times) - k[inner]
+        kl = posterior_kl(sde, x0[inner], _rows(prediction, inner), times[column], times[column + 1], variance)
         values = values.index_copy(0, inner, kl)
     return values
 
@@ -148,7 +149,7 @@ def chain_times(
 ) -> Tensor:
     """The states t_T ... t_1 of a chain, float64, (T,): `grid` from 1 to t_start, which is the SDE's t_min if None.
 
-    A sub-sequence whose labels include t_start has fewer places than asked for; it is asked for one more.
+    A sub-sequence whose labels include t_start has fewer states than asked for; it is asked for one more.
 
     Raises:
         ValueError: For fewer than two states, or a last state without noise.
@@ -188,12 +189,14 @@ def posterior_kl(sde: SDE, x0: Tensor, prediction: Prediction, t: Tensor, s: Ten
     if variance == "small":
         return 0.5 * (weight * error.square()).flatten(1).sum(1)
     if variance == "full":
-        return _full_kl(weight.flatten()[:, None] if weight.ndim else weight, error.flatten(1), _spread(prediction))
+        return _full_kl(
+            weight.flatten()[:, None] if weight.ndim else weight, error.flatten(1), _uncertainty(prediction)
+        )
     if variance == "optimal":
-        log_ratio = torch.log1p(weight * _spread(prediction))
+        log_ratio = torch.log1p(weight * _uncertainty(prediction))
     else:
         log_ratio = expand(2 * (levels.sigma[0].log() - levels.sigma[1].log()), x0)
-        log_ratio = (log_ratio * _spread(prediction) if variance == "learned" else log_ratio).expand_as(x0)
+        log_ratio = (log_ratio * _uncertainty(prediction) if variance == "learned" else log_ratio).expand_as(x0)
     each = log_ratio + torch.expm1(-log_ratio) + weight * error.square() * torch.exp(-log_ratio)
     return 0.5 * each.flatten(1).sum(1)
 
@@ -220,34 +223,35 @@ def decoder_nll(
             a `DiscreteVPSDE`, whichever chain runs on it; without a table, β̃ as for "small".
     """
     if decoder_variance is None and variance == "full" and decoder is gaussian_decoder:
-        return -_full_log_prob((x0 - prediction.mean).flatten(1), _spread(prediction))
+        return -_full_log_prob((x0 - prediction.mean).flatten(1), _uncertainty(prediction))
     if isinstance(decoder_variance, int | float):
         std = torch.tensor(math.sqrt(decoder_variance), dtype=torch.float64, device=x0.device)
     elif decoder_variance is None and variance == "optimal":
-        std = _positive(_spread(prediction)).sqrt()
+        std = _positive(_uncertainty(prediction)).sqrt()
     elif decoder_variance is None and variance == "full":
-        std = _positive(_spread(prediction).diagonal(dim1=1, dim2=2)).sqrt().reshape(x0.shape)
+        std = _positive(_uncertainty(prediction).diagonal(dim1=1, dim2=2)).sqrt().reshape(x0.shape)
     else:
-        table = len(getattr(sde, "betas", ())) if decoder_variance == "posterior" else 0
+        posterior = decoder_variance == "posterior" and isinstance(sde, DiscreteVPSDE)
+        table = len(sde.betas) if posterior else 0  # type: ignore[attr-defined]
         first = (2 / table, 1 / table) if table > 1 else (before.double(), t.double())
         std = _posterior_std(sde, *(torch.as_tensor(time, dtype=torch.float64, device=x0.device) for time in first))
         if variance == "learned" and decoder_variance is None:
             log_ratio = sde.sigma(t.double()).log() - std.log()
-            std = torch.exp(expand(std.log(), x0) + expand(log_ratio, x0) * _spread(prediction))
+            std = torch.exp(expand(std.log(), x0) + expand(log_ratio, x0) * _uncertainty(prediction))
     return -decoder(x0, prediction.mean, expand(std, x0) if std.ndim < 2 else std)
 
 
 def check_chain(denoiser: Denoiser, variance: str, decoder_variance: float | str | None, *, owner: str = "vlb") -> None:
     """Raise one sentence, before any call, if the variances make no sense or the denoiser cannot give them."""
+    check_variances(owner, variance, decoder_variance)
+    check_known(denoiser, variance)
+
+
+def check_variances(owner: str, variance: str, decoder_variance: float | str | None) -> None:
+    """Raise one sentence if the variances of a chain make no sense."""
     if variance not in VARIANCES:
         names = ", ".join(f"'{name}'" for name in VARIANCES[:-1])
         raise ValueError(f"{owner} needs variance {names} or '{VARIANCES[-1]}', got {variance!r}.")
-    require_spread(denoiser, variance)
-    if variance == "full" and not hasattr(denoiser, "covariance"):
-        raise TypeError(
-            f"variance='full' needs a denoiser with a method covariance(x, t) that returns (B, d, d), as those of "
-            f"scoresde.analytic have, got {type(denoiser).__name__}."
-        )
     if isinstance(decoder_variance, int | float):
         known = 0 < decoder_variance < math.inf
     else:
@@ -289,14 +293,14 @@ def _cholesky(matrix: Tensor) -> Tensor:
     return torch.where((failed == 0)[:, None, None], factor, math.nan)
 
 
-def _spread(prediction: Prediction) -> Tensor:
-    assert prediction.spread is not None, "the prediction was made for another variance"
-    return prediction.spread
+def _uncertainty(prediction: Prediction) -> Tensor:
+    assert prediction.uncertainty is not None, "the prediction was made for another variance"
+    return prediction.uncertainty
 
 
 def _rows(prediction: Prediction, index: Tensor) -> Prediction:
-    spread = prediction.spread
-    return Prediction(prediction.mean[index], None if spread is None else spread[index])
+    rows = None if prediction.uncertainty is None else prediction.uncertainty[index]
+    return Prediction(prediction.mean[index], rows)
 
 
 def _positive(variance: Tensor) -> Tensor:

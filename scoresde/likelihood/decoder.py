@@ -28,7 +28,7 @@ class DiscretizedGaussian(Cells):
         log P(k) = log [Φ((c + w/2 − mean)/std) − Φ((c − w/2 − mean)/std)]         (Ho et al. 2020, eq. 13)
 
     Args:
-        levels, value_range: See `Cells`. DDPM's own places are value_range = (−256/255, 256/255).
+        levels, value_range: See `Cells`. DDPM's own values are value_range = (−256/255, 256/255).
         cdf: "exact", or "tanh": Φ(z) ≈ ½ (1 + tanh(√(2/π) (z + 0.044715 z³))) with the clamp at 1e-12, as the
             published code has it (up to 0.004 bits/dim apart).
 

@@ -1,4 +1,4 @@
-"""Laws that spread the levels of discrete data over their cells, so that a density bounds their probability."""
+"""Dequantisation: noise that makes discrete data continuous, so that a density bounds their probability."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class UniformDequantization(Cells):
         k = checked_levels("UniformDequantization", k, self)
         u = uniforms(k, generator, u)
         log_q = u.new_full(k.shape[:1], -k[0].numel() * math.log(self.width))
-        return Dequantized(place(k, u, self, dtype), log_q, None)
+        return Dequantized(self.inside(k, u, dtype), log_q, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class TruncatedNormalDequantization(Cells):
         log q(x | k) = Σ [−½ε² − ½log 2π − log σ − log Z],   Z = erf(τ/√2)
 
     c_k is the centre of the cell. x lives at time t, in cells of width α w: the density to ask for is that of x_t, and
-    bits/dim have no further offset. As σ grows the law becomes uniform over the cell.
+    bits/dim have no further offset. As σ grows q becomes uniform over the cell.
 
     Args:
         levels, value_range: See `Cells`.
@@ -121,21 +121,6 @@ def uniforms(k: Tensor, generator: torch.Generator | None, u: Tensor | None) -> 
     if u is None:
         return torch.rand(k.shape, generator=generator, dtype=torch.float64, device=k.device)
     return u.to(k.device, torch.float64)
-
-
-def place(k: Tensor, u: Tensor, cells: Cells, dtype: torch.dtype) -> Tensor:
-    """x = lo + (k + u) w in `dtype`, strictly inside cell k even after rounding; differentiable in u.
-
-    Args:
-        k: Levels, int64, (B, *).
-        u: Place within the cell, in [0, 1], the shape of k.
-    """
-    x = (cells.value_range[0] + (k + u.double().clamp(2**-30, 1 - 2**-30)) * cells.width).to(dtype)
-    rounded = x.detach()
-    above = (cells.level(rounded) > k) | (rounded >= cells.value_range[1])
-    inside = torch.where(above, torch.nextafter(rounded, rounded.new_tensor(-math.inf)), rounded)
-    inside = torch.where(cells.level(rounded) < k, torch.nextafter(rounded, rounded.new_tensor(math.inf)), inside)
-    return x + (inside - rounded)
 
 
 def checked_levels(owner: str, k: Tensor, cells: Cells) -> Tensor:

@@ -1,4 +1,4 @@
-"""Log-probabilities of discrete data, by a density and a law that spreads the levels over their cells."""
+"""Log-probabilities of discrete data, by a density and a dequantisation."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.likelihood import probability_flow
+from scoresde.likelihood import flow_density
+from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.dequantization import Dequantization
-from scoresde.noise.keyed import deliver, keyed_normals, mix, sample_keys
-
-_DRAW, _DENSITY = 0x64726177, 0x64656E73697479  # set the draws of x and those of the density apart
+from scoresde.noise.keyed import deliver, keyed_normals
+from scoresde.noise.streams import sample_seeds, stream_seed
 
 
 class DiscreteLogProb(NamedTuple):
@@ -49,7 +49,7 @@ def discrete_log_prob(
     importance: bool = False,
     batch: int | None = None,
     dtype: torch.dtype = torch.float32,
-    log_prob: Callable[..., Any] | None = None,
+    log_prob: Callable[..., flow_density.LogProb | Bound] | None = None,
     seeds: int | Sequence[int] | Tensor | None = None,
     generator: torch.Generator | None = None,
     **options: Any,
@@ -74,9 +74,9 @@ def discrete_log_prob(
         importance: Whether to average the weights in place of their logarithms.
         batch: Rows in one call of the density: draws are put together as far as this allows; None: one draw at a time.
         dtype: Of the states x.
-        log_prob: The density: called as log_prob(denoiser, x, t_start=..., generator=..., **options) and returns
-            something with log_prob and nfe, and with std_error, solver_error and failures if it has them. None:
-            that of the probability flow, `scoresde.log_prob`.
+        log_prob: The density: called as log_prob(denoiser, x, t_start=..., generator=..., **options) and returns a
+            `LogProb`, or a `Bound`, which tells no solver error. None: that of the probability flow,
+            `scoresde.log_prob`.
         seeds: One per example, or one from which they are derived: draws and probes of an example then follow from its
             seed alone, not from the batch. The density gets seeds=..., one for each row, in place of generator.
         generator: For draws and probes, on k's device; not used with seeds.
@@ -95,8 +95,8 @@ def discrete_log_prob(
     """
     if samples < 1 or (batch is not None and batch < 1):
         raise ValueError(f"discrete_log_prob needs samples and batch of at least 1, got {samples} and {batch}.")
-    density = probability_flow.log_prob if log_prob is None else log_prob
-    keys = None if seeds is None else sample_keys(seeds, len(k), "discrete_log_prob")
+    density = flow_density.log_prob if log_prob is None else log_prob
+    seeds = None if seeds is None else sample_seeds(seeds, len(k), "discrete_log_prob")
     graph = torch.is_grad_enabled() and bool(options.get("create_graph", False))
     parts: list[Tensor] = []
     failures: dict[int, str] = {}
@@ -107,29 +107,34 @@ def discrete_log_prob(
         if model is None:
             model, draws = denoiser, 1
         repeated = k.repeat(draws, *[1] * (k.ndim - 1))
-        u, randomness = _randomness(keys, repeated, first, draws, generator)
+        u, randomness = _randomness(seeds, repeated, first, draws, generator)
         with torch.set_grad_enabled(graph):
             x, log_q, t = dequantization(repeated, denoiser.sde, generator=generator, u=u, dtype=dtype)
         result = density(model, x, t_start=t, **randomness, **options)
-        columns = [_column(result, name, log_q) for name in ("log_prob", "std_error", "solver_error", "nfe")]
+        error: float | Tensor = math.nan
+        if isinstance(result, flow_density.LogProb):
+            error = result.solver_error
+            failures |= {row % len(k): reason for row, reason in result.failures.items()}
+        values = (result.log_prob, result.std_error, error, result.nfe)
+        columns = [torch.as_tensor(value).to(log_q).expand_as(log_q) for value in values]
         columns[0] = columns[0] - log_q
         parts.append(torch.stack(columns).unflatten(1, (draws, len(k))))
-        failures |= {row % len(k): reason for row, reason in getattr(result, "failures", {}).items()}
         first += draws
     log_w, probe_error, solver_error, nfe = torch.cat(parts, 1)
     return _combined(log_w, probe_error, solver_error, nfe, importance, failures)
 
 
 def _randomness(
-    keys: Sequence[int] | None, k: Tensor, first: int, draws: int, generator: torch.Generator | None
+    seeds: Sequence[int] | None, k: Tensor, first: int, draws: int, generator: torch.Generator | None
 ) -> tuple[Tensor | None, dict[str, Any]]:
     """Uniform numbers for the draws from `first` on of every example, and what the density gets for its own."""
-    if keys is None:
+    if seeds is None:
         return None, {"generator": generator}
-    words = [mix(key ^ mix(_DRAW + draw)) for draw in range(first, first + draws) for key in keys]
-    normals = keyed_normals(words, k[0].numel(), torch.Generator())
+    own = [(seed, draw) for draw in range(first, first + draws) for seed in seeds]
+    keys = [stream_seed(seed, "dequantization", draw) for seed, draw in own]
+    normals = keyed_normals(keys, k[0].numel(), torch.Generator())
     u = torch.special.ndtr(deliver(normals, k.shape, torch.float64, k.device))
-    return u, {"seeds": [mix(word ^ _DENSITY) >> 1 for word in words]}
+    return u, {"seeds": [stream_seed(seed, "density", draw) for seed, draw in own]}
 
 
 def _combined(
@@ -140,24 +145,18 @@ def _combined(
     if importance:
         value = log_w.logsumexp(0) - math.log(samples)
         share = log_w.softmax(0)
-        spread = samples * share  # weights over their mean
+        terms = samples * share  # weights over their mean
     else:
-        value, share, spread = log_w.mean(0), torch.full_like(log_w, 1 / samples), log_w
+        value, share, terms = log_w.mean(0), torch.full_like(log_w, 1 / samples), log_w
     unknown = torch.full_like(value, math.nan)
     return DiscreteLogProb(
         value,
-        spread.std(0) / math.sqrt(samples) if samples > 1 else unknown,
+        terms.std(0) / math.sqrt(samples) if samples > 1 else unknown,
         (share * probe_error).square().sum(0).sqrt(),
         (share * solver_error).sum(0),
         nfe.sum(0).round().long(),
         failures,
     )
-
-
-def _column(result: Any, name: str, like: Tensor) -> Tensor:
-    """A field of the density's result as one float64 number per row; NaN if it has none."""
-    value = torch.as_tensor(getattr(result, name, math.nan), dtype=torch.float64, device=like.device)
-    return value.expand_as(like)
 
 
 def _repeated(denoiser: Denoiser, rows: int, draws: int, device: torch.device) -> Denoiser | None:

@@ -11,7 +11,7 @@ from scoresde.denoiser import Denoiser
 from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.chain import prior_kl
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
-from scoresde.likelihood.spread import standard_error
+from scoresde.likelihood.standard_error import standard_error
 from scoresde.sde import SDE, expand
 
 
@@ -37,8 +37,8 @@ def elbo(
         below="density": x is x_ε, ε = t_start
         −log p_ε(x) ≤ −E log π(x_1) + ½ ∫ E[g² (‖s‖² + 2 div s) − 2 div f] dt         (Song et al. 2021, Huang et al.)
 
-    with x_t ~ q(x_t | x) and s the model's score. Both bound the law that the reverse SDE with this score generates,
-    not that of its probability flow, whose −log p may be larger.
+    with x_t ~ q(x_t | x) and s the model's score. Both bound the density that the reverse SDE with this score
+    generates, not that of its probability flow, whose −log p may be larger.
 
     Times are uniform in logsnr: g² dt = −σ² d logsnr for every linear process, so the integrand is ‖ε − ε̂‖² or
     ‖ε̂‖² − 2σ div ε̂, bounded at both ends. Where div ε̂ enters, the integral for N(0, I) data, known in closed form, is
@@ -71,7 +71,7 @@ def elbo(
         Huang et al., "A Variational Perspective on Diffusion-Based Generative Models", 2021, arXiv:2106.02808.
         Kingma et al., "Variational Diffusion Models", 2021, arXiv:2107.00630.
     """
-    _check_arguments(form, samples, sampling, below, probe)
+    check_elbo("elbo", form, samples, sampling, below, probe)
     path = _Path(denoiser.sde, x, t_start, below)
     rows = []
     for u in _uniforms(samples, x.shape[0], sampling, generator, x.device):
@@ -195,7 +195,7 @@ def _paired_integrand(denoiser: Denoiser, path: _Path, t: Tensor, z: Tensor) -> 
 def _uniforms(
     samples: int, batch: int, sampling: str, generator: torch.Generator | None, device: torch.device
 ) -> Tensor:
-    """Places in the range of logsnr, each uniform on [0, 1) by itself; float64, (samples, B)."""
+    """Positions in the range of logsnr, each uniform on [0, 1) by itself; float64, (samples, B)."""
     share = torch.stack([torch.randperm(batch, generator=generator, device=device) for _ in range(samples)])
     share = (share + torch.rand(share.shape, generator=generator, dtype=torch.float64, device=device)) / batch
     if sampling == "antithetic":
@@ -228,7 +228,10 @@ def _probe(x: Tensor, probe: str, generator: torch.Generator | None) -> Tensor:
     return torch.randint(0, 2, x.shape, generator=generator, device=x.device).to(x.dtype) * 2 - 1
 
 
-def _check_arguments(form: str, samples: int, sampling: str, below: str, probe: str) -> None:
+def check_elbo(
+    owner: str, form: str, samples: int, sampling: str, below: str = "decoder", probe: str = "rademacher"
+) -> None:
+    """Raise one sentence if the arguments of `elbo` make no sense."""
     for name, value, allowed in (
         ("form", form, ("dsm", "ssm")),
         ("sampling", sampling, ("stratified", "antithetic")),
@@ -236,6 +239,6 @@ def _check_arguments(form: str, samples: int, sampling: str, below: str, probe: 
         ("probe", probe, ("rademacher", "gaussian")),
     ):
         if value not in allowed:
-            raise ValueError(f"elbo needs {name} '{allowed[0]}' or '{allowed[1]}', got {value!r}.")
+            raise ValueError(f"{owner} needs {name} '{allowed[0]}' or '{allowed[1]}', got {value!r}.")
     if samples < 1:
-        raise ValueError(f"elbo needs samples of at least 1, got {samples}.")
+        raise ValueError(f"{owner} needs samples of at least 1, got {samples}.")

@@ -1,4 +1,4 @@
-"""Several likelihoods of one model side by side, each with the law that it is about."""
+"""Several likelihoods of one model side by side, each with the distribution that it is about."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
 from scoresde.likelihood.elbo import elbo
-from scoresde.likelihood.probability_flow import log_prob
+from scoresde.likelihood.flow_density import log_prob
 from scoresde.likelihood.summary import Summary, summarize
 from scoresde.likelihood.vlb import vlb
 
@@ -22,7 +22,7 @@ REVERSE_SDE = "reverse SDE: upper bound of −log p_SDE"
 
 
 def discrete_chain(steps: int) -> str:
-    """The law of ancestral sampling in so many steps."""
+    """The distribution of ancestral sampling in so many steps."""
     return f"discrete chain of {steps} steps: upper bound of −log p_chain"
 
 
@@ -32,24 +32,24 @@ class ReportRow:
 
     Args:
         name: Of the estimate.
-        law: The law whose −log p it is or bounds. Three laws share one score network, and none bounds another: the
-            probability flow may well have a larger −log p than a bound on the reverse SDE's.
+        distribution: The one whose −log p it is or bounds. Three share one score network, and none bounds another:
+            the probability flow may well have a larger −log p than a bound on the reverse SDE's.
         summary: Mean of −log p, its standard error, and the estimator's part of that.
         nfe: Network evaluations per example, or NaN.
     """
 
     name: str
-    law: str
+    distribution: str
     summary: Summary
     nfe: float = math.nan
 
     @classmethod
     def of(
-        cls, name: str, law: str, nll: Tensor, std_error: Tensor | None = None, nfe: Tensor | None = None
+        cls, name: str, distribution: str, nll: Tensor, std_error: Tensor | None = None, nfe: Tensor | None = None
     ) -> ReportRow:
         """From values per example, each (N,): −log p in any unit, its standard error, network evaluations."""
         mean_nfe = math.nan if nfe is None else float(nfe.double().mean())
-        return cls(name=name, law=law, summary=summarize(nll, std_error), nfe=mean_nfe)
+        return cls(name=name, distribution=distribution, summary=summarize(nll, std_error), nfe=mean_nfe)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class Report:
             failed = f" ({s.failed} failed)" if s.failed else ""
             nfe = "" if math.isnan(row.nfe) else f"{row.nfe:.0f}"
             errors = (f"{s.mean:.4f}", f"{s.std_error:.4f}", f"{s.estimator_error:.4f}")
-            cells.append((row.name, *errors, nfe, f"{s.n}{failed}", row.law))
+            cells.append((row.name, *errors, nfe, f"{s.n}{failed}", row.distribution))
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = []
         for line in cells:
@@ -92,7 +92,7 @@ def likelihood_report(
     chain: Mapping[str, Any] | None = None,
     generator: torch.Generator | None = None,
 ) -> Report:
-    """−log p of data under the three laws that one denoiser stands for: its probability flow, reverse SDE, and a chain.
+    """−log p of data under the three distributions of one denoiser: its probability flow, reverse SDE, and a chain.
 
     All three are about x0 and end in the same decoder, so that the rows are comparable.
 

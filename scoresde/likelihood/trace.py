@@ -10,14 +10,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from scoresde.noise.keyed import deliver, keyed_normals, mix
+from scoresde.noise.keyed import deliver, keyed_normals
+from scoresde.noise.streams import stream_seed
 
 Freedom = TypeVar("Freedom", float, Tensor)
 
 DIVERGENCES = ("hutchinson", "exact", "hutch++")
 PROBES = ("rademacher", "gaussian", "orthogonal")
 TRACE_CHUNK_ENTRIES = 2**22  # entries of the stacked vectors that are multiplied with a Jacobian at once
-_PROBE, _SKETCH = 0x70726F6265, 0x736B65746368  # set the draws of probes and of sketches apart from others
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Trace:
         return replace(self, probes=probes, sketch=sketch)
 
 
-def trace_of(divergence: str, x: Tensor, probes: int, probe: str, keys: Sequence[int]) -> Trace:
-    """The trace of a divergence, with probes for x (B, *) that depend on each sample's own key alone.
+def trace_of(divergence: str, x: Tensor, probes: int, probe: str, seeds: Sequence[int]) -> Trace:
+    """The trace of a divergence, with probes for x (B, *) that depend on each sample's own seed alone.
 
     Of the `probes` of Hutch++, a third makes the sketch, another is spent on Q, and the rest probe the complement.
     """
@@ -72,10 +72,10 @@ def trace_of(divergence: str, x: Tensor, probes: int, probe: str, keys: Sequence
         return Trace()
     orthogonal = probe == "orthogonal"
     if divergence == "hutchinson":
-        return Trace(draw_probes(probe, x, probes, keys), orthogonal=orthogonal)
+        return Trace(draw_probes(probe, x, probes, seeds), orthogonal=orthogonal)
     sketch = min(probes // 3, x.shape[1:].numel())
-    directions = draw_probes("gaussian", x, sketch, [mix(key ^ _SKETCH) for key in keys])
-    return Trace(draw_probes(probe, x, probes - 2 * sketch, keys), directions, orthogonal)
+    directions = draw_probes("gaussian", x, sketch, seeds, "sketch")
+    return Trace(draw_probes(probe, x, probes - 2 * sketch, seeds), directions, orthogonal)
 
 
 def check_trace(owner: str, divergence: str, probes: int, probe: str) -> None:
@@ -93,20 +93,20 @@ def _either(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:-1])) + f" or {names[-1]!r}"
 
 
-def draw_probes(probe: str, x: Tensor, count: int, keys: Sequence[int]) -> Tensor:
-    """Vectors with E v vᵀ = I, (B, count, *), in x's dtype and on its device; those of a sample follow from its key.
+def draw_probes(probe: str, x: Tensor, count: int, seeds: Sequence[int], purpose: str = "probe") -> Tensor:
+    """Vectors with E v vᵀ = I, (B, count, *), in x's dtype and on its device; those of a sample follow from its seed.
 
     Orthogonal ones are the first columns of a random rotation times √d; there are at most d of them.
     """
     entries = x.shape[1:].numel()
-    words = [mix(mix(key ^ _PROBE) ^ k) for key in keys for k in range(count)]
-    normals = keyed_normals(words, entries, torch.Generator()).reshape(len(keys), count, entries)
+    keys = [stream_seed(seed, purpose, k) for seed in seeds for k in range(count)]
+    normals = keyed_normals(keys, entries, torch.Generator()).reshape(len(seeds), count, entries)
     if probe == "rademacher":
         normals = 1 - 2 * torch.signbit(normals).float()
     if probe == "orthogonal":
         frame = torch.linalg.qr(normals[:, :entries].double().mT).Q  # columns are uniform up to signs, which cancel
         normals = math.sqrt(entries) * frame.mT.contiguous()
-    return deliver(normals, (len(keys), normals.shape[1], *x.shape[1:]), x.dtype, x.device)
+    return deliver(normals, (len(seeds), normals.shape[1], *x.shape[1:]), x.dtype, x.device)
 
 
 def mean_and_error(values: Tensor, trace: Trace, entries: int) -> tuple[Tensor, Tensor]:

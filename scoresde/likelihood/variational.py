@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scoresde.likelihood.cells import Cells
-from scoresde.likelihood.dequantization import Dequantized, checked_levels, place, uniforms
+from scoresde.likelihood.dequantization import Dequantized, checked_levels, uniforms
 from scoresde.sde import SDE
 
 SMALLEST_BIN = 1e-3
@@ -79,11 +79,11 @@ class VariationalDequantization(nn.Module):
     ) -> Dequantized:
         """Draw x, differentiable in the parameters, for k (B, *shape), integers in 0..levels−1; u replaces v."""
         k = checked_levels("VariationalDequantization", k, self.cells)
-        u, log_det = self.spread(k, uniforms(k, generator, u))
+        u, log_det = self.transform(k, uniforms(k, generator, u))
         log_q = -log_det - k[0].numel() * math.log(self.cells.width)
-        return Dequantized(place(k, u, self.cells, dtype), log_q, None)
+        return Dequantized(self.cells.inside(k, u, dtype), log_q, None)
 
-    def spread(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def transform(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The flow itself: u and log |∂u/∂v|.
 
         Args:
@@ -115,7 +115,7 @@ class VariationalDequantization(nn.Module):
 def _spline(u: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
     """Monotone rational-quadratic map of [0, 1] onto itself, and the log of its derivative (Durkan et al. 2019, §3.1).
 
-    With θ the place in the bin of u, s = height/width of the bin, a and b the derivatives at its ends:
+    With θ the position in the bin of u, s = height/width of the bin, a and b the derivatives at its ends:
 
         f(u)  = y + height (s θ² + a θ(1−θ)) / D,           D = s + (a + b − 2s) θ(1−θ)
         f′(u) = s² (b θ² + 2s θ(1−θ) + a (1−θ)²) / D²

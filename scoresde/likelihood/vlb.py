@@ -11,7 +11,7 @@ from scoresde.denoiser import Denoiser
 from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.chain import chain_times, check_chain, prior_kl, reconstruction, transition_kl
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
-from scoresde.likelihood.spread import standard_error
+from scoresde.likelihood.standard_error import standard_error
 from scoresde.sde.grids import Grid, uniform_grid
 
 
@@ -69,7 +69,7 @@ def vlb(
     times = chain_times(denoiser.sde, steps, grid, t_start).to(x.device)
     _check_draws(samples, draws, probabilities, len(times) - 1)
     total = x.new_zeros(x.shape[0], len(times) - 1, dtype=torch.float64)
-    spread = _Spread(samples)
+    seen = _Columns(samples)
 
     def noisy(t: Tensor) -> Tensor:
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
@@ -80,30 +80,30 @@ def vlb(
         for column, (k, weight) in enumerate(_schedule(x, len(times) - 1, draws, probabilities, generator)):
             t, s = times[k], times[k + 1]
             kl = weight * transition_kl(denoiser, x, noisy(t), t, s, variance=variance).double()
-            place = len(times) - 2 - k
-            if isinstance(place, int):
-                total[:, place] += kl
+            state = len(times) - 2 - k
+            if isinstance(state, int):
+                total[:, state] += kl
             else:
-                total.scatter_add_(1, place[:, None], kl[:, None])
-            spread.add(column, kl)
+                total.scatter_add_(1, state[:, None], kl[:, None])
+            seen.add(column, kl)
         nll = reconstruction(
             denoiser, x, noisy(times[-1]), times[-1], before=times[-2],
             variance=variance, decoder=decoder, decoder_variance=decoder_variance,
         ).double()  # fmt: skip
         recon += nll
-        spread.add(-1, nll)
+        seen.add(-1, nll)
 
     prior, total, recon = prior_kl(denoiser.sde, x, times[0]).double(), total / samples, recon / samples
     calls = samples * (1 + (len(times) - 1 if draws is None else draws))
     return Bound(
         -(prior + total.sum(1) + recon).to(x.dtype),
-        spread.std_error(recon).to(x.dtype),
+        seen.std_error(recon).to(x.dtype),
         {"prior": prior.to(x.dtype), "transitions": total.to(x.dtype), "reconstruction": recon.to(x.dtype)},
         torch.full((x.shape[0],), calls, device=x.device),
     )
 
 
-class _Spread:
+class _Columns:
     """Standard error of a sum of independent columns, each seen `samples` times."""
 
     def __init__(self, samples: int) -> None:

@@ -1,8 +1,8 @@
-"""Training objectives: a weighting over noise levels, a law of times, and the losses that use them."""
+"""Training objectives: a weighting over noise levels, a distribution of times, and the losses that use them."""
 
 from scoresde.losses.classifier import ClassifierLoss
 from scoresde.losses.denoising import DenoisingLoss
-from scoresde.losses.dequantization import DequantizationLoss, DequantizedDenoiser
+from scoresde.losses.dequantization_loss import DequantizationLoss, DequantizedDenoiser
 from scoresde.losses.loss import Loss
 from scoresde.losses.resampling import LossSecondMoment
 from scoresde.losses.second_moment import SecondMomentLoss

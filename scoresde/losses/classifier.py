@@ -20,7 +20,7 @@ class ClassifierLoss(Loss):
         L = −log p(y | x_t),      x_t = α_t x0 + σ_t ε
 
     Args:
-        noise: The `DenoisingLoss` whose law of times and noise is used.
+        noise: The `DenoisingLoss` whose times and noise are used.
     """
 
     noise: DenoisingLoss = field(default_factory=DenoisingLoss)

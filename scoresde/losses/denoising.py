@@ -1,4 +1,4 @@
-"""Denoising score matching: one loss, with a weighting over noise levels and a law of training times."""
+"""Denoising score matching: one loss, with a weighting over noise levels and a distribution of training times."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DenoisingLoss(Loss):
     Args:
         weighting: Weight of the squared ε-error: `simple_weighting`, `likelihood_weighting`, `snr_weighting`,
             `edm_weighting`, or any function (sde, t) -> weight.
-        time: Law of t as a quantile function (sde, u) -> t: `uniform_times`, `discrete_times`, `lognormal_times`.
+        time: Quantile function of t, (sde, u) -> t: `uniform_times`, `discrete_times`, `lognormal_times`.
         sampling: How the uniforms u of a batch are drawn. "independent"; "stratified": one per cell of width 1/B;
             "antithetic": one draw shifted by multiples of 1/B (arXiv:2107.00630, App. I.1). Each u alone is uniform.
         reduction: Over the entries of an event: "mean", or "half_sum", the reference's `reduce_mean=False`.
@@ -75,7 +75,7 @@ class DenoisingLoss(Loss):
             u = torch.rand(batch, generator=generator, device=x0.device, dtype=x0.dtype)
             if self.sampling == "stratified":
                 u = (cells + u) / batch
-        if self.sampling != "independent":  # which example gets which cell must not depend on its place
+        if self.sampling != "independent":  # which example gets which cell must not depend on its position
             u = u[torch.randperm(batch, generator=generator, device=x0.device)]
         return u
 

@@ -1,4 +1,4 @@
-"""A law of the terms of a sum that learns from what they cost."""
+"""Importance sampling of the terms of a sum, which learns from what they cost."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class LossSecondMoment:
         p_k = (1 − uniform) √E[L_k²] / Σ_j √E[L_j²] + uniform/T,    weight 1/(T p_k)    (Nichol and Dhariwal 2021, §3.3)
 
     E[L_k²] is the mean over the last `history` losses of term k; p is uniform until every term has that many. Weighted
-    means over this law are unbiased. Losses recorded after a draw count from the next draw on, see `settle`.
+    means over such draws are unbiased. Losses recorded after a draw count from the next draw on, see `update`.
 
     Args:
         history: Losses remembered per term.
-        uniform: Share of the uniform law, which keeps every weight below 1/uniform.
+        uniform: Share of the uniform distribution, which keeps every weight below 1/uniform.
 
     References:
         Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, arXiv:2102.09672.
@@ -36,14 +36,14 @@ class LossSecondMoment:
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def draw(self, u: Tensor, terms: int) -> tuple[Tensor, Tensor]:
-        """Places 0 ... T−1 (B,) int64 and weights (B,) float64, for uniforms u (B,) in [0, 1)."""
+        """Terms 0 ... T−1 (B,) int64 and weights (B,) float64, for uniforms u (B,) in [0, 1)."""
         p = self.probabilities(terms, u.device)
         edges = p.cumsum(0)
-        place = torch.searchsorted(edges / edges[-1], u.double(), right=True).clamp(max=terms - 1)
-        return place, 1 / (terms * p[place])
+        term = torch.searchsorted(edges / edges[-1], u.double(), right=True).clamp(max=terms - 1)
+        return term, 1 / (terms * p[term])
 
     def probabilities(self, terms: int, device: torch.device | None = None) -> Tensor:
-        """p (T,), float64, from the settled losses."""
+        """p (T,), float64, from the losses that count."""
         self._prepare(terms, device)
         root = self.losses.square().mean(1).sqrt()
         total = root.sum()
@@ -51,25 +51,25 @@ class LossSecondMoment:
         ready = (self.counts >= self.history).all() & (total > 0)
         return torch.where(ready, learned, 1 / terms)
 
-    def record(self, place: Tensor, losses: Tensor) -> None:
-        """Remember losses (B,) of drawn places (B,), which then wait for `settle`."""
-        self._waiting.append((place.detach(), losses.detach().double()))
+    def record(self, term: Tensor, losses: Tensor) -> None:
+        """Remember losses (B,) of drawn terms (B,), which then wait for `update`."""
+        self._waiting.append((term.detach(), losses.detach().double()))
 
-    def settle(self) -> None:
-        """Let the recorded losses count: the law of a batch can so be drawn once more until the next batch begins."""
-        for place, losses in self._waiting:
-            place, order = place.sort(stable=True)
-            index = torch.arange(len(place), device=place.device)
-            later = torch.searchsorted(place, place, right=True) - 1 - index  # of the same term in this batch
-            rank = index - torch.searchsorted(place, place)
-            slot = torch.where(later < self.history, (self.counts[place] + rank) % self.history, self.history)
+    def update(self) -> None:
+        """Let the recorded losses count: a batch can so be drawn once more until the next batch begins."""
+        for term, losses in self._waiting:
+            term, order = term.sort(stable=True)
+            index = torch.arange(len(term), device=term.device)
+            later = torch.searchsorted(term, term, right=True) - 1 - index  # of the same term in this batch
+            rank = index - torch.searchsorted(term, term)
+            slot = torch.where(later < self.history, (self.counts[term] + rank) % self.history, self.history)
             padded = F.pad(self.losses, (0, 1))  # what is overwritten at once goes to a last column
-            self.losses = padded.index_put((place, slot), losses[order])[:, : self.history]
-            self.counts = self.counts.index_add(0, place, torch.ones_like(place))
+            self.losses = padded.index_put((term, slot), losses[order])[:, : self.history]
+            self.counts = self.counts.index_add(0, term, torch.ones_like(term))
         self._waiting.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        self.settle()
+        self.update()
         return {"losses": self.losses, "counts": self.counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ class SecondMomentLoss(Loss):
     the value for Gaussian data, so that every noise level counts alike in units of its own scatter.
 
     Args:
-        time: Law of t, as for `DenoisingLoss`.
+        time: Distribution of t, as for `DenoisingLoss`.
         sampling: How a batch draws from it, as for `DenoisingLoss`.
         relative: Whether to weight as above; False is the paper's loss.
 

@@ -35,7 +35,7 @@ class SecondOrderLoss(Loss):
 
     Args:
         weighting: w, as for `DenoisingLoss`.
-        time: Law of t, as for `DenoisingLoss`; `logsnr_times` trains for likelihood.
+        time: Distribution of t, as for `DenoisingLoss`; `logsnr_times` trains for likelihood.
         sampling: How a batch draws from it, as for `DenoisingLoss`.
         label_dropout: As for `DenoisingLoss`.
         weight: λ of the second-order term.

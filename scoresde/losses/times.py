@@ -1,4 +1,4 @@
-"""Laws of training times, as quantile functions."""
+"""Distributions of training times, as quantile functions."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def discrete_times(sde: SDE, u: Tensor, *, steps: int = 1000) -> Tensor:
 
 
 def lognormal_times(sde: SDE, u: Tensor, *, mean: float = -1.2, std: float = 1.2) -> Tensor:
-    """log(σ/α) ~ N(mean, std²), the noise law of arXiv:2206.00364, cut to [t_min, 1]."""
+    """log(σ/α) ~ N(mean, std²), the noise distribution of arXiv:2206.00364, cut to [t_min, 1]."""
     quantile = torch.special.ndtri(u.double().clamp(1e-7, 1 - 1e-7))
     return sde.time(-2 * (mean + std * quantile)).clamp(sde.t_min, 1).to(u.dtype)
 
 
 def logsnr_times(sde: SDE, u: Tensor) -> Tensor:
-    """logsnr uniform between t_min and 1: the importance law p(t) ∝ g²/σ² of likelihood weighting (arXiv:2101.09258).
+    """logsnr uniform from t_min to 1: importance sampling for likelihood weighting, p(t) ∝ g²/σ² (arXiv:2101.09258).
 
     On every linear SDE g²/σ² = −d logsnr/dt. For VP this is B(t) = log(1 + (e^B_ε − 1)((e^B_1 − 1)/(e^B_ε − 1))^u).
     Its companion is `importance_weighting`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +17,7 @@ from scoresde.losses.denoising import DenoisingLoss
 from scoresde.losses.loss import Loss
 from scoresde.losses.times import discrete_times, logsnr_times, uniform_times
 from scoresde.losses.weightings import importance_weighting, likelihood_weighting
-from scoresde.sde import SDE
+from scoresde.sde import SDE, LearnedVPSDE
 
 CLOCKS = ("own", "logsnr")
 
@@ -108,7 +107,7 @@ class VDMLoss(Loss):
 
     @property
     def dequantize(self) -> bool:
-        """Whether batches should spread quantised data over their cells."""
+        """Whether batches of quantised data should be dequantised."""
         return not isinstance(self.decoder, Cells)
 
     @property
@@ -133,14 +132,14 @@ class VDMLoss(Loss):
     def _levels(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
         """Times and the weights of ½ ‖ε − ε̂‖², (B,), float64."""
         u = u.double()
-        place, density = (
+        time_of, density = (
             (uniform_times, likelihood_weighting) if self.clock == "own" else (logsnr_times, importance_weighting)
         )
         if self.steps is None:
-            t = place(sde, u)
+            t = time_of(sde, u)
             return t, (1 - sde.t_min) * density(sde, t)
         end = discrete_times(sde, u, steps=self.steps)
-        t, s = place(sde, end), place(sde, end - 1 / self.steps)
+        t, s = time_of(sde, end), time_of(sde, end - 1 / self.steps)
         return t, self.steps * torch.expm1(sde.logsnr(s) - sde.logsnr(t))
 
 
@@ -162,9 +161,10 @@ class _Interior:
 
     @classmethod
     def of(cls, sde: SDE, t: Tensor) -> _Interior | None:
-        """That of a process with a method `progress`: t -> r(t), r'(t); None if it has none, or none to be trained."""
-        progress: Callable[[Tensor], tuple[Tensor, Tensor]] | None = getattr(sde, "progress", None)
-        r, slope = progress(t) if progress is not None else (t, t)
+        """That of a `LearnedVPSDE`; None if there is none to be trained."""
+        if not isinstance(sde, LearnedVPSDE):
+            return None
+        r, slope = sde.progress(t)
         return cls(r, slope) if r.requires_grad and slope.requires_grad else None
 
     def minimise_second_moment(self, losses: Tensor) -> None:

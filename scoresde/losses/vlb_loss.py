@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.covariance import LearnedRange
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.chain import Prediction, chain_term, chain_times, check_chain, predict, prior_kl
 from scoresde.likelihood.decoder import Decoder, DiscretizedGaussian, gaussian_decoder
@@ -41,8 +42,8 @@ class VLBLoss(Loss):
             (see `DiscretizedGaussian`); both None: continuous data, whose L_1 is a density.
         cdf: "exact", or "tanh" for the published approximation.
         prior: Add KL(q(x_T | x0) ‖ π) to L_vlb: it makes the value a bound, and teaches only learned processes.
-        resampling: Law of k, for "vlb": `LossSecondMoment`; its weights keep the expectation. None: uniform.
-        sampling: How a batch draws from that law, as for `DenoisingLoss`.
+        resampling: Distribution of k, for "vlb": `LossSecondMoment`; its weights keep the expectation. None: uniform.
+        sampling: How a batch draws from it, as for `DenoisingLoss`.
         label_dropout: As for `DenoisingLoss`.
 
     References:
@@ -91,7 +92,7 @@ class VLBLoss(Loss):
 
     @property
     def dequantize(self) -> bool:
-        """Whether levels are to be spread over their cells: not for a bound on the probability of the levels."""
+        """Whether to dequantise the data: not for a bound on the probability of the levels."""
         return self.levels is None
 
     def __call__(
@@ -99,18 +100,18 @@ class VLBLoss(Loss):
     ) -> Tensor:
         """Loss of one batch at random states: x0 (B, *) -> (B,). In training mode, `resampling` learns from it."""
         if self.resampling is not None:
-            self.resampling.settle()
-        place, weight, noise = self._draw(x0, generator)
+            self.resampling.update()
+        term, weight, noise = self._draw(x0, generator)
         cond = self._draws().drop_labels(cond, x0, generator)
-        losses = self.at(denoiser, x0, self._times(denoiser.sde, x0)[-1 - place], noise, **cond)
+        losses = self.at(denoiser, x0, self._times(denoiser.sde, x0)[-1 - term], noise, **cond)
         if self.resampling is not None and denoiser.training:
-            self.resampling.record(place, losses)
+            self.resampling.record(term, losses)
         return losses if weight is None else weight.to(losses.dtype) * losses
 
     def draw(self, sde: SDE, x0: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Random times (B,), float64, and noise (B, *) for a batch."""
-        place, _, noise = self._draw(x0, generator)
-        return self._times(sde, x0)[-1 - place], noise
+        term, _, noise = self._draw(x0, generator)
+        return self._times(sde, x0)[-1 - term], noise
 
     def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, **cond: Any) -> Tensor:
         """Loss at given times (B,), rounded to states of the chain, and noise (B, *): unweighted, deterministic."""
@@ -150,10 +151,10 @@ class VLBLoss(Loss):
         u = self._draws().uniforms(x0, generator)
         weight = None
         if self.resampling is None:
-            place = (u.double() * self.steps).long().clamp(max=self.steps - 1)
+            term = (u.double() * self.steps).long().clamp(max=self.steps - 1)
         else:
-            place, weight = self.resampling.draw(u, self.steps)
-        return place, weight, torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+            term, weight = self.resampling.draw(u, self.steps)
+        return term, weight, torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
 
     def _times(self, sde: SDE, x0: Tensor) -> Tensor:
         """t_T ... t_1."""
@@ -166,8 +167,8 @@ class VLBLoss(Loss):
 def _eps_and_prediction(denoiser: Denoiser, x: Tensor, t: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Prediction]:
     """ε̂, and x̂0 with v, from one call of a denoiser with a learned variance."""
     alpha, sigma = (expand(value, x) for value in (denoiser.sde.alpha(t), denoiser.sde.sigma(t)))
-    if hasattr(denoiser, "eps_and_range"):
-        eps, share = getattr(denoiser, "eps_and_range")(x, t, **cond)  # noqa: B009  # as in variance.mean_and_std
+    if isinstance(denoiser, LearnedRange):
+        eps, share = denoiser.eps_and_range(x, t, **cond)
         return eps, Prediction((x - sigma * eps) / alpha, share)
     prediction = predict(denoiser, x, t, "learned", **cond)
     return (x - alpha * prediction.mean) / sigma, prediction

@@ -25,7 +25,7 @@ def likelihood_weighting(sde: SDE, t: Tensor) -> Tensor:
 def importance_weighting(sde: SDE, t: Tensor) -> Tensor:
     """Z/(1 − t_min), Z = logsnr(t_min) − logsnr(1): `likelihood_weighting` for times drawn by `logsnr_times`.
 
-    The law has the density (g²/σ²)/Z, so that both pairs have the same expectation
+    Times have the density (g²/σ²)/Z, so that both pairs have the same expectation
 
         1/(1 − t_min) ∫ (g²/σ²) ‖ε − ε̂‖² dt                          (Song et al. 2021, arXiv:2101.09258, §5.1)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scoresde.noise.keyed import FEW, KeyedSums, Words, deliver, mix, sample_keys
+from scoresde.noise.sources import PathNoise
 
 Array: TypeAlias = NDArray[np.float64]
 Clock: TypeAlias = Callable[[Tensor], Tensor]
@@ -115,8 +116,8 @@ class Mesh:
         return mix(mix(self.tag) ^ number.astype(np.uint64))
 
 
-class BrownianPath:
-    """One Brownian path per sample and entry, as a `NoiseSource`; made by `brownian_noise`.
+class BrownianPath(PathNoise):
+    """One Brownian path per sample and entry; made by `brownian_noise`.
 
         z(t, s) = (W(u_t) − W(u_s)) / √|u_t − u_s|
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from scoresde.noise.streams import sample_seeds
 
 Words: TypeAlias = NDArray[np.uint64]
 
@@ -19,36 +22,35 @@ _FRESH = 0x6672657368  # sets the ids of fresh draws apart from those of nodes
 
 
 def mix(word: Any) -> Any:
-    """A bijection of 64-bit words that scatters neighbours: one step of SplitMix64, of an int or a uint64 array.
+    """A bijection of 64-bit words that scatters neighbours: one step of SplitMix64.
+
+    Args:
+        word: An int, a uint64 array, or an int64 tensor, whose bits are the word's.
 
     References:
         Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
     """
-    word = (word + 0x9E3779B97F4A7C15) & WORD
-    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & WORD
-    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & WORD
-    return word ^ (word >> 31)
+    golden, first, second, mask = _SIGNED if isinstance(word, Tensor) else _UNSIGNED
+    word = (word + golden) & mask
+    word = ((word ^ (word >> 30 & WORD >> 30)) * first) & mask
+    word = ((word ^ (word >> 27 & WORD >> 27)) * second) & mask
+    return word ^ (word >> 31 & WORD >> 31)
 
 
-def sample_seeds(seed: int, count: int) -> list[int]:
-    """Seeds of samples 0 ... count − 1: hashes of (seed, k), so that sample k has the same one in every batch."""
-    return [mix(mix(seed & WORD) ^ k) >> 1 for k in range(count)]
+_UNSIGNED = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, WORD)
+_SIGNED = tuple((number + 2**63) % 2**64 - 2**63 for number in _UNSIGNED)  # the same bits as int64
 
 
 def sample_keys(seeds: int | Sequence[int] | Tensor, count: int, owner: str) -> list[int]:
-    """One 64-bit key per sample.
+    """One 64-bit key per sample, from seeds as for `sample_seeds`."""
+    return [mix(seed & WORD) for seed in sample_seeds(seeds, count, owner)]
 
-    Raises:
-        ValueError: If there is neither one seed nor one per sample.
-    """
-    if isinstance(seeds, int):
-        seeds = sample_seeds(seeds, count)
-    if len(seeds) != count:
-        raise ValueError(
-            f"{owner} needs one seed per sample: expected {count}, got {len(seeds)}. "
-            f"Pass a single whole number to have them derived."
-        )
-    return [mix(int(seed) & WORD) for seed in seeds]
+
+def hashed_signs(t: Tensor, shape: Sequence[int], seed: int) -> Tensor:
+    """±1 for every place of an event, int64, (1, *shape) or (B, *shape) like t: a hash of (63-bit seed, t, place)."""
+    place = torch.arange(1, math.prod(shape) + 1, device=t.device)
+    words = mix(t.detach().double().reshape(-1, 1).contiguous().view(torch.int64) ^ seed)
+    return (1 - 2 * (mix(words ^ place) & 1)).reshape(-1, *shape)
 
 
 def keyed_normals(keys: Sequence[int], entries: int, generator: torch.Generator) -> Tensor:

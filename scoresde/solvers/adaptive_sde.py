@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.integrate.adaptive import Kick, Solution, integrate
+from scoresde.integrate.adaptive import AdditiveNoise, Solution, integrate
 from scoresde.integrate.coordinates import FlowCoordinates
 from scoresde.integrate.methods import Field, State, Tableau
-from scoresde.noise.sources import NoiseSource, gaussian_noise
+from scoresde.noise.sources import NoiseSource, PathNoise, gaussian_noise
 from scoresde.sde import expand
 from scoresde.solvers.base import Solver
 
@@ -32,9 +32,8 @@ class AdaptiveSDE(Solver):
     a smaller step does not choose the noise. Weak order 2. Samples that have arrived leave the batch if the denoiser
     knows how to go on without them (`Denoiser.select`).
 
-    `noise` may be any source: one with a method `select` is a Brownian path already (`brownian_noise`; with the clock
-    log(1 + 1/SNR) its refinements are exactly those of N) and is asked with one time per sample; any other gives fresh
-    draws, and the path is kept here.
+    `noise` may be any source: a `PathNoise` is asked with one time per sample (`brownian_noise`; with the clock
+    log(1 + 1/SNR) its refinements are exactly those of N); any other gives fresh draws, and the path is kept here.
 
     Args:
         rtol, atol: Relative and absolute tolerance of one step, for x scaled to unit variance, per sample (root mean
@@ -71,7 +70,7 @@ class AdaptiveSDE(Solver):
         noise = gaussian_noise(x) if noise is None else noise
         (y,), nfe, accepted, rejected = integrate(
             reverse_field(flow, denoiser, len(x)), (y,), flow.noise_end, flow.data_end, EULER_HEUN,
-            rtol=self.rtol, atol=self.atol, kick=path_kick(flow, y, noise), owner="AdaptiveSDE",
+            rtol=self.rtol, atol=self.atol, noise=path_noise(flow, y, noise), owner="AdaptiveSDE",
         )  # fmt: skip
         x = flow.scale(flow.t_end) * y
         if self.denoise:
@@ -93,35 +92,35 @@ def reverse_field(flow: FlowCoordinates, denoiser: Denoiser, batch: int) -> Fiel
     return Field(flow.coefficients, rate, select)
 
 
-def path_kick(flow: FlowCoordinates, y: Tensor, noise: NoiseSource) -> Kick:
+def path_noise(flow: FlowCoordinates, y: Tensor, noise: NoiseSource) -> AdditiveNoise:
     """Noise of the reverse SDE along one Brownian path per sample, which rejected steps do not change.
 
-    A source with a method `select` is such a path already; any other gives fresh draws, and the path is kept here.
+    A `PathNoise` is such a path already; any other source gives fresh draws, and the path is kept here.
     """
-    return _GivenPath(flow, noise) if hasattr(noise, "select") else _RememberedPath(flow, y, noise)
+    return _GivenPath(flow, noise) if isinstance(noise, PathNoise) else _RecordedPath(flow, y, noise)
 
 
-class _GivenPath:
+class _GivenPath(AdditiveNoise):
     """A source that is a Brownian path by itself, asked with one time per sample."""
 
-    def __init__(self, flow: FlowCoordinates, path: NoiseSource) -> None:
+    def __init__(self, flow: FlowCoordinates, path: PathNoise) -> None:
         self.flow, self.path = flow, path
 
     def __call__(self, z: Tensor, z_to: Tensor) -> Tensor:
         draws = self.path(self.flow.time(z), self.flow.time(z_to))
         return expand(self.flow.variance(z, z_to).sqrt(), draws) * draws
 
-    def settle(self, z: Tensor, accept: Tensor, rejected: Tensor) -> Tensor:
+    def update(self, z: Tensor, accept: Tensor, rejected: Tensor) -> Tensor:
         return rejected.new_zeros((), dtype=torch.long)
 
-    def prepare(self, number: int) -> None:
+    def reserve(self, number: int) -> None:
         pass
 
     def select(self, keep: Tensor) -> None:
-        self.path = self.path.select(keep)  # type: ignore[attr-defined]
+        self.path = self.path.select(keep)
 
 
-class _RememberedPath:
+class _RecordedPath(AdditiveNoise):
     """A Brownian path drawn as it is visited: points that rejected steps have seen ahead are kept and bridged.
 
     W(c) | W(a), W(b) ~ N(W(a) + (c−a)/(b−a) (W(b) − W(a)),  (c−a)(b−c)/(b−a))            a < c < b
@@ -130,7 +129,7 @@ class _RememberedPath:
     def __init__(self, flow: FlowCoordinates, y: Tensor, noise: NoiseSource) -> None:
         self.flow, self.noise = flow, noise
         self.now = torch.zeros_like(y)
-        self.place: Tensor | None = None
+        self.samples: Tensor | None = None
         self.ahead = [self._slot()]  # (z, W): free for a row whose z is past it
         self.trial = self.now, self.now
 
@@ -144,13 +143,13 @@ class _RememberedPath:
         gap = z_to - left
         part = gap / (right - left)
         draws = self.noise(*2 * (torch.ones((), dtype=torch.float64, device=z.device),))  # t = s: a fresh draw
-        draws = draws if self.place is None else draws[self.place]
+        draws = draws if self.samples is None else draws[self.samples]
         w_to = w_left + expand(part, w_left) * (w_right - w_left) + expand((gap * (1 - part)).sqrt(), w_left) * draws
         self.trial = z_to, w_to
         per_unit = torch.where(z_to > z, self.flow.variance(z, z_to) / (z_to - z), 0.0).sqrt()
         return expand(per_unit, w_to) * (w_to - self.now)
 
-    def settle(self, z: Tensor, accept: Tensor, rejected: Tensor) -> Tensor:
+    def update(self, z: Tensor, accept: Tensor, rejected: Tensor) -> Tensor:
         z_to, w_to = self.trial
         pending = rejected
         for k, (point, w) in enumerate(self.ahead):
@@ -160,12 +159,12 @@ class _RememberedPath:
         self.now = _where(accept, w_to, self.now)
         return torch.stack([point > z for point, _ in self.ahead]).all(0).sum()
 
-    def prepare(self, number: int) -> None:
+    def reserve(self, number: int) -> None:
         if number:  # rows without a free slot for their next point
             self.ahead.append(self._slot())
 
     def select(self, keep: Tensor) -> None:
-        self.place = keep if self.place is None else self.place[keep]
+        self.samples = keep if self.samples is None else self.samples[keep]
         self.now = self.now[keep]
         self.ahead = [(point[keep], w[keep]) for point, w in self.ahead]
 

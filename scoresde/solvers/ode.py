@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.integrate.adaptive import Solution, integrate
-from scoresde.integrate.coordinates import ADAPTIVE_METHODS, FlowCoordinates, check_ode_arguments, odeint_options
-from scoresde.integrate.methods import Adams, Field, Method, State, Tableau
+from scoresde.integrate.coordinates import FlowCoordinates
+from scoresde.integrate.methods import Field, State
+from scoresde.integrate.torchdiffeq_backend import adaptive_method, check_ode_arguments, integrate_together
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde import expand
 from scoresde.solvers.base import Solver
@@ -98,35 +98,13 @@ class ProbabilityFlowODE(Solver):
         ends, t_ends = (flow.noise_end, flow.data_end), (1.0, flow.t_end)
         start, end = ends[::-1] if backward else ends
         t_start, t_stop = t_ends[::-1] if backward else t_ends
-        y = x / flow.scale(t_start)
-        if self.per_sample and self.method in ADAPTIVE_METHODS:
-            (y,), nfe, accepted, rejected = integrate(
-                flow_field(flow, denoiser, len(x)), (y,), start, end, adaptive_method(self.method),
-                rtol=self.rtol, atol=self.atol, owner="ProbabilityFlowODE",
-            )  # fmt: skip
+        field, state = flow_field(flow, denoiser, len(x)), (x / flow.scale(t_start),)
+        options: dict[str, Any] = {"rtol": self.rtol, "atol": self.atol, "owner": "ProbabilityFlowODE"}
+        if self.per_sample and self.steps is None:
+            found = integrate(field, state, start, end, adaptive_method(self.method), **options)
         else:
-            y, *counts = self._shared_steps(flow, denoiser, y, start, end)
-            nfe, accepted, rejected = (torch.full((len(x),), count, device=x.device) for count in counts)
-        return Solution(flow.scale(t_stop) * y, nfe, accepted, rejected)
-
-    def _shared_steps(
-        self, flow: FlowCoordinates, denoiser: Denoiser, y: Tensor, start: float, end: float
-    ) -> tuple[Tensor, int, int, int]:
-        from torchdiffeq import odeint
-
-        rate = _Counted(flow, denoiser)
-        times = torch.tensor([start, end], dtype=torch.float64, device=y.device)
-        options = odeint_options(self.method, start, end, self.steps, device=y.device)
-        if self.method in ADAPTIVE_METHODS:
-            rate.callback_accept_step, rate.callback_reject_step = rate.accept, rate.reject
-        try:
-            y = odeint(rate, y, times, rtol=self.rtol, atol=self.atol, method=self.method, options=options)[-1]
-        except AssertionError as error:  # torchdiffeq's "underflow in dt" and "non-finite values in state"
-            raise FloatingPointError(
-                f"ProbabilityFlowODE stopped ({error}): the denoiser returned NaN or infinity, or rtol={self.rtol:g} "
-                f"is below what {y.dtype} can resolve. Check the model, or loosen rtol and atol."
-            ) from None
-        return y, rate.nfe, rate.accepted if self.steps is None else self.steps, rate.rejected
+            found = integrate_together(field, state, start, end, self.method, steps=self.steps, **options)
+        return Solution(flow.scale(t_stop) * found.state[0], found.nfe, found.accepted, found.rejected)
 
 
 def flow_field(flow: FlowCoordinates, denoiser: Denoiser, batch: int) -> Field:
@@ -141,43 +119,3 @@ def flow_field(flow: FlowCoordinates, denoiser: Denoiser, batch: int) -> Field:
         return None if smaller is None else flow_field(flow, smaller, batch)
 
     return Field(flow.coefficients, rate, select)
-
-
-@cache
-def adaptive_method(name: str) -> Method:
-    """Adams, or an embedded pair with torchdiffeq's coefficients."""
-    if name == "adams":
-        return Adams()
-    from torchdiffeq._impl.odeint import SOLVERS
-
-    solver = SOLVERS[name]
-    nodes, rows, weights, error = solver.tableau
-    return Tableau(
-        solver.order,
-        tuple(nodes.tolist()),
-        tuple(tuple(row.tolist()) for row in rows),
-        tuple(weights.tolist()),
-        tuple(error.tolist()),
-    )
-
-
-class _Counted:
-    """dy/dz for torchdiffeq, one z for the batch, counting calls and steps."""
-
-    callback_accept_step: Any
-    callback_reject_step: Any
-
-    def __init__(self, flow: FlowCoordinates, denoiser: Denoiser) -> None:
-        self.flow, self.denoiser = flow, denoiser
-        self.nfe = self.accepted = self.rejected = 0
-
-    def __call__(self, z: Tensor, y: Tensor) -> Tensor:
-        self.nfe += 1
-        at = self.flow.coefficients(z)
-        return self.flow.slope(at, y, self.denoiser.eps(at[1] * y, at[0]))
-
-    def accept(self, z: Tensor, y: Tensor, dz: Tensor) -> None:
-        self.accepted += 1
-
-    def reject(self, z: Tensor, y: Tensor, dz: Tensor) -> None:
-        self.rejected += 1

@@ -93,14 +93,13 @@ class _Reverse:
         for when, state, value in self.recent:
             if bool(z == when) and torch.equal(y, state):
                 return value
-        t = self.flow.time(z)
-        x = self.flow.scale(t) * y.reshape(self.shape)
-        value = self.flow.rate(x, z, t, self.denoiser.eps(x, t), eps_weight=2.0).flatten(1)
+        at, rows = self.flow.coefficients(z), y.reshape(self.shape)
+        value = self.flow.slope(at, rows, self.denoiser.eps(at[1] * rows, at[0]), eps_weight=2.0).flatten(1)
         self.recent = [*self.recent[-2:], (z, y, value)]
         return value
 
     def g(self, z: Tensor, y: Tensor) -> Tensor:
-        return self.flow.spread(z, self.flow.time(z)).to(y.dtype).expand(y.shape)
+        return self.flow.diffusion(z).to(y.dtype).expand(y.shape)
 
 
 class _FreshIncrements:

@@ -1,8 +1,7 @@
-"""The learning rate and the random streams of a step: functions of the step alone."""
+"""The learning rate, a function of the step alone."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 DECAYS = ("constant", "cosine", "linear")
@@ -25,9 +24,3 @@ def learning_rate_factor(step: int, *, steps: int, warmup: int = 0, decay: str =
         return step / warmup
     p = (step - warmup) / max(steps - warmup, 1)
     return {"constant": 1.0, "linear": 1 - p, "cosine": 0.5 * (1 + math.cos(math.pi * p))}[decay]
-
-
-def stream_seed(seed: int, *stream: int | str) -> int:
-    """A 63-bit seed for one of many independent random streams, such as (seed, "noise", step)."""
-    digest = hashlib.sha256(repr((seed, *stream)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoresde.noise import stream_generator, stream_seed
 from scoresde.training.meter import Meter
-from scoresde.training.schedule import stream_seed
 
 Batch = Callable[[int], tuple[Tensor, dict[str, Any]]]  # micro-batch index -> (x0 (B, *), conditions)
 
@@ -119,4 +119,4 @@ class Update:
         return x0, cond
 
     def _generator(self, index: int) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(stream_seed(self.seed, "noise", index, self.rank))
+        return stream_generator(self.seed, "noise", index, self.rank, device=self.device)

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from command_line import command, inside
 from PIL import Image
 
-from scoresde.cli import config_dir, train_main
-from scoresde.commands.build import ConfigError
-from scoresde.commands.diagnostics import KINDS, _cell_optimum, _Test, diagnose
+from scoresde.cli import sample_main, train_main
+from scoresde.commands.build import ConfigError, build_as
+from scoresde.commands.diagnostics import MEASURES, _cell_optimum, _Test
+from scoresde.commands.interfaces import Diagnostics
 from scoresde.commands.load import TrainedModel, load_run
 from scoresde.diagnostics import asymmetry_by_noise, fokker_planck_by_noise, loss_by_noise, marginal_gap
+from scoresde.noise import stream_generator
 
 TINY = ["logger=csv", "trainer.warmup=0", "trainer.steps=30", "batch_size=32", "trainer.ema_decay=0.5"]
 FAST = {"bins": 3, "num_examples": 20, "jacobian_examples": 4, "probes": 2, "gap_samples": 10, "steps": 4}
@@ -37,17 +38,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(path: str = "runs/plain", **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `diagnose` returns and what it writes."""
-    given = {"kind": "default", "which": "all", **FAST, **options}
-    returned = diagnose(load_run(path), given, 3, 8, torch.device("cpu"), [], Path("o/in"))
+    """What `DenoiserDiagnostics` return and what they write."""
+    node = {"_target_": "scoresde.commands.DenoiserDiagnostics", **FAST, **options}
+    diagnostics = build_as(Diagnostics, node, "diagnostics")
+    returned = diagnostics(load_run(path), seed=3, batch_size=8, out=Path("o/in"))
     return returned, json.loads(Path("o/in/diagnostics.json").read_text())
 
 
 def batches(trained: TrainedModel, count: int) -> list[Any]:
     """Test examples as the command takes them, in batches of 8."""
     split = trained.data().test
-    rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(3))[:count]
-    x = trained.codec.encode(split.x[rows], generator=torch.Generator().manual_seed(3))
+    rows = torch.randperm(len(split), generator=stream_generator(3, "order"))[:count]
+    x = trained.codec.encode(split.x[rows], generator=stream_generator(3, "dequantization"))
     labels = (
         [{}] * 9
         if split.label is None or trained.classes is None
@@ -57,7 +59,7 @@ def batches(trained: TrainedModel, count: int) -> list[Any]:
 
 
 def seeded(number: int) -> torch.Generator:
-    return torch.Generator().manual_seed(3 * 1_000_003 + number)
+    return stream_generator(3, "diagnostic", number)
 
 
 @pytest.mark.parametrize("path", ["runs/plain", "runs/labelled"])
@@ -83,7 +85,7 @@ def test_the_numbers_are_those_of_python(path: str, work: Path) -> None:
         model, trained.shape, samples=10, steps=4, levels=4, batch_size=8, cond=cond, generator=seeded(4)
     )
     assert written["gap"]["sliced"] == pytest.approx(gap.sliced.tolist(), rel=1e-4)
-    assert set(KINDS) <= set(written) and "sliced_floor" in written["gap"]
+    assert set(MEASURES) <= set(written) and "sliced_floor" in written["gap"]
 
 
 def test_a_summary_a_picture_and_the_units(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,7 +123,7 @@ def test_references_enclose_the_optimum(work: Path) -> None:
 def test_levels_have_a_cell_that_no_denoiser_sees_into(work: Path) -> None:
     """At high SNR a uniform cell looks flat: the loss tends to 1, from below the SNR of the cell as SNR w²/12."""
     trained = load_run("runs/labelled")
-    test = _Test(trained, trained.data(), 0, 8, torch.device("cpu"))
+    test = _Test(trained, 0, 8)
     edges = torch.tensor([-4.0, -3.9, 13.0, 13.8], dtype=torch.float64)
     optimum = _cell_optimum(trained.model.sde, test, edges)
     low, high = trained.codec.value_range  # type: ignore[union-attr]
@@ -132,9 +134,9 @@ def test_levels_have_a_cell_that_no_denoiser_sees_into(work: Path) -> None:
 
 def test_which_chooses(work: Path) -> None:
     written = run(which="asymmetry")[1]
-    assert set(KINDS) & set(written) == {"asymmetry"}
+    assert set(MEASURES) & set(written) == {"asymmetry"}
     written = run(which=["gap", "loss"])[1]
-    assert set(KINDS) & set(written) == {"gap", "loss"}
+    assert set(MEASURES) & set(written) == {"gap", "loss"}
 
 
 def test_without_matplotlib_the_numbers_are_still_written(
@@ -153,18 +155,53 @@ def test_without_matplotlib_the_numbers_are_still_written(
     assert not Path("o/in/diagnostics.png").exists()
 
 
-def test_the_shipped_options_are_the_ones_that_are_read() -> None:
-    shipped = yaml.safe_load((config_dir() / "diagnostics/default.yaml").read_text())
-    assert set(shipped) == {"kind", "which", *FAST}
-    assert yaml.safe_load((config_dir() / "diagnostics/none.yaml").read_text()) == {"kind": "none"}
+def test_diagnostics_of_one_s_own_are_one_class_and_one_yaml(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (work / "my_diagnostics.py").write_text(
+        "from scoresde.commands import Diagnostics\n"
+        "class Weights(Diagnostics):\n"
+        "    def __init__(self, *, power: float): self.power = power\n"
+        "    def __call__(self, trained, *, seed, batch_size, out):\n"
+        "        total = sum(float(p.abs().pow(self.power).sum()) for p in trained.net.parameters())\n"
+        "        return {'weights': total, 'batch_size': batch_size}\n"
+    )
+    monkeypatch.syspath_prepend(str(work))
+    Path("myconf/diagnostics").mkdir(parents=True)
+    Path("myconf/diagnostics/mine.yaml").write_text("_target_: my_diagnostics.Weights\npower: 2.0\n")
+    Path("myconf/diagnostics/short.yaml").write_text("_target_: my_diagnostics.Weights\n")
+    own = ["--config-dir", "myconf", "run=runs/plain", "num_samples=0", "out=o"]
+    command(sample_main, *own, "diagnostics=mine", "diagnostics.power=1", "batch_size=5")
+    total = sum(float(p.abs().sum()) for p in load_run("runs/plain").net.parameters())
+    found = json.loads(Path("o/metrics.json").read_text())
+    assert found["weights"] == pytest.approx(total) and found["batch_size"] == 5
+    with pytest.raises(SystemExit, match="diagnostics: .*missing 1 required keyword-only argument: 'power'"):
+        command(sample_main, *own, "diagnostics=short")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bins": 0}, "diagnostics.bins needs a whole number of at least 1, got 0"),
-        ({"probes": 1}, "diagnostics.probes needs a whole number of at least 2, or null, got 1"),
-        ({"gap_samples": None}, "diagnostics.gap_samples needs a whole number of at least 2, got None"),
+        (["diagnostics.kind=nonsense"], "diagnostics.kind=nonsense: .*write diagnostics=NAME, one of default, none"),
+        (["diagnostics=nonsense"], "Could not find 'diagnostics/nonsense'"),
+        (["diagnostics=default", "diagnostics.bin=3"], "diagnostics.bin=3"),
+        (["diagnostics=default", "diagnostics.which=[los]"], r"all, or some of \[loss, .*got \['los'\]"),
+        (["diagnostics=default", "diagnostics._target_=scoresde.commands.ELBO"], "must be a Diagnostics, got ELBO"),
+    ],
+    ids=str,
+)
+def test_a_mistyped_option_gets_one_sentence(options: list[str], message: str, work: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command(sample_main, "run=runs/plain", "num_samples=0", "out=o", *options)
+    said = str(stopped.value.code)
+    assert re.search(message, said) and "\n" not in said, said
+    assert not Path("o").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bins": 0}, "diagnostics.bins needs to be at least 1, got 0"),
+        ({"probes": 1}, "diagnostics.probes needs to be at least 2, got 1"),
+        ({"gap_samples": None}, "diagnostics.gap_samples needs a whole number, got null"),
         ({"num_examples": True}, "diagnostics.num_examples needs a whole number"),
         ({"which": "some"}, r"needs to be all, or some of \[loss, fokker_planck, asymmetry, gap\], got 'some'"),
         ({"which": []}, "needs to be all, or some of"),

@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,16 @@ from command_line import command, inside
 
 from scoresde.cli import sample_main, train_main
 from scoresde.commands import likelihood as likelihood_command
-from scoresde.commands.build import ConfigError
-from scoresde.commands.estimators import FlowEstimator, Scores
-from scoresde.commands.findings import Unit, findings
+from scoresde.commands.build import ConfigError, build_as
+from scoresde.commands.flow_likelihood import FlowLikelihood
+from scoresde.commands.interfaces import Likelihood, Scorer, Scores, StoredBatch
+from scoresde.commands.likelihood_words import Unit, print_summary
 from scoresde.commands.load import load_run
 from scoresde.commands.tables import GrowingTable
 from scoresde.data import digits
 from scoresde.likelihood import Cells, DiscretizedGaussian, log_prob
 from scoresde.likelihood.elbo import elbo
+from scoresde.noise import stream_seed
 
 TINY = ["logger=csv", "trainer.steps=4", "trainer.precision=float32", "batch_size=16"]
 SMALL = ["num_samples=0", "out=o"]
@@ -67,11 +71,17 @@ def sentence(*arguments: str) -> str:
     return stopped.value.code
 
 
+def around_scores(monkeypatch: pytest.MonkeyPatch, change: Callable[[Scorer, StoredBatch], Scores]) -> None:
+    """Let `change` answer for the scores of the probability flow."""
+    prepare = FlowLikelihood.prepare
+    monkeypatch.setattr(FlowLikelihood, "prepare", lambda *arguments: partial(change, prepare(*arguments)))
+
+
 def test_exact_values_are_those_of_python_in_the_data_s_own_units(work: Path) -> None:
     rows = score("toy", "likelihood=exact", "likelihood.num_examples=4", "likelihood.rtol=1e-4", "likelihood.atol=1e-4")
 
     trained = load_run("runs/toy")
-    data = likelihood_command.own_examples(trained, "test", 0, [])
+    data = likelihood_command.own_examples(trained, "test", 0)
     index = [int(row["index"]) for row in rows]
     assert index == data.index[:4].tolist() and list(rows[0]) == [
         "index", "label", "nats", "std_error", "solver_error", "nfe", "status"
@@ -102,15 +112,15 @@ def test_a_value_depends_on_neither_batch_nor_resumption(work: Path, monkeypatch
     assert {row["std_error"] == "" for row in whole} == {True, False}
     Path("o/likelihood.csv").unlink()
 
-    calls, original = [], FlowEstimator.__call__
+    calls = []
 
-    def stopping(self: FlowEstimator, batch: Any) -> Scores:
+    def stopping(score: Scorer, batch: StoredBatch) -> Scores:
         calls.append(len(batch.seeds))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return original(self, batch)
+        return score(batch)
 
-    monkeypatch.setattr(FlowEstimator, "__call__", stopping)
+    around_scores(monkeypatch, stopping)
     again = [*options, "likelihood.batch_size=2"]
     with pytest.raises(SystemExit) as stopped:
         command(sample_main, "run=runs/digits", *SMALL, *again)
@@ -163,8 +173,8 @@ def test_bounds_of_levels_have_a_decoder_over_them(work: Path) -> None:
         "digits", "likelihood=elbo", "likelihood.t_start=0.02", "likelihood.samples=4", "likelihood.num_examples=3"
     )
     trained = load_run("runs/digits")
-    examples = likelihood_command.own_examples(trained, None, 0, [])
-    seed = likelihood_command.mix(likelihood_command.mix(0) ^ int(examples.index[0])) >> 1
+    examples = likelihood_command.own_examples(trained, None, 0)
+    seed = stream_seed(0, "example", int(examples.index[0]))
     decoder = DiscretizedGaussian(levels=17, value_range=(-1, 1))
     x = Cells(levels=17).centre(examples.x[:3])
     expected = elbo(trained.model, x, samples=4, t_start=0.02, decoder=decoder,  # type: ignore[arg-type]
@@ -176,8 +186,8 @@ def test_bounds_of_levels_have_a_decoder_over_them(work: Path) -> None:
 def test_a_bound_of_continuous_data_is_in_their_own_units(work: Path) -> None:
     rows = score("toy", "likelihood=elbo", "likelihood.samples=4", "likelihood.num_examples=3")
     trained = load_run("runs/toy")
-    examples = likelihood_command.own_examples(trained, None, 0, [])
-    seed = likelihood_command.mix(likelihood_command.mix(0) ^ int(examples.index[0])) >> 1
+    examples = likelihood_command.own_examples(trained, None, 0)
+    seed = stream_seed(0, "example", int(examples.index[0]))
     x = trained.codec.encode(examples.x[:3])
     expected = elbo(trained.model, x, samples=4, generator=torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
     np.testing.assert_allclose(column(rows, "nats"), expected.log_prob.double() - trained.codec.log_det, rtol=1e-4)  # type: ignore[union-attr]
@@ -256,14 +266,12 @@ def test_the_run_s_own_codec_is_used_for_a_file(work: Path) -> None:
 
 
 def test_a_row_whose_integration_fails_does_not_stop_the_others(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = FlowEstimator.__call__
-
-    def failing(self: FlowEstimator, batch: Any) -> Scores:
+    def failing(score: Scorer, batch: StoredBatch) -> Scores:
         if bool((batch.x[:, 0] > 1e3).any()):
             raise FloatingPointError("log_prob stopped: the denoiser returned NaN")
-        return original(self, batch)
+        return score(batch)
 
-    monkeypatch.setattr(FlowEstimator, "__call__", failing)
+    around_scores(monkeypatch, failing)
     np.save("my.npy", np.array([[0.1, 0.2], [1e4, 0.0], [0.5, -0.5]]))
     rows = score("toy", "likelihood=hutchinson", *MINE, *LOOSE)
     assert [row["status"] for row in rows] == ["ok", "log_prob stopped: the denoiser returned NaN", "ok"]
@@ -286,8 +294,7 @@ def test_bits_per_dim_below_zero_name_their_cause(work: Path, capsys: pytest.Cap
     trained = load_run("runs/digits")
     row = {"index": "0", "nats": "3.0", "bits_per_dim": "-0.1", "std_error": "", "solver_error": "", "nfe": "9",
            "status": "ok"}  # fmt: skip
-    estimator = FlowEstimator(trained=trained, ode={}, dequantization=None)
-    found = findings([row, row], Unit.of(trained), estimator, "test images", 1.0, False)
+    found = print_summary([row, row], Unit.of(trained), FlowLikelihood(), "test images", 1.0, False)
     assert "bits/dim below 0" in capsys.readouterr().out
     assert found["bits_per_dim"] < 0 and found["bits_per_dim_estimator_error"] is None
 
@@ -317,15 +324,27 @@ def test_which_solver_and_options_evaluate_a_likelihood(work: Path) -> None:
         (["run=runs/toy", "data=array", "data.path=wide.npy", "data.levels=256"], "drop data.levels"),
         (["run=runs/toy", "data=array", "data.path=nan.npy"], "none of the 3 .* holds NaN or infinity"),
         (["data=array", "data.path=text.npy"], "needs real numbers"),
-        (["likelihood=best"], "Could not find 'likelihood/best'"),
-        (["likelihood=exact", "likelihood.kind=best"], "needs to be one of exact, hutchinson, elbo, vlb, report"),
+        (["likelihood=exat"], "Could not find 'likelihood/exat'"),
+        (["likelihood.kind=exact"], "likelihood.kind=exact: .*write likelihood=exact"),
+        (["likelihood.prob=2"], "likelihood.prob=2"),
+        (["likelihood=exact", "likelihood._target_=scoresde.DDIM"], "likelihood=... must be a Likelihood, got DDIM"),
+        (["likelihood=report", "likelihood.ode=null"], "likelihood.ode=... must be a Likelihood, got None"),
+        (["likelihood=hutchinson", "likelihood.method=rk5"], "adams, dopri5, .*, rk4, got 'rk5'"),
+        (["likelihood=hutchinson", "likelihood.probes=two"], "likelihood.probes needs a whole number, got 'two'"),
+        (["likelihood=hutchinson", "likelihood.probes=null"], "likelihood.probes needs a whole number, got null"),
+        (["likelihood=hutchinson", "likelihood.probe=cauchy"], "rademacher.* got 'cauchy'"),
+        (["likelihood=hutchinson", "likelihood.when=never"], "always, ode, got 'never'"),
+        (["likelihood=hutchinson", "likelihood.t_start=early"], "t_start needs a number, or null, got 'early'"),
+        (["likelihood=elbo", "likelihood.samples=0"], "samples of at least 1, got 0"),
+        (["likelihood=vlb", "likelihood.decoder_variance=[1]"], r"a number or text, or null, got \[1\]"),
+        (["likelihood=vlb", "likelihood.steps=1"], "steps of at least 2, got 1"),
         (["likelihood=exact", "likelihood.split=val"], "one of test, train, all, got 'val'"),
-        (["likelihood=exact", "likelihood.batch_size=0"], "batch_size needs a whole number of at least 1, got 0"),
-        (["likelihood=exact", "likelihood.num_examples=few"], "at least 0, or null, got 'few'"),
-        (["likelihood=exact", "likelihood.dequantization=best"], "uniform, truncated_normal, variational, got 'best'"),
+        (["likelihood=exact", "likelihood.batch_size=0"], "likelihood.batch_size needs to be at least 1, got 0"),
+        (["likelihood=exact", "likelihood.num_examples=few"], "num_examples needs a whole number, or null, got 'few'"),
+        (["likelihood=exact", "likelihood.dequantization=best"], "truncated_normal, variational, or null, got 'best'"),
         (["likelihood=exact", "likelihood.dequantization=variational"], "digits_dequantization of=runs/digits"),
         (["likelihood=elbo", "likelihood.decoder=best"], "discretized or categorical, got 'best'"),
-        (["likelihood=vlb", "likelihood.variance=optimal"], "needs a covariance: add variance=analytic or"),
+        (["likelihood=vlb", "likelihood.variance=optimal"], "needs a covariance: add variance=analytic, "),
         (["likelihood=vlb", "likelihood.variance=learned"], "variance='learned' needs"),
         (["likelihood=exact", "likelihood.csv=values.txt"], r"ends in \.csv, got values\.txt"),
         (["likelihood=exact", "likelihood.t_start=0", "likelihood.num_examples=2"], "t_start|noise|σ"),
@@ -371,6 +390,87 @@ def test_a_table_reads_back_what_it_wrote(tmp_path: Path) -> None:
         GrowingTable(tmp_path / "t.txt", columns, {})
 
 
-def test_options_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(ConfigError, match="seed needs a whole number of at least 0, or null, got True"):
-        likelihood_command.check_options({"kind": "exact", "num_examples": None, "batch_size": 1, "seed": True})
+OWN = ["--config-dir", "myconf"]
+MINE_PY = """
+import torch
+from dataclasses import dataclass
+from scoresde.commands import Likelihood, Scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nearest(Likelihood):
+    \"\"\"log N(x0; x̂0, width²) at one noise level.\"\"\"
+
+    width: float
+    t: float = 0.5
+    columns = ("error",)
+
+    def prepare(self, trained, variance):
+        def score(batch):
+            x0 = trained.codec.encode(batch.x)
+            off = x0 - trained.denoiser(x0, torch.tensor(self.t))
+            nats = torch.distributions.Normal(0.0, self.width).log_prob(off).sum(1)
+            one = torch.ones_like(nats)
+            return Scores(nats, 0 * one, one, {"error": off.square().mean(1)})
+        return score
+
+
+class Stranger:
+    pass
+"""
+
+
+@pytest.fixture
+def myconf(work: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of options of a user's, beside a module."""
+    (work / "my_likelihoods.py").write_text(MINE_PY)
+    monkeypatch.syspath_prepend(str(work))
+    folder = work / "myconf/likelihood"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("_target_: my_likelihoods.Nearest\nwidth: 0.5\nt: 0.5\n")
+    (folder / "short.yaml").write_text("_target_: my_likelihoods.Nearest\nt: 0.5\n")
+    (folder / "nothing.yaml").write_text("width: 0.5\n")
+    (folder / "strange.yaml").write_text("_target_: my_likelihoods.Stranger\n")
+    return folder
+
+
+def test_a_likelihood_of_one_s_own_is_one_class_and_one_yaml(myconf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = score("toy", "likelihood=mine", "likelihood.num_examples=3", "likelihood.width=2", *OWN)
+    assert list(rows[0]) == ["index", "label", "nats", "std_error", "error", "nfe", "status"] and len(rows) == 3
+    expected = -column(rows, "error") * 2 / 8 - 2 * math.log(2 * math.sqrt(2 * math.pi))
+    np.testing.assert_allclose(column(rows, "nats"), expected, rtol=1e-5)
+    assert "standard error over 3 test examples" in capsys.readouterr().out
+    assert metrics()["likelihood_kind"] == "nearest" and metrics()["likelihood_error"] > 0
+    part = ["likelihood.ode.rtol=0.1", "likelihood.ode.atol=0.1", "likelihood.vlb.steps=3"]
+    beside = score("toy", "likelihood=report", "likelihood@likelihood.elbo=mine", *part,
+                   "likelihood.elbo.width=2", "likelihood.num_examples=3", *OWN)  # fmt: skip
+    np.testing.assert_allclose(column(beside, "sde_nats"), column(rows, "nats"), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["likelihood=short"], "likelihood: .*missing 1 required keyword-only argument: 'width'"),
+        (["likelihood=mine", "likelihood.width=wide"], "likelihood.width needs a number, got 'wide'"),
+        (["likelihood=mine", "likelihood.high=2"], "likelihood.high=2"),
+        (["likelihood=nothing"], r"likelihood=... must be a Likelihood, got options without a class \(width\)"),
+        (["likelihood=strange"], "'my_likelihoods.Stranger', which is none of .*Likelihood"),
+        (["likelihood=mine", "likelihood._target_=my_likelihoods.Nearer"], "'my_likelihoods.Nearer', which does not"),
+    ],
+    ids=str,
+)
+def test_mistakes_in_one_s_own_get_one_sentence(options: list[str], message: str, myconf: Path) -> None:
+    said = sentence("run=runs/toy", *SMALL, *options, *OWN)
+    assert re.search(message, said), said
+
+
+def test_arguments_are_checked_against_their_annotations() -> None:
+    node = {"_target_": "scoresde.commands.LikelihoodReport", "elbo": {"_target_": "scoresde.DDIM"}}
+    with pytest.raises(ConfigError, match=r"likelihood.elbo=... must be a Likelihood, got DDIM"):
+        build_as(Likelihood, node, "likelihood")
+    for key, value, message in (
+        ("importance", 1, "true or false, got 1"), ("samples", True, "a whole number, got True"),
+        ("steps", 2.5, "a whole number, or null, got 2.5"), ("rtol", None, "a number, got null"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"likelihood.{key} needs {message}"):
+            build_as(Likelihood, {"_target_": "scoresde.commands.FlowLikelihood", key: value}, "likelihood")

@@ -23,7 +23,7 @@ from scoresde.commands.variance import VARIANCE_FILE, moments_of
 from scoresde.fitting.optimal_grid import optimal_grid
 from scoresde.guidance import Guided
 from scoresde.losses import SecondMomentLoss
-from scoresde.noise import per_sample_noise
+from scoresde.noise import per_sample_noise, stream_generator, stream_seed
 from scoresde.solvers import DDIM, DDPM, Langevin, PredictorCorrector, Solver
 
 FAST = ["logger=csv", "trainer.warmup=0", "trainer.ema_decay=0.5", "optimizer.lr=0.01"]
@@ -57,9 +57,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def drawn(run: str, solver: Solver, denoiser: Any) -> np.ndarray[Any, Any]:
     """The first three samples of seed 0, without the command line."""
     trained = load_run(run)
-    latents = [denoiser.sde.prior_sample((1, 8, 8), generator=torch.Generator().manual_seed(2 * k)) for k in range(3)]
+    latents = [denoiser.sde.prior_sample((1, 8, 8), generator=stream_generator(0, "latent", k)) for k in range(3)]
     x = torch.stack(latents)
-    y = solver(denoiser, x, noise=per_sample_noise(x, [2 * k + 1 for k in range(3)]))
+    y = solver(denoiser, x, noise=per_sample_noise(x, [stream_seed(0, "noise", k) for k in range(3)]))
     return trained.codec.to_uint8(y)[:, 0].numpy()  # type: ignore[union-attr]
 
 

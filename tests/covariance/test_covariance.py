@@ -22,7 +22,6 @@ from scoresde import (
     linear_betas,
 )
 from scoresde.covariance import AnalyticVariance, HessianDiagonal, SecondMoment, jacobian_diagonal, second_moment
-from scoresde.covariance.probing import signs
 from scoresde.sde import expand
 from scoresde.training import load_checkpoint, save_checkpoint
 
@@ -173,19 +172,6 @@ def test_one_probe_is_exact_for_a_diagonal_jacobian_and_many_are_unbiased() -> N
     torch.testing.assert_close(runs.var(0), jacobian[:, [0, 1], [1, 0]].square() / 2, rtol=0.3, atol=0)
 
 
-def test_signs_are_fair_independent_and_a_function_of_seed_time_and_place() -> None:
-    t = torch.linspace(0, 1, 2000, dtype=torch.float64)
-    table = signs(t, (4, 5), 3).double().flatten(1)
-    assert set(table.unique().tolist()) == {-1.0, 1.0}
-    correlations = table.T @ table / 2000 - torch.eye(20).double()
-    assert float(table.mean(0).abs().max()) * 2000**0.5 < 4 and float(correlations.abs().max()) * 2000**0.5 < 4.5
-    assert abs(float((table[1:] * table[:-1]).mean())) * 40000**0.5 < 4  # neighbouring times
-    other = signs(t, (4, 5), 4).double().flatten(1)
-    assert abs(float((table * other).mean())) * 40000**0.5 < 4
-    torch.testing.assert_close(signs(t[7], (4, 5), 3)[0].double().flatten(), table[7], rtol=0, atol=0)
-    torch.testing.assert_close(signs(t.float()[:1], (4, 5), 3), signs(t[:1], (4, 5), 3), rtol=0, atol=0)
-
-
 class Pair(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, **cond: Any) -> Tensor:
         return torch.tanh(x + x.flip(1) / 2) * (1 + cond.get("label", 0.0))
@@ -214,8 +200,3 @@ def test_wrappers_keep_dtype_pass_conditions_on_and_split_batches(dtype: torch.d
         few = part.mean_and_covariance(x[[1, 3]], t)
         torch.testing.assert_close(few[0], x0_hat[[1, 3]])
         torch.testing.assert_close(few[1], covariance[[1, 3]] if covariance.ndim else covariance)
-        times = (torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.2, dtype=torch.float64))
-        quick = bound.tabulate(times).mean_and_covariance(x, times[1])
-        slow = bound.mean_and_covariance(x, times[1])
-        torch.testing.assert_close(quick[0], slow[0])
-        torch.testing.assert_close(quick[1], slow[1])

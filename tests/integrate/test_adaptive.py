@@ -14,12 +14,12 @@ from torch.overrides import TorchFunctionMode
 from scoresde import VPSDE, Composed, Denoiser, Epsilon, Guided, NetworkDenoiser, ProbabilityFlowODE
 from scoresde.integrate.adaptive import Integral, integrate
 from scoresde.integrate.methods import Field, State
-from scoresde.solvers.ode import adaptive_method
+from scoresde.integrate.torchdiffeq_backend import adaptive_method
 
 METHODS = ["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"]
 
 
-def clock(z: Tensor) -> Tensor:
+def coefficients(z: Tensor) -> Tensor:
     return z[None]
 
 
@@ -49,7 +49,7 @@ def spiral(rates: Tensor) -> Field:
         turned = torch.stack([y[:, 1], -y[:, 0]], 1)
         return rates[:, None] * turned, rates * y[:, 0]
 
-    return Field(clock, rate, lambda index: spiral(rates[index]))
+    return Field(coefficients, rate, lambda index: spiral(rates[index]))
 
 
 def exact_spiral(angle: Tensor) -> State:
@@ -83,7 +83,7 @@ def test_only_controlled_parts_decide() -> None:
 
     def solve(*controlled: int) -> Integral:
         pair, options = adaptive_method("dopri5"), {"rtol": 1e-6, "atol": 1e-6}
-        return integrate(Field(clock, rate), start(), 0.0, 1.0, pair, controlled=controlled, **options)
+        return integrate(Field(coefficients, rate), start(), 0.0, 1.0, pair, controlled=controlled, **options)
 
     blind, seeing, both = solve(0), solve(1), solve(0, 1)
     assert int(blind.accepted[0]) <= 4

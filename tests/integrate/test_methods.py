@@ -56,10 +56,10 @@ def test_weights_on_any_steps_integrate_polynomials(count: int) -> None:
 def test_a_polynomial_is_integrated_exactly_once_enough_slopes_are_known() -> None:
     method, problem = Adams(order=3), field(lambda z, y: 5 * z**3 + y * 0)
     z, y = torch.zeros(2, dtype=WIDE), torch.zeros(2, 1, dtype=WIDE)
-    memory = method.begin(problem, z, (y,))
+    history = method.begin(problem, z, (y,))
     for index, h in enumerate([0.1, 0.15, 0.3, 0.2, 0.4]):
         step = torch.tensor([h, 2 * h], dtype=WIDE)
-        tried = method.attempt(problem, z, step, (y,), memory)
+        tried = method.attempt(problem, z, step, (y,), history)
         exact = y + 1.25 * ((z + step) ** 4 - z**4)[:, None]
         assert (tried.order == min(index + 2, 4)).all()
         if index >= 2:
@@ -67,23 +67,23 @@ def test_a_polynomial_is_integrated_exactly_once_enough_slopes_are_known() -> No
         else:
             assert ((tried.state[0] - exact).abs() > 1e-6).all()
         z, y = z + step, exact
-        memory = method.settle(memory, z, tried, torch.ones(2, dtype=torch.bool))
+        history = method.update(history, z, tried, torch.ones(2, dtype=torch.bool))
 
 
 def test_the_error_estimate_is_that_of_the_corrector_of_one_order_less() -> None:
     method, problem = Adams(order=4), field(lambda z, y: torch.cos(3 * z) * y)
     z, y = torch.zeros(1, dtype=WIDE), torch.ones(1, 1, dtype=WIDE)
-    memory = method.begin(problem, z, (y,))
+    history = method.begin(problem, z, (y,))
     for h in (0.05, 0.08, 0.06, 0.1, 0.07):
         step = torch.tensor([h], dtype=WIDE)
-        tried = method.attempt(problem, z, step, (y,), memory)
-        count = int(memory.real)
-        nodes = torch.cat([(z + step)[None], memory.z])
+        tried = method.attempt(problem, z, step, (y,), history)
+        count = int(history.real)
+        nodes = torch.cat([(z + step)[None], history.z])
         lower = _terms(nodes, z, z + step, torch.tensor([count])).sum(0)[:, 0]
-        slopes = [tried.slopes[-1][0], *memory.slopes[0].unbind(1)]
+        slopes = [tried.slopes[-1][0], *history.slopes[0].unbind(1)]
         less = y + sum(w * f for w, f in zip(lower, slopes, strict=True))
         torch.testing.assert_close(tried.error[0], tried.state[0] - less, rtol=1e-9, atol=1e-16)
-        memory = method.settle(memory, z + step, tried, torch.tensor([True]))
+        history = method.update(history, z + step, tried, torch.tensor([True]))
         z, y = z + step, tried.state[0]
 
 
@@ -97,28 +97,28 @@ def test_observed_order_on_equal_steps(order: int) -> None:
         past = [-h * k for k in range(order)]
         slopes = (torch.tensor([[[math.cos(u) * math.exp(math.sin(u))] for u in past]], dtype=WIDE),)
         z, y = torch.zeros(1, dtype=WIDE), torch.ones(1, 1, dtype=WIDE)
-        memory = method.begin(problem, z, (y,))._replace(
+        history = method.begin(problem, z, (y,))._replace(
             z=torch.tensor(past, dtype=WIDE)[:, None], slopes=slopes, real=torch.tensor([order])
         )
         for _ in range(steps):
-            tried = method.attempt(problem, z, torch.tensor([h], dtype=WIDE), (y,), memory)
+            tried = method.attempt(problem, z, torch.tensor([h], dtype=WIDE), (y,), history)
             z, y = z + h, tried.state[0]
-            memory = method.settle(memory, z, tried, torch.tensor([True]))
+            history = method.update(history, z, tried, torch.tensor([True]))
         errors.append(abs(float(y) - math.exp(math.sin(2.0))))
     # in the mode predict, evaluate, correct the slope that is kept is the predictor's: order p, the corrector's p + 1
     assert order - 0.35 < math.log2(errors[0] / errors[1]) < order + 1.35
 
 
-def test_a_refused_step_leaves_the_memory() -> None:
+def test_a_refused_step_leaves_the_history() -> None:
     method, problem = Adams(order=3), field(lambda z, y: -y)
     z, y = torch.zeros(2, dtype=WIDE), torch.ones(2, 1, dtype=WIDE)
-    memory = method.begin(problem, z, (y,))
-    tried = method.attempt(problem, z, torch.full((2,), 0.1, dtype=WIDE), (y,), memory)
-    after = method.settle(memory, z + 0.1, tried, torch.tensor([True, False]))
+    history = method.begin(problem, z, (y,))
+    tried = method.attempt(problem, z, torch.full((2,), 0.1, dtype=WIDE), (y,), history)
+    after = method.update(history, z + 0.1, tried, torch.tensor([True, False]))
     assert after.real.tolist() == [2, 1]
-    assert after.z[:, 1].equal(memory.z[:, 1]) and after.z[0, 0] == 0.1 and after.z[1, 0] == 0
-    assert after.slopes[0][1].equal(memory.slopes[0][1])
-    assert after.slopes[0][0, 0].equal(tried.slopes[-1][0][0]) and after.slopes[0][0, 1].equal(memory.slopes[0][0, 0])
+    assert after.z[:, 1].equal(history.z[:, 1]) and after.z[0, 0] == 0.1 and after.z[1, 0] == 0
+    assert after.slopes[0][1].equal(history.slopes[0][1])
+    assert after.slopes[0][0, 0].equal(tried.slopes[-1][0][0]) and after.slopes[0][0, 1].equal(history.slopes[0][0, 0])
     one = method.select(after, torch.tensor([1]))
     assert one.real.tolist() == [1] and one.z.shape == (3, 1) and one.slopes[0].shape == (1, 3, 1)
 

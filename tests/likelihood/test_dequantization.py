@@ -13,7 +13,7 @@ from scoresde import SDE, VESDE, VPSDE, CosineSDE, Denoiser, GaussianDenoiser
 from scoresde.likelihood import Cells
 from scoresde.likelihood.dequantization import TruncatedNormalDequantization, UniformDequantization
 from scoresde.likelihood.variational import VariationalDequantization
-from scoresde.losses.dequantization import DequantizationLoss, DequantizedDenoiser
+from scoresde.losses.dequantization_loss import DequantizationLoss, DequantizedDenoiser
 
 SDES = [VPSDE(), VESDE(), CosineSDE()]
 RANGES = [(256, (-1.0, 1.0)), (17, (-1.0, 1.0)), (5, (0.0, 3.0)), (65536, (-2.0, 2.0))]

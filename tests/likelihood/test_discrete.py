@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,13 +8,13 @@ import torch
 from torch import Tensor
 
 from scoresde import VPSDE, Denoiser, GaussianDenoiser, GaussianMixtureDenoiser, expand
-from scoresde.likelihood import Cells, bits_per_dim, log_prob
+from scoresde.likelihood import Bound, Cells, LogProb, bits_per_dim, log_prob
 from scoresde.likelihood.bits import check_dequantized
 from scoresde.likelihood.dequantization import TruncatedNormalDequantization, UniformDequantization
 from scoresde.likelihood.discrete import DiscreteLogProb, discrete_log_prob
 from scoresde.likelihood.summary import RunningMean, summarize
 from scoresde.likelihood.variational import VariationalDequantization
-from scoresde.losses.dequantization import DequantizationLoss, DequantizedDenoiser
+from scoresde.losses.dequantization_loss import DequantizationLoss, DequantizedDenoiser
 
 SDE = VPSDE()
 LEVELS: dict[str, Any] = {"levels": 6, "value_range": (-3.3, 3.3)}
@@ -38,7 +37,12 @@ def gaussian_2d() -> GaussianDenoiser:
 def density(denoiser: Any, x: Tensor, *, t_start: float | None, **randomness: Any) -> Any:
     """The exact density of x_t, for free."""
     t = torch.tensor(denoiser.sde.t_min if t_start is None else t_start, dtype=torch.float64)
-    return SimpleNamespace(log_prob=denoiser.log_prob(x, t), nfe=1, std_error=torch.zeros(len(x)))
+    return known(denoiser.log_prob(x, t))
+
+
+def known(log_prob: Tensor) -> Bound:
+    """Without an error, from one call."""
+    return Bound(log_prob, torch.zeros(len(log_prob)), {}, torch.ones(len(log_prob)))
 
 
 def nodes(dimensions: int, count: int = 200) -> Tensor:
@@ -185,10 +189,8 @@ class TestEstimate:
 
     def test_fields_of_the_density_are_combined(self) -> None:
         def noisy(denoiser: Denoiser, x: Tensor, *, t_start: float | None, generator: Any) -> Any:
-            return SimpleNamespace(
-                log_prob=x[:, 0], std_error=3 + 0 * x[:, 0], solver_error=0.5 + 0 * x[:, 0],
-                nfe=torch.arange(len(x)), failures={1: "no step"},
-            )  # fmt: skip
+            zero = 0 * x[:, 0]
+            return LogProb(x[:, 0], 3 + zero, x, torch.arange(len(x)), 0.5 + zero, zero, {1: "no step"})
 
         denoiser, k = mixture_1d(), torch.tensor([[0], [3]])
         result = discrete_log_prob(denoiser, k, UNIFORM, samples=9, log_prob=noisy)
@@ -209,7 +211,7 @@ class TestEstimate:
 
     def test_one_draw_has_no_error_bar_and_unknown_fields_are_nan(self) -> None:
         def plain(denoiser: Denoiser, x: Tensor, *, t_start: float | None, generator: Any) -> Any:
-            return SimpleNamespace(log_prob=x[:, 0], nfe=4)
+            return Bound(x[:, 0], torch.full((len(x),), math.nan), {}, torch.full((len(x),), 4))
 
         for importance in (False, True):
             result = discrete_log_prob(mixture_1d(), K1, UNIFORM, importance=importance, log_prob=plain)
@@ -219,7 +221,7 @@ class TestEstimate:
 
     def test_a_failed_row_does_not_touch_the_others(self) -> None:
         def broken(denoiser: Denoiser, x: Tensor, **options: Any) -> Any:
-            return SimpleNamespace(log_prob=torch.where(x[:, 0] > 2, math.nan, 0.0), nfe=1)
+            return known(torch.where(x[:, 0] > 2, math.nan, 0.0))
 
         for importance in (False, True):
             result = discrete_log_prob(
@@ -287,7 +289,7 @@ class TestBatches:
         def spy(denoiser: Denoiser, x: Tensor, *, t_start: float | None, seeds: list[int]) -> Any:
             seen.append(x)
             keys.extend(seeds)
-            return SimpleNamespace(log_prob=x[:, 0], nfe=1)
+            return known(x[:, 0])
 
         k = torch.full((500, 1), 2)
         discrete_log_prob(mixture_1d(), k, UNIFORM, samples=6, batch=1000, seeds=0, log_prob=spy, **DOUBLE)
@@ -313,7 +315,7 @@ class TestBatches:
 
         def spy(denoiser: Denoiser, x: Tensor, **options: Any) -> Any:
             rows.append(len(x))
-            return SimpleNamespace(log_prob=x[:, 0], nfe=1)
+            return known(x[:, 0])
 
         model = Shifted().given(mean=[0.0])  # a list, which could be anything
         discrete_log_prob(model, K1, UNIFORM, samples=3, batch=100, log_prob=spy)

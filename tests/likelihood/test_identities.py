@@ -214,8 +214,8 @@ def test_discrete_bound_is_above_the_chains_own_likelihood(decoder: DiscretizedG
             + sde.alpha(t) / sde.alpha(s) * (sde.sigma(s) / sde.sigma(t)) ** 2 * x
         )
         spread = {"small": sde.sigma(s), "large": sde.sigma(t)}.get(variance, sde.sigma(s)).square() * shrink
-        if prediction.spread is not None:
-            spread = spread + (sde.alpha(s) * shrink).square() * prediction.spread[:, 0]
+        if prediction.uncertainty is not None:
+            spread = spread + (sde.alpha(s) * shrink).square() * prediction.uncertainty[:, 0]
         step = torch.distributions.Normal(mean, spread.sqrt().expand(len(x))[:, None]).log_prob(x[:, 0]).exp()
         density = width * density @ step
     centres = decoder.centre(torch.arange(6), torch.float64)[:, None]

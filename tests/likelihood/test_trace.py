@@ -131,14 +131,14 @@ def test_chunks_of_any_size_agree(divergence: str, chunk: int, monkeypatch: pyte
 
 @pytest.mark.parametrize("probe", PROBES)
 @pytest.mark.parametrize("shape", [(3,), (4, 25)], ids=str)
-def test_probes_of_a_sample_follow_from_its_key_alone(probe: str, shape: tuple[int, ...]) -> None:
-    x, keys = torch.zeros(4, *shape), [11, 5, 7, 12345678901234567890]
-    together = draw_probes(probe, x, 2, keys)
+def test_probes_of_a_sample_follow_from_its_seed_alone(probe: str, shape: tuple[int, ...]) -> None:
+    x, seeds = torch.zeros(4, *shape), [11, 5, 7, 12345678901234567890]
+    together = draw_probes(probe, x, 2, seeds)
     assert together.shape == (4, 2, *shape) and together.dtype == torch.float32
-    for k, key in enumerate(keys):
-        torch.testing.assert_close(draw_probes(probe, x[:1], 2, [key])[0], together[k], rtol=0, atol=0)
+    for k, seed in enumerate(seeds):
+        torch.testing.assert_close(draw_probes(probe, x[:1], 2, [seed])[0], together[k], rtol=0, atol=0)
     if probe != "orthogonal":
-        assert torch.equal(draw_probes(probe, x, 1, keys), together[:, :1])  # more probes keep the first ones
+        assert torch.equal(draw_probes(probe, x, 1, seeds), together[:, :1])  # more probes keep the first ones
     if probe == "rademacher":
         assert torch.equal(together.abs(), torch.ones_like(together))
 

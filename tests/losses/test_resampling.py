@@ -43,7 +43,7 @@ def test_probabilities_follow_the_last_losses_of_every_term(history: int, batch:
             law.counts.min() >= history
         )
         law.record(place[start : start + batch], losses[start : start + batch])
-        law.settle()
+        law.update()
     sums, expected = published(place, losses, terms, history)
     torch.testing.assert_close(law.losses.sum(1), sums.double(), rtol=1e-6, atol=0)
     torch.testing.assert_close(law.probabilities(terms), expected, rtol=1e-7, atol=0)
@@ -54,11 +54,11 @@ def test_uniform_until_every_term_has_its_history() -> None:
     law, losses = LossSecondMoment(history=2), torch.tensor([5.0, 1.0, 5.0])
     assert law.probabilities(2).tolist() == [0.5, 0.5]
     law.record(torch.tensor([0, 1, 0]), losses)
-    law.settle()
+    law.update()
     assert law.probabilities(2).tolist() == [0.5, 0.5]
     law.record(torch.tensor([1]), torch.tensor([1.0]))
     assert law.probabilities(2).tolist() == [0.5, 0.5]  # not before it is settled
-    law.settle()
+    law.update()
     assert law.probabilities(2).tolist() == pytest.approx([0.999 * 5 / 6 + 0.0005, 0.999 / 6 + 0.0005])
 
 
@@ -66,7 +66,7 @@ def test_places_follow_the_probabilities_and_weights_are_their_inverse() -> None
     law = LossSecondMoment(history=1, uniform=0.1)
     law.probabilities(4)
     law.record(torch.arange(4), torch.tensor([1.0, 0.0, 3.0, 6.0]))
-    law.settle()
+    law.update()
     p = law.probabilities(4)
     assert p.tolist() == pytest.approx([0.9 * share + 0.025 for share in (0.1, 0.0, 0.3, 0.6)])
     u = (torch.arange(40_000, dtype=torch.float64) + 0.5) / 40_000
@@ -122,7 +122,7 @@ def test_only_training_teaches_and_the_law_of_a_batch_can_be_drawn_again(monkeyp
     monkeypatch.setattr(VLBLoss, "at", lambda self, denoiser, x0, t, noise: batch.append(t) or x0[:, 0])
     loss(denoiser, x0, generator=torch.Generator().manual_seed(2))
     assert torch.equal(loss.draw(sde, x0, torch.Generator().manual_seed(2))[0], batch[0])  # for an error message
-    law.settle()
+    law.update()
     assert not torch.equal(loss.draw(sde, x0, torch.Generator().manual_seed(2))[0], batch[0])
 
 

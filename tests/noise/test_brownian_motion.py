@@ -90,7 +90,7 @@ def test_the_area_of_a_short_interval_is_standard() -> None:
 
 
 def test_srk_has_its_strong_order_along_one_path() -> None:
-    y = torch.randn(40, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = torch.randn(400, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     fine = solve(y, 1 / 512, "srk")
     for method, coarse, least in [("euler", 1 / 32, 0.85), ("milstein", 1 / 32, 0.85), ("srk", 1 / 16, 1.3)]:
         errors = [

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from scoresde import gaussian_noise, per_sample_noise
-from scoresde.noise import NoiseSource, brownian_noise
-from scoresde.noise.keyed import FEW, hashed_normals, keyed_normals, mix, sample_seeds
+from scoresde.noise import NoiseSource, brownian_noise, sample_seeds
+from scoresde.noise.keyed import FEW, hashed_normals, hashed_signs, keyed_normals, mix
 
 SOURCES: dict[str, Callable[[Tensor], NoiseSource]] = {
     "gaussian": lambda x: gaussian_noise(x, torch.Generator().manual_seed(0)),
@@ -59,11 +59,11 @@ def test_a_sample_has_its_own_sequence(entries: int) -> None:
 def test_one_seed_stands_for_one_per_sample() -> None:
     x = torch.zeros(3, 2, 4)
     for source in (per_sample_noise, brownian_noise):
-        assert torch.equal(source(x, 7)(t(1.0), t(0.5)), source(x, sample_seeds(7, 3))(t(1.0), t(0.5)))
-        assert torch.equal(source(x, 7)(t(1.0), t(0.5)), source(x, torch.tensor(sample_seeds(7, 3)))(t(1.0), t(0.5)))
+        seeds = sample_seeds(7, 3, "test")
+        assert torch.equal(source(x, 7)(t(1.0), t(0.5)), source(x, seeds)(t(1.0), t(0.5)))
+        assert torch.equal(source(x, 7)(t(1.0), t(0.5)), source(x, torch.tensor(seeds))(t(1.0), t(0.5)))
         assert torch.equal(source(x, 7)(t(1.0), t(0.5))[:2], source(x[:2], 7)(t(1.0), t(0.5)))
-    seeds = {*sample_seeds(7, 1000), *sample_seeds(8, 1000), *sample_seeds(-1, 1000)}
-    assert len(seeds) == 3000 and min(seeds) >= 0 and max(seeds) < 2**63
+    assert sample_seeds(torch.tensor([4, 5]), 2, "test") == [4, 5]
 
 
 def test_gaussian_noise_follows_its_generator() -> None:
@@ -74,9 +74,11 @@ def test_gaussian_noise_follows_its_generator() -> None:
     assert not torch.equal(first, one(t(1.0), t(0.5)))
 
 
-def test_words_mix_alike_as_numbers_and_as_arrays() -> None:
+def test_words_mix_alike_as_numbers_arrays_and_tensors() -> None:
     words = [0, 1, 2**63, 2**64 - 1, 123456789]
     assert mix(np.array(words, dtype=np.uint64)).tolist() == [mix(word) for word in words]
+    tensor = torch.from_numpy(np.array(words, dtype=np.uint64).view(np.int64))
+    assert mix(tensor).numpy().view(np.uint64).tolist() == [mix(word) for word in words]
     assert mix(0) == 0xE220A8397B1DCDAF  # the first output of SplitMix64 seeded with 0
 
 
@@ -93,6 +95,19 @@ def test_neighbouring_keys_give_unrelated_rows() -> None:
     assert abs(tail - 0.0027) < 4 * (0.0027 / n) ** 0.5
     rows = keyed_normals([mix(k) for k in range(500)], 200, torch.Generator())
     assert abs(float((rows[1:] * rows[:-1]).mean())) < 4 / 1e5**0.5
+
+
+def test_signs_are_fair_independent_and_a_function_of_seed_time_and_place() -> None:
+    t = torch.linspace(0, 1, 2000, dtype=torch.float64)
+    table = hashed_signs(t, (4, 5), 3).double().flatten(1)
+    assert set(table.unique().tolist()) == {-1.0, 1.0}
+    correlations = table.T @ table / 2000 - torch.eye(20).double()
+    assert float(table.mean(0).abs().max()) * 2000**0.5 < 4 and float(correlations.abs().max()) * 2000**0.5 < 4.5
+    assert abs(float((table[1:] * table[:-1]).mean())) * 40000**0.5 < 4  # neighbouring times
+    other = hashed_signs(t, (4, 5), 4).double().flatten(1)
+    assert abs(float((table * other).mean())) * 40000**0.5 < 4
+    torch.testing.assert_close(hashed_signs(t[7], (4, 5), 3)[0].double().flatten(), table[7], rtol=0, atol=0)
+    torch.testing.assert_close(hashed_signs(t.float()[:1], (4, 5), 3), hashed_signs(t[:1], (4, 5), 3), rtol=0, atol=0)
 
 
 def test_wrong_seeds_are_named() -> None:

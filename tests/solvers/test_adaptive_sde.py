@@ -9,12 +9,13 @@ from torch import Tensor
 
 from scoresde import SDE, VPSDE, Denoiser, GaussianDenoiser, gaussian_noise, per_sample_noise
 from scoresde.integrate.coordinates import FlowCoordinates
-from scoresde.solvers.adaptive_sde import AdaptiveSDE, path_kick
+from scoresde.noise import PathNoise
+from scoresde.solvers.adaptive_sde import AdaptiveSDE, path_noise
 
 END = 0.01
 
 
-class TabulatedPath:
+class TabulatedPath(PathNoise):
     """Brownian paths known at equally spaced times and straight between them, one per row of `values`."""
 
     def __init__(self, values: Tensor) -> None:
@@ -96,12 +97,12 @@ def test_a_step_is_the_improved_euler_step_of_the_reverse_sde_written_in_t(sde: 
     torch.testing.assert_close(found.x, y * torch.hypot(sde.alpha(t), sde.sigma(t)), rtol=1e-6, atol=1e-6)
 
 
-def test_the_variance_of_a_step_is_the_integral_of_the_spread() -> None:
+def test_the_variance_of_a_step_is_the_integral_of_the_squared_diffusion() -> None:
     flow = FlowCoordinates(VPSDE(), 1e-3, "test")
     ends = torch.tensor([[flow.noise_end, 0.0], [-0.5, 1.0], [2.0, flow.data_end]], dtype=torch.float64)
     for z, z_to in ends:
         grid = torch.linspace(float(z), float(z_to), 20001, dtype=torch.float64)
-        integral = torch.trapezoid(flow.spread(grid, flow.time(grid)).square(), grid)
+        integral = torch.trapezoid(flow.diffusion(grid).square(), grid)
         torch.testing.assert_close(flow.variance(z, z_to), integral, rtol=1e-6, atol=0)
 
 
@@ -109,13 +110,13 @@ def test_rejected_steps_keep_their_path() -> None:
     """Points seen ahead are met again exactly, and points between them are bridges, whatever made a row stop there."""
     flow = FlowCoordinates(VPSDE(), END, "test")
     n = 40000
-    kick: Any = path_kick(flow, torch.zeros(n, 1, dtype=torch.float64), gaussian_noise(torch.zeros(n, 1).double()))
+    noise: Any = path_noise(flow, torch.zeros(n, 1, dtype=torch.float64), gaussian_noise(torch.zeros(n, 1).double()))
     z = torch.zeros(n, dtype=torch.float64)
 
     def ask(z: Tensor, z_to: Tensor, take: Tensor) -> tuple[Tensor, Tensor]:
-        w = kick(z, z_to)[:, 0] * ((z_to - z) / flow.variance(z, z_to)).sqrt()  # W(z_to) − W(z)
+        w = noise(z, z_to)[:, 0] * ((z_to - z) / flow.variance(z, z_to)).sqrt()  # W(z_to) − W(z)
         now = torch.where(take, z_to, z)
-        kick.prepare(int(kick.settle(now, take, ~take)))
+        noise.reserve(int(noise.update(now, take, ~take)))
         return w, now
 
     every, none = torch.ones(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)

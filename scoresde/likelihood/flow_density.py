@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.integrate.adaptive import Goal, integrate
-from scoresde.integrate.coordinates import ADAPTIVE_METHODS, FlowCoordinates, check_ode_arguments, odeint_options
+from scoresde.integrate.adaptive import QuantityOfInterest, integrate
+from scoresde.integrate.coordinates import FlowCoordinates
 from scoresde.integrate.methods import Attempt, Field, State
+from scoresde.integrate.torchdiffeq_backend import adaptive_method, check_ode_arguments, integrate_together
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
 from scoresde.likelihood.trace import Trace, check_trace, mean_and_error, trace_of
-from scoresde.noise.keyed import deliver, keyed_normals, mix, sample_keys
+from scoresde.noise.keyed import deliver, keyed_normals
+from scoresde.noise.streams import sample_seeds, stream_seed
 from scoresde.sde import expand
-from scoresde.solvers.ode import adaptive_method
 
 STEP_SHARE = 0.3  # of atol √d nats, for one step: a path has tens of them
-PAIR, ADAMS = (200.0, 2.0), (2.0, 1.0)  # c and q of the solver error; fitted to Gaussians, mixtures and digits
+RUNGE_KUTTA, ADAMS = (200.0, 2.0), (2.0, 1.0)  # c and q of the solver error; fitted to Gaussians, mixtures and digits
 ROUNDING = 4.0  # of a step's change of log p, in units of the dtype's resolution
 NOISE_RESOLUTION = 0.5  # least σ_t_start / α_t_start that changes x, in units of its rounding
-_NOISE = 0x6E6F697365  # sets the noise of x_ε apart from the probes
 
 
 class LogProb(NamedTuple):
@@ -118,48 +118,48 @@ def log_prob(
     """
     check_trace("log_prob", divergence, probes, probe)
     check_ode_arguments("log_prob", method, rtol, atol, steps)
-    _check_options(below, on_error)
+    check_below("log_prob", below)
+    if on_error not in ("raise", "nan"):
+        raise ValueError(f"log_prob needs on_error 'raise' or 'nan', got {on_error!r}.")
     failures = _check_data(x, on_error)
     t_start = denoiser.sde.t_min if t_start is None else t_start
     flow = FlowCoordinates(denoiser.sde, t_start, "log_prob")
     if failures:
         x = x.index_fill(0, torch.tensor(list(failures), device=x.device), 0.0)
     _check_resolution(flow, x)
-    keys = sample_keys(_drawn_seeds(x, generator) if seeds is None else seeds, len(x), "log_prob")
-    trace, entries = trace_of(divergence, x, probes, probe, keys), x.shape[1:].numel()
+    seeds = sample_seeds(_drawn_seeds(x, generator) if seeds is None else seeds, len(x), "log_prob")
+    trace, entries = trace_of(divergence, x, probes, probe, seeds), x.shape[1:].numel()
 
     with nullcontext() if create_graph else torch.no_grad():
-        start, gap = x, x.new_zeros(len(x), dtype=torch.float64)
+        start, decoder_term = x, x.new_zeros(len(x), dtype=torch.float64)
         if below == "decoder":
-            start, gap = _decoded(flow, denoiser, x, decoder, keys)
-        state = start.double() / flow.scale(t_start), gap.new_zeros(len(x), trace.values)
+            start, decoder_term = _decoded(flow, denoiser, x, decoder, seeds)
+        state = start.double() / flow.scale(t_start), decoder_term.new_zeros(len(x), trace.values)
         field = likelihood_field(flow, denoiser, trace, len(x), x.dtype, create_graph=create_graph)
-        error = torch.zeros_like(gap)
-        if method in ADAPTIVE_METHODS:
-            pair, lost = adaptive_method(method), failures if on_error == "nan" else None
-            goal = Goal(
-                partial(_effect, sharpness=ADAMS if method == "adams" else PAIR, eps=torch.finfo(x.dtype).eps),
-                STEP_SHARE * atol * math.sqrt(entries),
-                error,
-            )
+        error = torch.zeros_like(decoder_term)
+        problem = field, state, flow.data_end, flow.noise_end
+        if steps is None:
+            resolution, lost = torch.finfo(x.dtype).eps, failures if on_error == "nan" else None
+            effect = partial(_effect, fit=ADAMS if method == "adams" else RUNGE_KUTTA, eps=resolution)
+            quantity = QuantityOfInterest(effect, STEP_SHARE * atol * math.sqrt(entries), error)
             (y, delta), nfe, *_ = integrate(
-                field, state, flow.data_end, flow.noise_end, pair,
-                rtol=rtol, atol=atol, goal=goal, failures=lost, owner="log_prob",
+                *problem, adaptive_method(method),
+                rtol=rtol, atol=atol, quantity=quantity, failures=lost, owner="log_prob",
             )  # fmt: skip
         else:
-            (y, delta), nfe = _fixed_steps(flow, field, state, method, steps)
+            (y, delta), nfe, *_ = integrate_together(*problem, method, rtol=rtol, atol=atol, steps=steps)
             error = error.fill_(math.nan)
-            failures |= _lost(y, delta, failures, on_error)
+            failures |= _failed_rows(y, delta, failures, on_error)
         latent = flow.scale(1.0) * y
-        stretch = entries * (flow.scale(1.0) / flow.scale(t_start)).log()  # log |d(x_1, x_t)/d(y_1, y_t)|
+        log_det = entries * (flow.scale(1.0) / flow.scale(t_start)).log()  # log |d(x_1, x_t)/d(y_1, y_t)|
         mean, std_error = mean_and_error(delta, trace, entries)
-        value = denoiser.sde.prior_log_prob(latent) + stretch + mean + gap
-    columns = [part.to(x.dtype) for part in (value, std_error, latent, error, gap)]
+        value = denoiser.sde.prior_log_prob(latent) + log_det + mean + decoder_term
+    columns = [part.to(x.dtype) for part in (value, std_error, latent, error, decoder_term)]
     if failures:
         rows = torch.tensor(list(failures), device=x.device)
         columns = [column.index_fill(0, rows, math.nan) for column in columns]
-    value, std_error, latent, error, gap = columns
-    return LogProb(value, std_error, latent, nfe + (below == "decoder"), error, gap, failures)
+    value, std_error, latent, error, decoder_term = columns
+    return LogProb(value, std_error, latent, nfe + (below == "decoder"), error, decoder_term, failures)
 
 
 def likelihood_field(
@@ -195,7 +195,7 @@ def likelihood_field(
     return Field(flow.coefficients, rate, select, inner)
 
 
-def _effect(tried: Attempt, h: Tensor, *, sharpness: tuple[float, float], eps: float) -> tuple[Tensor, Tensor]:
+def _effect(tried: Attempt, h: Tensor, *, fit: tuple[float, float], eps: float) -> tuple[Tensor, Tensor]:
     """Sizes of the change of log p by the error of a step.
 
     To decide, terms add up as independent ones do; to record, as if all had one sign. The error estimate is that of the
@@ -203,7 +203,7 @@ def _effect(tried: Attempt, h: Tensor, *, sharpness: tuple[float, float], eps: f
 
         c error (error / moved)^(q/(p−1))         q = 1 in theory; but signs cancel more, the more steps a pair takes.
     """
-    (factor, power), slope, error = sharpness, tried.slopes[-1], tried.error
+    (factor, power), slope, error = fit, tried.slopes[-1], tried.error
     y, rate, error_y = (part[0].flatten(1) for part in (tried.state, slope, error))
     score = rate / expand(tried.at_end[2], rate) - y  # −ν ε̂/σ, with ε̂ solved from dy/dz
     terms = score * error_y
@@ -215,32 +215,14 @@ def _effect(tried: Attempt, h: Tensor, *, sharpness: tuple[float, float], eps: f
     return decides, factor * largest * share ** (power / torch.as_tensor(tried.order - 1).clamp(min=1))
 
 
-def _fixed_steps(
-    flow: FlowCoordinates, field: Field, state: State, method: str, steps: int | None
-) -> tuple[State, Tensor]:
-    from torchdiffeq import odeint
-
-    calls = 0
-
-    def rate(z: Tensor, state: State) -> State:
-        nonlocal calls
-        calls += 1
-        return field.rate(field.clock(z), state)
-
-    device = state[0].device
-    times = torch.tensor([flow.data_end, flow.noise_end], dtype=torch.float64, device=device)
-    options = odeint_options(method, flow.data_end, flow.noise_end, steps, device=device)
-    y, delta = odeint(rate, state, times, method=method, options=options)
-    return (y[-1], delta[-1]), torch.full((len(y[-1]),), calls, device=device)
-
-
 def _decoded(
-    flow: FlowCoordinates, denoiser: Denoiser, x: Tensor, decoder: Decoder, keys: Sequence[int]
+    flow: FlowCoordinates, denoiser: Denoiser, x: Tensor, decoder: Decoder, seeds: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """x_ε ~ q(x_ε | x0) and log p(x0 | x_ε) − log q(x_ε | x0), (B,), at t_start."""
     t = torch.tensor(flow.t_end, dtype=torch.float64, device=x.device)
     alpha, sigma = denoiser.sde.alpha(t), denoiser.sde.sigma(t)
-    normals = keyed_normals([mix(key ^ _NOISE) for key in keys], x.shape[1:].numel(), torch.Generator())
+    keys = [stream_seed(seed, "noise") for seed in seeds]
+    normals = keyed_normals(keys, x.shape[1:].numel(), torch.Generator())
     noise = deliver(normals, x.shape, x.dtype, x.device)
     noisy = alpha * x + sigma * noise
     mean = denoiser(noisy, t)
@@ -252,7 +234,7 @@ def _drawn_seeds(x: Tensor, generator: torch.Generator | None) -> list[int]:
     return [int(seed) for seed in torch.randint(2**62, (len(x),), generator=generator, device=x.device).tolist()]
 
 
-def _lost(y: Tensor, delta: Tensor, known: dict[int, str], on_error: str) -> dict[int, str]:
+def _failed_rows(y: Tensor, delta: Tensor, known: dict[int, str], on_error: str) -> dict[int, str]:
     """A sentence for each row that fixed steps left without a finite value."""
     finite = y.detach().flatten(1).isfinite().all(1) & delta.detach().isfinite().all(1)
     rows = [row for row in (~finite).nonzero().flatten().tolist() if row not in known]
@@ -262,11 +244,10 @@ def _lost(y: Tensor, delta: Tensor, known: dict[int, str], on_error: str) -> dic
     return {row: sentence.format(row) for row in rows}
 
 
-def _check_options(below: str, on_error: str) -> None:
+def check_below(owner: str, below: str) -> None:
+    """Raise one sentence if there is no such way to treat 0 < t < t_start."""
     if below not in ("density", "decoder"):
-        raise ValueError(f"log_prob needs below 'density' or 'decoder', got {below!r}.")
-    if on_error not in ("raise", "nan"):
-        raise ValueError(f"log_prob needs on_error 'raise' or 'nan', got {on_error!r}.")
+        raise ValueError(f"{owner} needs below 'density' or 'decoder', got {below!r}.")
 
 
 def _check_data(x: Tensor, on_error: str) -> dict[int, str]:

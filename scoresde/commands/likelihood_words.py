@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from scoresde.commands.estimators import Estimator
+from scoresde.commands.interfaces import Likelihood
 from scoresde.commands.load import TrainedModel
 from scoresde.commands.tables import Row
 from scoresde.data import Quantized
@@ -56,15 +56,15 @@ def with_error(summary: Summary) -> str:
     return f"{summary.mean:.4f}{error}"
 
 
-def findings(
-    rows: Sequence[Row], unit: Unit, score: Estimator, name: str, seconds: float, rank: bool
+def print_summary(
+    rows: Sequence[Row], unit: Unit, likelihood: Likelihood, name: str, seconds: float, rank: bool
 ) -> dict[str, Any]:
     """Print what the rows say.
 
     Args:
         rows: Of the table.
         unit: Of the report.
-        score: What the values were made with.
+        likelihood: What the values were made with.
         name: What the rows are, for people.
         seconds: That it took.
         rank: Whether to name the least likely rows.
@@ -80,12 +80,12 @@ def findings(
         unit.key: summary.mean, f"{unit.key}_std_error": summary.std_error,
         f"{unit.key}_estimator_error": summary.estimator_error, f"{unit.key}_data_error": summary.data_error,
     }  # fmt: skip
-    for column in score.columns:
+    for column in likelihood.columns:
         known = [float(row[column]) for row in good if row[column]]
         found[f"likelihood_{column}"] = sum(known) / len(known) if known else math.nan
     if good:
         print(f"{_sentence(summary, unit, name)}, {calls:.0f} network calls each, {seconds:.0f} s")
-        print(_laws(rows, unit, score))
+        print(_estimands(rows, unit, likelihood))
     for reason, count in reasons.most_common(MOST_REASONS):
         first = next(row["index"] for row in rows if row["status"] == reason)
         print(f"failed: {count} of {len(rows)} rows, the first is row {first}: {reason}")
@@ -101,16 +101,16 @@ def findings(
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in found.items()}
 
 
-def _laws(rows: Sequence[Row], unit: Unit, score: Estimator) -> str:
-    """What the values are about; a table if there are several."""
-    if len(score.laws) == 1:
-        return f"({score.laws[''][1]})"
+def _estimands(rows: Sequence[Row], unit: Unit, likelihood: Likelihood) -> str:
+    """What the values are of; a table if there are several."""
+    if len(likelihood.estimands) == 1:
+        return f"({likelihood.estimands[''].distribution})"
     table = []
-    for prefix, (name, law) in score.laws.items():
+    for prefix, (name, distribution) in likelihood.estimands.items():
         columns = [[float(row[f"{prefix}{key}"] or "nan") for row in rows] for key in ("nats", "std_error", "nfe")]
         nats, errors, calls = torch.tensor(columns, dtype=torch.float64)
         scale = abs(unit.nats)
-        table.append(ReportRow.of(name, law, -nats / scale, errors / scale, calls[nats.isfinite()]))
+        table.append(ReportRow.of(name, distribution, -nats / scale, errors / scale, calls[nats.isfinite()]))
     return str(Report(rows=tuple(table), unit=unit.name if unit.is_bits else "nats"))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +16,11 @@ from scoresde.losses.denoising import DenoisingLoss
 from scoresde.losses.loss import Loss
 from scoresde.losses.times import logsnr_times
 from scoresde.sde import SDE
+from scoresde.sde.levels import Level
 
 
 class DequantizedDenoiser(Denoiser):
-    """A denoiser together with the law that turns its discrete data into continuous ones.
+    """A denoiser together with the dequantisation that turns its discrete data into continuous ones.
 
     As a denoiser it is the one that it holds. Train it with `DequantizationLoss`.
 
@@ -47,14 +47,11 @@ class DequantizedDenoiser(Denoiser):
             self.denoiser.eval()
         return self
 
-    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.denoiser(x, t, **cond)
+    def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        return self.denoiser.x0(x, level, **cond)
 
-    def eps(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.denoiser.eps(x, t, **cond)
-
-    def tabulate(self, times: Sequence[Tensor]) -> Denoiser:
-        return self.denoiser.tabulate(times)
+    def eps_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        return self.denoiser.eps_at(x, level, **cond)
 
     def select(self, index: Tensor, batch: int) -> Denoiser | None:
         return self.denoiser.select(index, batch)
@@ -70,12 +67,12 @@ class DequantizationLoss(Loss):
     L is at least −log P(k) / (d log 2), in bits/dim of the levels for any number of them. Gradients run through x, so q
     moves to where the model finds the data likely. The integrand of the second term at t_min, times 1, is what the
     third needs: both are one integral over logsnr with one more unit of length at t_min, estimated by one network call
-    at a stratified place,
+    at a stratified position,
 
         L_2 + L_3 = ½ (Z + 1) ‖ε − ε̂‖² + const,                     Z = logsnr(t_min) − logsnr(1)
 
     Args:
-        sampling: How a batch draws the places, as for `DenoisingLoss`.
+        sampling: How a batch draws the positions, as for `DenoisingLoss`.
         label_dropout: Probability of replacing a label by −1 (no label), for joint training with guidance.
 
     References:

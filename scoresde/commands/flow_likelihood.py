@@ -1,0 +1,164 @@
+"""The likelihood of a run by the probability-flow ODE."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from scoresde.commands.auxiliary import load_dequantization
+from scoresde.commands.interfaces import Estimand, Likelihood, Scorer, Scores, StoredBatch, Variance
+from scoresde.commands.load import TrainedModel
+from scoresde.data import Quantized, Standardized
+from scoresde.denoiser import Denoiser
+from scoresde.integrate.torchdiffeq_backend import check_ode_arguments
+from scoresde.likelihood.dequantization import Dequantization, TruncatedNormalDequantization, UniformDequantization
+from scoresde.likelihood.discrete import discrete_log_prob
+from scoresde.likelihood.flow_density import LogProb, check_below, log_prob
+from scoresde.likelihood.report import PROBABILITY_FLOW
+from scoresde.likelihood.trace import check_trace
+from scoresde.noise import stream_seed
+
+ODE = ("divergence", "probes", "probe", "method", "rtol", "atol", "steps", "t_start")
+CUT = 3.0  # standard deviations at which the noise of truncated_normal is cut, unless t_start says otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowLikelihood(Likelihood):
+    """log p by the probability-flow ODE; of levels by dequantisation.
+
+    Args:
+        divergence, probes, probe, method, rtol, atol, steps, t_start: As for `log_prob`.
+        below: As for `log_prob`, of continuous values.
+        dequantization: q(x | k) of levels: "uniform", "truncated_normal", or the "variational" one that was trained for
+            the run; None: the first, or the second for a model that was trained on the centres.
+        samples: Draws of it per example.
+        importance: Whether the draws are importance-weighted.
+        repeat: Share of the examples that get two draws where the others get one: they tell the estimator's error.
+    """
+
+    divergence: str = "hutchinson"
+    probes: int = 1
+    probe: str = "rademacher"
+    method: str = "adams"
+    rtol: float = 1e-3
+    atol: float = 1e-3
+    steps: int | None = None
+    t_start: float | None = None
+    below: str = "density"
+    dequantization: str | None = None
+    samples: int = 1
+    importance: bool = False
+    repeat: float = 0.1
+
+    columns: ClassVar = ("solver_error",)
+    per_example: ClassVar = True
+
+    def __post_init__(self) -> None:
+        check_trace("likelihood", self.divergence, self.probes, self.probe)
+        check_ode_arguments("likelihood", self.method, self.rtol, self.atol, self.steps)
+        check_below("likelihood", self.below)
+        if self.dequantization not in (None, *DEQUANTIZATIONS):
+            raise ValueError(
+                f"likelihood needs dequantization to be one of {', '.join(DEQUANTIZATIONS)}, or null, got "
+                f"{self.dequantization!r}."
+            )
+        if self.samples < 1:
+            raise ValueError(f"likelihood needs samples of at least 1, got {self.samples}.")
+        if not 0 <= self.repeat <= 1:
+            raise ValueError(f"likelihood.repeat needs a share between 0 and 1, got {self.repeat!r}.")
+
+    @property
+    def name(self) -> str:
+        return self.divergence
+
+    @property
+    def estimands(self) -> dict[str, Estimand]:
+        return {"": Estimand("ODE", PROBABILITY_FLOW)}
+
+    def prepare(self, trained: TrainedModel, variance: Variance) -> Scorer:
+        if isinstance(trained.codec, Standardized):
+            once = self.probes == 1 and self.divergence != "exact"
+            return partial(self._scores, partial(self._density, trained, trained.codec), once)
+        # a model that was trained on the centres has never seen dequantised levels
+        name = self.dequantization or ("uniform" if trained.dequantize else "truncated_normal")
+        dequantization = DEQUANTIZATIONS[name](trained, trained.codec, self.t_start)
+        return partial(self._scores, partial(self._probability, trained, dequantization), self.samples == 1)
+
+    def _scores(self, score: Callable[[StoredBatch, bool], Scores], once: bool, batch: StoredBatch) -> Scores:
+        """A batch in two parts: examples with one draw, and those that are chosen to have two."""
+        again = [once and stream_seed(seed, "repeat") < self.repeat * 2**63 for seed in batch.seeds]
+        parts = []
+        for twice in (False, True):
+            rows = torch.tensor([row for row, chosen in enumerate(again) if chosen is twice], device=batch.x.device)
+            if len(rows):
+                parts.append((rows, score(batch.take(rows), twice)))
+        return _joined(parts)
+
+    def _density(self, trained: TrainedModel, codec: Standardized, batch: StoredBatch, twice: bool) -> Scores:
+        result = log_prob(
+            trained.denoiser.given(**batch.cond), codec.encode(batch.x), below=self.below, seeds=batch.seeds,
+            on_error="nan", **{**self._ode, **({"probes": 2} if twice else {})},
+        )  # fmt: skip
+        nats, terms = result.log_prob.double() - codec.log_det, {"solver_error": result.solver_error}
+        return Scores(nats, result.std_error, result.nfe, terms, result.failures)
+
+    def _probability(
+        self, trained: TrainedModel, dequantization: Dequantization, batch: StoredBatch, twice: bool
+    ) -> Scores:
+        def density(model: Denoiser, x: Tensor, *, t_start: float | None, **options: Any) -> LogProb:
+            start = self.t_start if t_start is None else t_start
+            return log_prob(model, x, **{**self._ode, **options, "t_start": start})
+
+        result = discrete_log_prob(
+            trained.denoiser.given(**batch.cond), batch.x, dequantization, samples=2 if twice else self.samples,
+            importance=self.importance, seeds=batch.seeds, on_error="nan", log_prob=density,
+        )  # fmt: skip
+        terms = {"solver_error": result.solver_error}
+        return Scores(result.log_prob, result.std_error, result.nfe, terms, result.failures)
+
+    @property
+    def _ode(self) -> dict[str, Any]:
+        """Arguments of `log_prob`."""
+        return {name: value for name, value in vars(self).items() if name in ODE}
+
+
+def filling_time(trained: TrainedModel, codec: Quantized, halves: float) -> float:
+    """Where half a cell is so many standard deviations, σ/α = w/(2 halves); t_min if there is more noise there."""
+    sde = trained.denoiser.sde
+    t = sde.time(torch.tensor(-2 * math.log(codec.cells.width / (2 * halves)), dtype=torch.float64)).item()
+    return max(t, sde.t_min)
+
+
+def _uniform(trained: TrainedModel, codec: Quantized, t_start: float | None) -> Dequantization:
+    return UniformDequantization(levels=codec.levels, value_range=codec.value_range)
+
+
+def _truncated_normal(trained: TrainedModel, codec: Quantized, t_start: float | None) -> Dequantization:
+    t = filling_time(trained, codec, CUT) if t_start is None else t_start
+    return TruncatedNormalDequantization(levels=codec.levels, value_range=codec.value_range, t=t)
+
+
+def _variational(trained: TrainedModel, codec: Quantized, t_start: float | None) -> Dequantization:
+    return load_dequantization(trained)
+
+
+DEQUANTIZATIONS = {"uniform": _uniform, "truncated_normal": _truncated_normal, "variational": _variational}
+
+
+def _joined(parts: Sequence[tuple[Tensor, Scores]]) -> Scores:
+    """The scores of some rows and those of the others as one."""
+    order = torch.cat([rows for rows, _ in parts]).argsort()
+
+    def column(values: Sequence[Tensor]) -> Tensor:
+        return torch.cat([value.double() for value in values])[order]
+
+    nats, std_error, nfe = (column(values) for values in zip(*(scores[:3] for _, scores in parts), strict=True))
+    terms = {name: column([scores.terms[name] for _, scores in parts]) for name in parts[0][1].terms}
+    failures = {int(rows[k]): reason for rows, scores in parts for k, reason in scores.failures.items()}
+    return Scores(nats, std_error, nfe, terms, failures)
