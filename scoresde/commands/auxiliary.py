@@ -16,7 +16,7 @@ from scoresde.commands.device import pick_device
 from scoresde.commands.fill import fill
 from scoresde.commands.interfaces import Task
 from scoresde.commands.load import TrainedModel, load_run, newest_run
-from scoresde.commands.train import fit, take_up
+from scoresde.commands.train import fit
 from scoresde.covariance import VarianceHead
 from scoresde.data import Dataset, Quantized
 from scoresde.denoiser import Denoiser
@@ -88,10 +88,8 @@ class AuxiliaryTask(Task):
         whole = {**trained.config, **{key: config[key] for key in OWN}, "task": task, self.key: options}
         frozen = {id(parameter) for parameter in trained.model.parameters()}
         parameters = [parameter for parameter in module.parameters() if id(parameter) not in frozen]
-        optimizer = build_as(torch.optim.Optimizer, config["optimizer"], "optimizer", extensions, parameters)
-        run = take_up(trained.run.path / self.folder, whole, extensions)
         metrics = fit(
-            config, module, loss, optimizer, data, run,
+            config, module, parameters, loss, data, trained.run.path / self.folder, whole,
             labelled=trained.classes is not None, dequantize=trained.dequantize,
         )  # fmt: skip
         print(f"done: python sample.py run={trained.run.path} {self.usage}")

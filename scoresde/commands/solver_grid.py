@@ -146,12 +146,16 @@ def _fitted(
     """The fit that the run has, or a new one: of the model without guidance, and without labels if it takes some."""
     if path.is_file() and not options.refit:
         return kind.load(path)
-    denoiser = trained.given(None)
-    paths = _reference_paths(denoiser, options, trained)
-    with tqdm(total=options.iterations, desc="fitting", unit="iteration", disable=None, leave=False) as bar:
-        made = fit(
-            denoiser, paths=paths, iterations=options.iterations, batch=options.batch, progress=bar.update
+    denoiser, count, device = trained.given(None), options.reference_paths, trained.device
+    with tqdm(total=count, desc="reference paths", unit="run", disable=None, leave=False) as bar:
+        generator = torch.Generator(device=device).manual_seed(0)
+        paths = reference_paths(
+            denoiser, trained.shape, count, steps=options.reference_steps, generator=generator, device=device,
+            progress=bar.update,
         )  # fmt: skip
+    with tqdm(total=options.iterations, desc="fitting", unit="iteration", disable=None, leave=False) as bar:
+        numbers = {"iterations": options.iterations, "batch": options.batch, "progress": bar.update}
+        made = fit(denoiser, paths=paths, **numbers)
     made.save(path)
     record = made.record
     print(
@@ -160,15 +164,3 @@ def _fitted(
         f"{record['median_before']:.3g}), rms {record['rms']:.3g} ({record['rms_before']:.3g}); {path}"
     )
     return made
-
-
-def _reference_paths(
-    denoiser: Denoiser, options: OptimisedTimes | CalibratedTimes, trained: TrainedModel
-) -> ReferencePaths:
-    count, device = options.reference_paths, trained.device
-    with tqdm(total=count, desc="reference paths", unit="run", disable=None, leave=False) as bar:
-        generator = torch.Generator(device=device).manual_seed(0)
-        return reference_paths(
-            denoiser, trained.shape, count, steps=options.reference_steps, generator=generator, device=device,
-            progress=bar.update,
-        )  # fmt: skip
