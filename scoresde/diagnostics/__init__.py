@@ -1,7 +1,7 @@
 """What is wrong with a model, by noise level: loss against optimum, consistency and symmetry of its score."""
 
 from scoresde.diagnostics.fokker_planck import FokkerPlanckResidual, fokker_planck_by_noise, fokker_planck_residual
-from scoresde.diagnostics.loss import LossByNoise, gaussian_loss, loss_by_noise, optimal_loss, optimum_by_noise
+from scoresde.diagnostics.loss_by_noise import LossByNoise, gaussian_loss, loss_by_noise, optimal_loss, optimum_by_noise
 from scoresde.diagnostics.marginals import MarginalGap, marginal_gap, sliced_wasserstein
 from scoresde.diagnostics.noise_bins import Curve, logsnr_edges
 from scoresde.diagnostics.symmetry import Asymmetry, asymmetry_by_noise, jacobian_asymmetry
