@@ -207,8 +207,12 @@ class Interval:
     @property
     def resting(self) -> Interval:
         """From s to s, for what improves a state where it is."""
-        nothing = 0.0 * self.s.sigma
-        return Interval(self.s, self.s, nothing, nothing, nothing, False)
+        return Interval.inside(self.s, self.s, 0.0 * self.s.sigma)
+
+    @classmethod
+    def inside(cls, t: Level, s: Level, h: Any) -> Interval:
+        """Between two levels inside a step, h apart, for the noise that is drawn there."""
+        return cls(t, s, h, None, None, to_data=False)
 
 
 class HasWeights(Protocol):

@@ -61,11 +61,12 @@ class SEEDS(StepSolver):
         start, end, fractions = levels[:-1], levels[1:], _FRACTIONS[self.order]
         stages = [*(inner_levels(levels, c) for c in fractions[:-1]), end]
         landing, columns = torch.isinf(end.lam), []
+        keep: Tensor | float = 1.0
         for i, (before, stage) in enumerate(pairwise((start, *stages))):
-            keep, _ = linear_part(start, stage, self.eta, self.prediction)
+            carry, std = linear_part(before, stage, stage.lam - before.lam, self.eta, self.prediction)
+            keep = keep * carry
             m0, m1 = self._integrals(start, stage)
             slope = m1 * fractions[i] / fractions[i - 1] if i else 0 * m1
-            carry, std = linear_part(before, stage, self.eta, self.prediction)
             columns.append((keep, m0 - slope, slope, carry, torch.where(landing, 0.0, std)))
         keeps, firsts, latests, carries, stds = zip(*columns, strict=True)
         return {"stages": stages, "keep": keeps, "first": firsts, "latest": latests, "carry": carries, "std": stds}
@@ -76,14 +77,15 @@ class SEEDS(StepSolver):
         t, w = interval.t, interval.weights(self)
         if interval.to_data:
             return interval.s.alpha * denoiser.x0(x, t), None
-        first, path, x_i = predicted(denoiser, x, t, self.prediction), torch.zeros_like(x), x
-        latest, level = first, t
-        for i, stage in enumerate(w.stages):
+        first = latest = predicted(denoiser, x, t, self.prediction)
+        path, x_i, level = torch.zeros_like(x), x, t
+        rows = zip(w.stages, w.keep, w.first, w.latest, w.carry, w.std, strict=True)
+        for i, (stage, keep, b_first, b_latest, carry, std) in enumerate(rows):
             if i:
                 latest = predicted(denoiser, x_i, level, self.prediction)
-            x_i = linear((w.keep[i], x), (w.first[i], first), (w.latest[i], latest))
+            x_i = linear((keep, x), (b_first, first), (b_latest, latest))
             if self.eta:
-                path = add_noise(w.carry[i] * path, w.std[i], noise, Interval(level, stage, None, False))
+                path = add_noise(carry * path, std, noise, Interval.inside(level, stage, None))
                 x_i = x_i + path
             level = stage
         return x_i, None
