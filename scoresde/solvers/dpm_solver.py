@@ -14,14 +14,14 @@ from scoresde.sde import SDE
 from scoresde.sde.grids import Grid, Start, logsnr_grid
 from scoresde.sde.levels import Interval, Levels, Weights
 from scoresde.solvers.base import StepSolver, check_choice, linear
-from scoresde.solvers.transfer import predict, shares, transfer, unbounded
+from scoresde.solvers.exponential import predict, shares, transfer, unbounded
 
 
 @dataclass(frozen=True, kw_only=True)
 class DPMSolver(StepSolver):
     """Single-step DPM-Solver; `order` network calls per step.
 
-    With q = ε̂ and, from t to any u, x_u = a x_t + b q + ... as in `scoresde.solvers.transfer`, φ at z = h or its part:
+    With q = ε̂ and, from t to any u, x_u = a x_t + b q + ... as in `scoresde.solvers.exponential`, φ at z = h or its part:
 
         1   x_s = a x_t + b q_t                                                      (DDIM)
         2   x_s = a x_t + b q_1                                                      (Lu et al. 2022, Algorithm 1)

@@ -14,7 +14,7 @@ from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, karras_grid
 from scoresde.sde.levels import Interval, Levels, Weights
 from scoresde.solvers.base import StepSolver, check_choice, linear
-from scoresde.solvers.transfer import earlier, predict, shares, transfer
+from scoresde.solvers.exponential import earlier, predict, shares, transfer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class UniPC(StepSolver):
         correct    x_s  = a x_t + b q_t + b B/β Σ_{m≤p} a*_m D_m/r_m                     (UniC-p)
         Σ_m r_m^(k−1) a_m B = z k! φ_{k+1}(z)      k = 1, 2, ...: as many equations as terms;      β = z φ_1(z)
 
-    with q = x̂0 or ε̂ and a, b, z, φ as in `scoresde.solvers.transfer`. Where there is one term, a_1 = ½ as in the paper:
+    with q = x̂0 or ε̂, and a, b, z, φ as in `solvers.exponential`. Where there is one term, a_1 = ½ as in the paper:
     only there does B matter. The corrector is applied when q has been asked for at x'_s for the next step, so the last
     step has none, and states of a trajectory are the predicted ones. Without the corrector the order is p. The first
     steps are of lower order, and a step to σ_s = 0 of first; the very first limits the whole to order 3, or 2 without
