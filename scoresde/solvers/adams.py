@@ -1,4 +1,4 @@
-"""Adams methods: DEIS, LMS and the exact ones in four predictions, with a corrector; and iPNDM with equal-step weights."""
+"""Adams methods: exact weights in four predictions, with a corrector (DEIS, LMS, ...); iPNDM with those of equal steps."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from scoresde.solvers.exponential import predict, shares, transfer, unbounded
 class DPMSolver(StepSolver):
     """Single-step DPM-Solver; `order` network calls per step.
 
-    With q = ε̂ and, from t to any u, x_u = a x_t + b q + ... as in `scoresde.solvers.exponential`, φ at z = h or its part:
+    With q = ε̂ and, from t to any u, x_u = a x_t + b q + ... as in `solvers.exponential`, φ at z = h or its part:
 
         1   x_s = a x_t + b q_t                                                      (DDIM)
         2   x_s = a x_t + b q_1                                                      (Lu et al. 2022, Algorithm 1)
