@@ -60,8 +60,8 @@ class Bench:
             raise RuntimeError(f"{candidate.library} {candidate.solver} took {model.calls} calls, {nfe} allowed.")
         row = {key: getattr(candidate, key) for key in ("family", "library", "solver", "grid")}
         row |= {"nfe": model.calls, "budget": nfe}
-        if getattr(candidate, "pilot_nfe", 0):
-            row["pilot_nfe"] = candidate.pilot_nfe
+        if getattr(candidate, "fit_nfe", 0):
+            row["fit_nfe"] = candidate.fit_nfe
         if judge is not None:
             return row | judge(x)
         error = (x - self.answer(candidate)).square().mean(1).sqrt() / self.problem.rms

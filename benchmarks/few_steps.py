@@ -22,15 +22,13 @@ from scoresde import (
     DPMSolverPP2M,
     ExponentialAdams,
     Heun,
-    Pilots,
     StepSolver,
     UniPC,
-    calibrate,
     logsnr_grid,
-    pilot_paths,
 )  # fmt: skip
 from scoresde.commands.load import load_run, newest_run
 from scoresde.denoiser import Denoiser
+from scoresde.fitting import ReferencePaths, calibrate, reference_paths
 
 NFE = (5, 10, 20, 50)
 SOLVERS: dict[str, Callable[[int], StepSolver]] = {
@@ -53,17 +51,18 @@ def main() -> None:
     if trained.config["model"].get("num_classes") is not None:
         denoiser = denoiser.given(label=None)
 
-    def paths(count: int, seed: int, steps: int) -> Pilots:
-        return pilot_paths(denoiser, trained.shape, count, steps=steps, generator=torch.Generator().manual_seed(seed))
+    def paths(count: int, seed: int, steps: int) -> ReferencePaths:
+        generator = torch.Generator().manual_seed(seed)
+        return reference_paths(denoiser, trained.shape, count, steps=steps, generator=generator)
 
-    test, pilots = paths(200, 1, 300), paths(512, 2, 60)
+    test, references = paths(200, 1, 300), paths(512, 2, 60)
     rows, pictures = [], {}
     for name in [*SOLVERS, "calibrated"]:
         for nfe in NFE:
             if name == "calibrated":
                 if nfe > 10:
                     continue
-                solver: Any = calibrate(denoiser, nfe, pilots, iterations=150, batch=32)
+                solver: Any = calibrate(denoiser, nfe, references, iterations=150, batch=32)
             else:
                 solver = SOLVERS[name](nfe)
             x = solver(denoiser, test.start)

@@ -9,9 +9,10 @@ import torch
 from mixture import CountedModel, Mixture
 from torch import Tensor
 
-from scoresde import SDE, ExponentialAdams, GaussianMixtureDenoiser, Solver, calibrate, optimise_grid, pilot_paths
+from scoresde import SDE, ExponentialAdams, GaussianMixtureDenoiser, Solver
+from scoresde.fitting import ReferencePaths, calibrate, optimise_grid, reference_paths
 
-PILOTS, PILOT_STEPS = 4096, 150
+PATHS, PATH_STEPS = 4096, 150
 ITERATIONS, BATCHES = (500, 150), (512, 256)  # up to ten calls, and above
 
 
@@ -19,7 +20,7 @@ ITERATIONS, BATCHES = (500, 150), (512, 256)  # up to ten calls, and above
 class FittedCandidate:
     """A solver fitted to paths of its own seed, which are none of those that it is judged on.
 
-    `pilot_nfe` counts single-sample calls: those of the pilots and those of the fit, which also go backwards.
+    `fit_nfe` counts single-sample calls: those of the paths and those of the fit, which also go backwards.
     """
 
     family: str
@@ -28,7 +29,7 @@ class FittedCandidate:
     kind: str
     budgets: tuple[int, ...]  # of the calls allowed: above, a fit is not worth its cost
     base: ExponentialAdams = field(default_factory=lambda: ExponentialAdams(order=4, prediction="flow", corrector=True))
-    pilot_nfe: int = 0
+    fit_nfe: int = 0
     library: str = "scoresde"
 
     def __post_init__(self) -> None:
@@ -40,7 +41,7 @@ class FittedCandidate:
         else:
             self.solver, self.grid = f"ExponentialAdams({self.base.prediction}, {self.base.order})", "optimised"
         self.made: dict[tuple[str, int], Solver] = {}
-        self.pilots: dict[str, Any] = {}
+        self.paths: dict[str, ReferencePaths] = {}
 
     def run(self, model: CountedModel, x: Tensor, nfe: int) -> Tensor:
         key = model.problem.name, nfe
@@ -51,15 +52,15 @@ class FittedCandidate:
 
     def _fit(self, problem: Mixture, nfe: int) -> Solver:
         exact = GaussianMixtureDenoiser(self.sde, problem.w, problem.mu, problem.var)
-        if problem.name not in self.pilots:
-            self.pilots[problem.name] = pilot_paths(
-                exact, problem.mu.shape[1:], PILOTS, steps=PILOT_STEPS, batch=1024, dtype=torch.float64,
+        if problem.name not in self.paths:
+            self.paths[problem.name] = reference_paths(
+                exact, problem.mu.shape[1:], PATHS, steps=PATH_STEPS, batch=1024, dtype=torch.float64,
                 generator=torch.Generator().manual_seed(1000),
             )  # fmt: skip
-        pilots = self.pilots[problem.name]
+        paths = self.paths[problem.name]
         batch, iterations = BATCHES[nfe > 10], ITERATIONS[nfe > 10]
-        self.pilot_nfe = len(pilots) * pilots.nfe + iterations * batch * nfe
+        self.fit_nfe = len(paths) * paths.nfe + iterations * batch * nfe
         if self.kind == "calibrated":
-            return calibrate(exact, nfe, pilots, iterations=iterations, batch=batch)
+            return calibrate(exact, nfe, paths, iterations=iterations, batch=batch)
         solver = replace(self.base, steps=nfe - 1)
-        return replace(solver, grid=optimise_grid(exact, solver, pilots, iterations=iterations, batch=batch))
+        return replace(solver, grid=optimise_grid(exact, solver, paths, iterations=iterations, batch=batch))

@@ -24,7 +24,20 @@ import peers
 import torch
 from torch import Tensor, nn
 
-from scoresde import DDIM, DDPM, SDE, VPSDE, Denoiser, DPMSolverPP2M, Epsilon, Heun, NetworkDenoiser, karras_grid
+from scoresde import (
+    DDIM,
+    DDPM,
+    SDE,
+    VPSDE,
+    Denoiser,
+    DPMSolverPP2M,
+    Epsilon,
+    Heun,
+    NetworkDenoiser,
+    SASolver,
+    UniPC,
+    karras_grid,
+)
 from scoresde.solvers.base import StepSolver
 
 SHAPES = [(1, 3, 32, 32), (16, 3, 64, 64)]
@@ -37,6 +50,8 @@ OURS: list[tuple[str, Callable[..., StepSolver], dict[str, Any]]] = [
     ("Heun", Heun, {}),
     ("DPMSolverPP2M", DPMSolverPP2M, {}),
     ("DDPM", DDPM, {}),
+    ("UniPC", UniPC, {}),
+    ("SASolver", SASolver, {}),
 ]
 
 
@@ -84,8 +99,7 @@ def our_runs(network: Network, steps: int) -> Iterator[tuple[str, Callable[[Tens
         for kind in ("bare", "ε-network"):
             denoiser = our_denoiser(kind, network)
             yield f"{name}, {kind}", partial(solver, denoiser)
-            if hasattr(solver, "plan"):
-                yield f"{name}, {kind}, plan", partial(solver, denoiser, plan=solver.plan(denoiser))
+            yield f"{name}, {kind}, plan", partial(solver, denoiser, plan=solver.plan(denoiser))
 
 
 def by_hand(network: Network, steps: int) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:

@@ -10,7 +10,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "sde": "SDE VPSDE SubVPSDE VESDE CosineSDE EDMSDE DiscreteVPSDE linear_betas cosine_betas "
+    "sde": "SDE VPSDE SubVPSDE VESDE CosineSDE EDMSDE DiscreteVPSDE linear_betas cosine_betas Interval "
     "karras_grid logsnr_grid uniform_grid",
     "noise": "gaussian_noise per_sample_noise brownian_noise",
     "parameterization": "Parameterization EDM Epsilon Data VPrediction Score",

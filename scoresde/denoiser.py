@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from abc import ABC
+from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 from scoresde.parameterization import Parameterization
 from scoresde.sde import SDE, expand
+from scoresde.sde.levels import Level, Levels
 
-__all__ = ["Denoiser", "NetworkDenoiser"]
+__all__ = ["Denoiser", "KnowsCovariance", "KnowsFullCovariance", "NetworkDenoiser", "PredictsRange"]
 
 
 class Denoiser(nn.Module, ABC):
@@ -23,7 +22,9 @@ class Denoiser(nn.Module, ABC):
         score    = ∇ log p_t(x) = −ε̂ / σ                            (Tweedie's formula)
         velocity = f x − ½ g² score                                 (probability-flow ODE, Song et al. 2021, eq. 13)
 
-    A subclass writes `forward` and has an `sde`. Conditions are keyword tensors that `forward` receives.
+    A subclass has an `sde` and writes `forward`, or `x0` if it asks other denoisers or wants α and σ; the other of the
+    two follows. Conditions are keyword tensors that both receive. `x0`, `eps_at` and `score_at` take a `Level`, whose α
+    and σ a run has read once for the whole grid.
 
     References:
         Song et al., "Score-Based Generative Modeling through SDEs", 2021, arXiv:2011.13456.
@@ -31,18 +32,38 @@ class Denoiser(nn.Module, ABC):
 
     sde: SDE
 
-    @abstractmethod
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.forward is Denoiser.forward and cls.x0 is Denoiser.x0:
+            raise TypeError(f"{cls.__name__} needs a formula: write forward(x, t) or x0(x, level).")
+
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """E[x0 | x_t = x]: x (B, *), t () or (B,) -> (B, *), in x's dtype."""
+        return self.x0(x, Level.at(self.sde, t, x), **cond)
+
+    def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        """E[x0 | x_t = x] at a level, shape (B, *)."""
+        return self(x, level.time, **cond)  # type: ignore[no-any-return]
 
     def eps(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """E[ε | x_t = x], shape (B, *)."""
-        x0_hat = self(x, t, **cond)
-        return (x - expand(self.sde.alpha(t), x) * x0_hat) / expand(self.sde.sigma(t), x)
+        return self.eps_at(x, Level.at(self.sde, t, x), **cond)
+
+    def eps_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        """E[ε | x_t = x] at a level, shape (B, *)."""
+        if type(self).eps is not Denoiser.eps:  # it has a formula of its own
+            return self.eps(x, level.time, **cond)
+        return (x - level.alpha * self.x0(x, level, **cond)) / level.sigma
 
     def score(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """∇ log p_t(x), shape (B, *)."""
         return -self.eps(x, t, **cond) / expand(self.sde.sigma(t), x)
+
+    def score_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        """∇ log p_t(x) at a level, shape (B, *)."""
+        if type(self).score is not Denoiser.score:
+            return self.score(x, level.time, **cond)
+        return -self.eps_at(x, level, **cond) / level.sigma
 
     def velocity(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """dx/dt of the probability-flow ODE, shape (B, *)."""
@@ -54,30 +75,25 @@ class Denoiser(nn.Module, ABC):
         Bound conditions stay: the same condition passed to a later call is ignored, so that
         `Guided(model, model.given(label=None), 2.0)` can be called with labels.
         """
-        return _Given(self, cond)
+        kinds = ((KnowsFullCovariance, _GivenFullCovariance), (KnowsCovariance, _GivenCovariance))
+        if isinstance(self, PredictsRange):
+            return _GivenRange(self, cond)
+        return next((kind for protocol, kind in kinds if isinstance(self, protocol)), _Given)(self, cond)
 
     def mean_and_covariance(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         """x̂0 (B, *) and the diagonal of Cov[x0 | x_t = x], which broadcasts against x.
 
-        For denoisers with a method `covariance_diag(x, t, **cond)`; one that gets both from one call overrides this.
+        For denoisers that know it (`KnowsCovariance`); one that gets both from one call overrides this.
 
         Raises:
             TypeError: If the denoiser knows no covariance.
         """
-        covariance_diag = getattr(self, "covariance_diag", None)
-        if covariance_diag is None:
+        if not isinstance(self, KnowsCovariance):
             raise TypeError(
                 "The covariance of x0 was asked of a denoiser that knows only x̂0: wrap it in AnalyticVariance, "
                 "HessianDiagonal or a trained VarianceHead of scoresde.covariance."
             )
-        return self(x, t, **cond), covariance_diag(x, t, **cond)
-
-    def tabulate(self, times: Sequence[Tensor]) -> Denoiser:
-        """This denoiser, prepared for calls with exactly these time tensors (the objects, not only their values).
-
-        Whatever depends on t alone may be computed here once for a whole run; other times still work.
-        """
-        return self
+        return self(x, t, **cond), self.covariance_diag(x, t, **cond)
 
     def select(self, index: Tensor, batch: int) -> Denoiser | None:
         """The same denoiser for some rows of a batch, or None if it may hold something per sample that it cannot split.
@@ -92,46 +108,71 @@ class Denoiser(nn.Module, ABC):
         return None
 
 
+@runtime_checkable
+class KnowsCovariance(Protocol):
+    """A denoiser that knows the diagonal of Cov[x0 | x_t = x], which broadcasts against x."""
+
+    def covariance_diag(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor: ...
+
+
+@runtime_checkable
+class KnowsFullCovariance(Protocol):
+    """A denoiser that knows Cov[x0 | x_t = x] of the flattened event, (B, d, d)."""
+
+    def covariance(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor: ...
+
+
+@runtime_checkable
+class PredictsRange(Protocol):
+    """A denoiser that predicts where between β̃ (v = 0) and β (v = 1) the reverse variance lies, as Improved DDPM's."""
+
+    def mean_and_range(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]: ...
+
+    def eps_and_range(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]: ...
+
+
 class _Given(Denoiser):
     def __init__(self, denoiser: Denoiser, cond: dict[str, Any]) -> None:
         super().__init__()
         self.denoiser, self.sde, self.cond = denoiser, denoiser.sde, cond
 
-    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.denoiser(x, t, **{**cond, **self.cond})
+    def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        return self.denoiser.x0(x, level, **{**cond, **self.cond})
 
-    def eps(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.denoiser.eps(x, t, **{**cond, **self.cond})
+    def eps_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        return self.denoiser.eps_at(x, level, **{**cond, **self.cond})
 
     def mean_and_covariance(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         return self.denoiser.mean_and_covariance(x, t, **{**cond, **self.cond})
-
-    @property
-    def covariance_diag(self) -> Callable[..., Tensor]:
-        return self._bound("covariance_diag")
-
-    @property
-    def covariance(self) -> Callable[..., Tensor]:
-        return self._bound("covariance")
-
-    @property
-    def mean_and_range(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        return self._bound("mean_and_range")
-
-    def _bound(self, name: str) -> Callable[..., Any]:
-        """A method that only some denoisers have, with the conditions bound."""
-        method = getattr(self.denoiser, name)
-        return lambda x, t, **cond: method(x, t, **{**cond, **self.cond})
-
-    def tabulate(self, times: Sequence[Tensor]) -> Denoiser:
-        return _Given(self.denoiser.tabulate(times), self.cond)
 
     def select(self, index: Tensor, batch: int) -> Denoiser | None:
         """Conditions whose leading size is the batch are one per sample; numbers and other tensors are shared."""
         inner = self.denoiser.select(index, batch)
         if inner is None or not all(isinstance(c, Tensor | int | float | str | None) for c in self.cond.values()):
             return None
-        return _Given(inner, {key: _rows_of(value, index, batch) for key, value in self.cond.items()})
+        return type(self)(inner, {key: _rows_of(value, index, batch) for key, value in self.cond.items()})
+
+    def _ask(self, method: Any, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Any:
+        """A method that only some denoisers have, with the conditions bound."""
+        return method(x, t, **{**cond, **self.cond})
+
+
+class _GivenCovariance(_Given):
+    def covariance_diag(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return self._ask(self.denoiser.covariance_diag, x, t, cond)
+
+
+class _GivenFullCovariance(_GivenCovariance):
+    def covariance(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return self._ask(self.denoiser.covariance, x, t, cond)
+
+
+class _GivenRange(_GivenCovariance):
+    def mean_and_range(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        return self._ask(self.denoiser.mean_and_range, x, t, cond)
+
+    def eps_and_range(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        return self._ask(self.denoiser.eps_and_range, x, t, cond)
 
 
 def _rows_of(value: Any, index: Tensor, batch: int) -> Any:
@@ -155,86 +196,42 @@ class NetworkDenoiser(Denoiser):
         super().__init__()
         self.net, self.sde, self.parameterization = net, sde, parameterization
 
-    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.at(self._coefficients(t, x), x, cond)
+    def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        skip, out, c_in, c_noise = level.read("x0", self.parameterization, self._x0_coefficients)
+        return skip * x + out * self._network(x, c_in, c_noise, cond)
 
-    def eps(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.eps_at(self._coefficients(t, x), x, cond)
-
-    @torch.no_grad()
-    def tabulate(self, times: Sequence[Tensor]) -> Denoiser:
-        """With the coefficients at these times computed at once, so that a call costs little more than the network."""
-        table = self._coefficients(torch.stack([time.detach() for time in times]).cpu(), None)
-        numbers = [column.tolist() for column in table[:-1]]
-        labels = table.c_noise.to(times[0].device, self._dtype()).unbind()
-        rows = [_Coefficients(*row) for row in zip(*numbers, labels, strict=True)]
-        return _Tabulated(self, tuple(times), rows)
+    def eps_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        skip, out, c_in, c_noise = level.read("eps", self.parameterization, self._eps_coefficients)
+        return skip * x + out * self._network(x, c_in, c_noise, cond)
 
     def select(self, index: Tensor, batch: int) -> Denoiser:
         return self
 
-    def at(self, row: _Coefficients, x: Tensor, cond: dict[str, Any]) -> Tensor:
-        """x̂0 with given coefficients."""
-        return row.x0_skip * x + row.x0_out * self._network(row, x, cond)
+    def _x0_coefficients(self, levels: Levels) -> tuple[Tensor, ...]:
+        """Of x and of the network in x̂0, of x in the network's input, and its noise label."""
+        alpha, sigma, rule = levels.alpha, levels.sigma, self.parameterization
+        return *rule.skip_out(alpha, sigma), rule.c_in(alpha, sigma), rule.c_noise(alpha, sigma)
 
-    def eps_at(self, row: _Coefficients, x: Tensor, cond: dict[str, Any]) -> Tensor:
-        """ε̂ with given coefficients."""
-        return row.eps_skip * x + row.eps_out * self._network(row, x, cond)
+    def _eps_coefficients(self, levels: Levels) -> tuple[Tensor, ...]:
+        """The same for ε̂ = (x − α x̂0)/σ, combined first: exact for ε-networks, no cancellation as σ → 0."""
+        alpha, sigma = levels.alpha, levels.sigma
+        skip, out, *rest = self._x0_coefficients(levels)
+        return (1 - alpha * skip) / sigma, -alpha * out / sigma, *rest
 
-    def _coefficients(self, t: Tensor, x: Tensor | None) -> _Coefficients:
-        wide = t.double()
-        alpha, sigma = self.sde.alpha(wide), self.sde.sigma(wide)
-        c_skip, c_out = self.parameterization.skip_out(alpha, sigma)
-        row = _Coefficients(
-            c_skip,
-            c_out,
-            # (x − α x̂0)/σ with the coefficients combined first: exact for ε-networks, no cancellation as σ → 0
-            (1 - alpha * c_skip) / sigma,
-            -alpha * c_out / sigma,
-            self.parameterization.c_in(alpha, sigma),
-            self.parameterization.c_noise(alpha, sigma),
-        )
-        return row if x is None else _Coefficients._make([*(expand(value, x) for value in row[:-1]), row.c_noise])
-
-    def _dtype(self) -> torch.dtype | None:
-        parameter = next(self.net.parameters(), None)
-        return None if parameter is None else parameter.dtype
-
-    def _network(self, row: _Coefficients, x: Tensor, cond: dict[str, Any]) -> Tensor:
-        dtype = self._dtype() or x.dtype
-        output = self.net((row.c_in * x).to(dtype), row.c_noise.to(dtype).expand(x.shape[0]), **cond)
+    def _network(self, x: Tensor, c_in: Any, c_noise: Any, cond: dict[str, Any]) -> Tensor:
+        dtype = next((parameter.dtype for parameter in self.net.parameters()), x.dtype)
+        if isinstance(c_noise, Tensor):
+            label = c_noise.to(x.device, dtype).reshape(-1).expand(x.shape[0])
+        else:
+            label = x.new_full((x.shape[0],), c_noise, dtype=dtype)
+        output = self.net((c_in * x).to(dtype), label, **cond)
         if output.shape != x.shape:
-            raise ValueError(
-                f"{type(self.net).__name__} must return the shape of its input {tuple(x.shape)}, "
-                f"got {tuple(output.shape)}: build the network for this data."
-            )
+            raise _wrong_shape(self.net, x, output)
         return output.to(x.dtype)
 
 
-class _Coefficients(NamedTuple):
-    """Of x and of the network in x̂0 and in ε̂, of x in the network's input, and its noise label."""
-
-    x0_skip: Any
-    x0_out: Any
-    eps_skip: Any
-    eps_out: Any
-    c_in: Any
-    c_noise: Tensor
-
-
-class _Tabulated(Denoiser):
-    """A network denoiser with coefficients for times known by identity, which needs no look at their values."""
-
-    def __init__(self, denoiser: NetworkDenoiser, times: tuple[Tensor, ...], rows: list[_Coefficients]) -> None:
-        super().__init__()
-        self.denoiser, self.sde = denoiser, denoiser.sde
-        self.times = times  # kept alive, so that no other tensor gets their identities
-        self.rows = {id(time): row for time, row in zip(times, rows, strict=True)}
-
-    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        row = self.rows.get(id(t))
-        return self.denoiser(x, t, **cond) if row is None else self.denoiser.at(row, x, cond)
-
-    def eps(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        row = self.rows.get(id(t))
-        return self.denoiser.eps(x, t, **cond) if row is None else self.denoiser.eps_at(row, x, cond)
+def _wrong_shape(net: nn.Module, x: Tensor, output: Tensor) -> ValueError:
+    return ValueError(
+        f"{type(net).__name__} must return the shape of its input {tuple(x.shape)}, got {tuple(output.shape)}: build "
+        f"the network for this data."
+    )

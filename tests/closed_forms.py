@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,13 @@ MEAN, STD = 1.5, 0.7
 
 
 def name(value: object) -> str:
-    return type(value).__name__ if isinstance(value, SDE) else str(value)
+    """What a test is called after its argument, the same in every process: a class and what was set, a function."""
+    if isinstance(value, SDE):
+        return type(value).__name__
+    if is_dataclass(value) and not isinstance(value, type):
+        chosen = {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
+        return f"{type(value).__name__}({', '.join(f'{key}={name(chosen[key])}' for key in chosen)})"
+    return re.sub(r"<function ([^ ]+) at 0x\w+>", r"\1", str(value))
 
 
 def moments(sde: SDE, t: Tensor | float, mean: float = MEAN, std: float = STD) -> tuple[Tensor, Tensor]:

@@ -109,14 +109,14 @@ def test_our_candidates_spend_their_budget_and_converge(bench: ModuleType) -> No
 def test_a_fit_is_reported_with_its_cost_and_pays(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     import fitted  # type: ignore[import-not-found]
 
-    for name, value in {"PILOTS": 200, "PILOT_STEPS": 40, "ITERATIONS": (40, 10), "BATCHES": (64, 32)}.items():
+    for name, value in {"PATHS": 200, "PATH_STEPS": 40, "ITERATIONS": (40, 10), "BATCHES": (64, 32)}.items():
         monkeypatch.setattr(fitted, name, value)
     setup = bench.Bench(bench.built_in()[0], 200)
-    fits = {c.grid: c for c in bench.our_candidates() if c.family == "vp" and hasattr(c, "pilot_nfe")}
+    fits = {c.grid: c for c in bench.our_candidates() if c.family == "vp" and hasattr(c, "fit_nfe")}
     plain = next(c for c in bench.our_candidates() if c.solver == "DPMSolverPP2M" and c.grid == "karras")
     for kind in ("calibrated", "optimised"):
         row = setup.run(fits[kind], 8, None)
-        assert row["nfe"] == 8 and row["pilot_nfe"] == 200 * 42 + 40 * 64 * 8
+        assert row["nfe"] == 8 and row["fit_nfe"] == 200 * 42 + 40 * 64 * 8
         assert row["median"] < 0.5 * setup.run(plain, 8, None)["median"]
 
 

@@ -1,4 +1,4 @@
-"""What the README shows is what works."""
+"""What the README and the guides show is what works."""
 
 import re
 from pathlib import Path
@@ -7,30 +7,52 @@ from typing import Any
 import pytest
 import torch
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(page: str) -> list[str]:
+    """The Python examples of a page."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S)
+
+
+def block(page: str, word: str) -> str:
+    """The first example that holds a word."""
+    return next(block for block in blocks(page) if word in block)
+
+
+def run(example: str, page: str, variables: dict[str, Any]) -> None:
+    exec(compile(example, page, "exec"), variables)
 
 
 def test_example_trains_samples_and_gives_likelihoods(capsys: pytest.CaptureFixture[str]) -> None:
-    example = next(block for block in BLOCKS if "DenoisingLoss" in block)
+    example = block("README.md", "DenoisingLoss")
     assert len([line for line in example.splitlines() if line.strip()]) <= 20
-    exec(compile(example.replace("range(2000)", "range(20)"), "README.md", "exec"), {})
+    run(example.replace("range(2000)", "range(20)"), "README.md", {})
     shown = capsys.readouterr().out
     assert len(re.findall(r"[-\d.]+e?[-+\d]*", shown)) >= 11  # three points and five log-likelihoods
 
 
 def test_example_of_a_users_process_passes_the_check() -> None:
-    exec(compile(next(block for block in BLOCKS if "check_sde" in block), "README.md", "exec"), {})
+    run(block("README.md", "check_sde"), "README.md", {})
 
 
 def test_example_of_the_likelihood_guide(capsys: pytest.CaptureFixture[str]) -> None:
-    guide = (Path(__file__).resolve().parent.parent / "docs/likelihood.md").read_text(encoding="utf-8")
     variables: dict[str, Any] = {}
-    for block in re.findall(r"```python\n(.*?)```", guide, re.S):
-        exec(compile(block, "likelihood.md", "exec"), variables)
+    for example in blocks("docs/likelihood.md"):
+        run(example, "likelihood.md", variables)
     exact = variables["denoiser"].log_prob(variables["x"], torch.tensor(variables["VPSDE"]().t_min))
     torch.testing.assert_close(variables["result"].log_prob, exact, rtol=0, atol=0.02)
     assert capsys.readouterr().out.count("tensor(") == 4
+
+
+def test_examples_of_own_classes() -> None:
+    process, data, *_ = blocks("docs/extending.md")
+    variables: dict[str, Any] = {"__name__": "mine"}
+    for example in (process, data):
+        run(example, "extending.md", variables)
+    ring = variables["ring"]()
+    torch.testing.assert_close(ring.codec.decode(ring.codec.encode(ring.test.x)), ring.test.x)
 
 
 def test_set_up_lines_are_whole() -> None:
@@ -40,6 +62,12 @@ def test_set_up_lines_are_whole() -> None:
 
 
 def test_readme_names_files_that_exist() -> None:
-    root = Path(__file__).resolve().parent.parent
     for target in re.findall(r"\]\(([\w./]+)\)", README):
-        assert (root / target).exists(), target
+        assert (ROOT / target).exists(), target
+
+
+def test_page_of_solvers_names_every_solver_and_fits_an_editor() -> None:
+    page = (ROOT / "docs/solvers.md").read_text(encoding="utf-8")
+    assert max(map(len, page.splitlines())) <= 120
+    for path in sorted((ROOT / "conf/solver").glob("*.yaml")):
+        assert f"`solver={path.stem}" in page, path.name

@@ -19,6 +19,7 @@ from scoresde import (
     DiscreteVPSDE,
     EulerMaruyama,
     GaussianDenoiser,
+    Interval,
     Kernel,
     Langevin,
     PredictorCorrector,
@@ -163,7 +164,8 @@ def test_legacy_smld_loss_is_ve_at_the_nodes_of_its_table(mean: int) -> None:
 
 
 def one_step(solver: StepSolver, sde: SDE, score: Tensor, x: Tensor, t: Tensor, s: Tensor, *noises: Tensor) -> Tensor:
-    return solver.step(FromScore(sde, lambda x, t: score), x, t, s, replay(list(noises)), None)[0]
+    interval = Interval.between(sde, t, s, x)
+    return solver.step(FromScore(sde, lambda x, t: score), x, interval, replay(list(noises)), None)[0]
 
 
 def nodes(key: str, t: Tensor) -> tuple[SDE, Tensor, Tensor]:
@@ -276,7 +278,9 @@ def test_single_corrector_steps(key: str, i: int) -> None:
 
     for inner in (1, 2):
         ald = AnnealedLangevin(snr=0.16, inner_steps=inner)
-        x, _ = ald.step(AtItsOwnTime(sde), data["x"], tau, below, replay(list(noises)), None)
+        x, _ = ald.step(
+            AtItsOwnTime(sde), data["x"], Interval.between(sde, tau, below, data["x"]), replay(list(noises)), None
+        )
         close(x, data[f"ald_n{inner}_x"], 1e-7)
 
     # Langevin: the reference's step comes from norms averaged over the batch, ours from each sample's own.
@@ -288,7 +292,13 @@ def test_single_corrector_steps(key: str, i: int) -> None:
         e = 2 * kept * (0.16 * z[row].norm() / score[row].norm()).square()
         alone = slice(row, row + 1)
         solver = Langevin(snr=0.16, max_ratio=float("inf"))
-        x, _ = solver.step(AtItsOwnTime(sde), data["x"][alone], tau, below, replay([noises[0][alone]]), None)
+        x, _ = solver.step(
+            AtItsOwnTime(sde),
+            data["x"][alone],
+            Interval.between(sde, tau, below, data["x"][alone]),
+            replay([noises[0][alone]]),
+            None,
+        )
         close(x.flatten(), data["x"][row].flatten() + e * score[row] + (2 * e).sqrt() * z[row], 1e-10)
 
 
@@ -327,7 +337,12 @@ def test_whole_runs_of_fifty_steps(key: str, eps: float, run: str, table: bool, 
         x = states[-2].x
         zero = replay([torch.zeros_like(x)])
         t, s = (torch.tensor(v, dtype=torch.float64) for v in (1 / 50, 0.0))
-        close(solver.step(denoiser, x, t, s, zero, None)[0], data[f"{run}_denoised"], 1e-5, 1e-9 * scale)
+        close(
+            solver.step(denoiser, x, Interval.between(denoiser, t, s, x), zero, None)[0],
+            data[f"{run}_denoised"],
+            1e-5,
+            1e-9 * scale,
+        )
 
 
 def test_predictor_corrector_draws_corrector_noise_first() -> None:

@@ -126,7 +126,7 @@ def _counted(denoiser: Denoiser, rows: list[int]) -> Denoiser:
     counted = copy.copy(denoiser)
 
     def counting(method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(x: Tensor, t: Tensor, **cond: Any) -> Any:
+        def call(x: Tensor, t: Any, **cond: Any) -> Any:
             rows.append(len(x))
             return method(x, t, **cond)
 
@@ -136,9 +136,8 @@ def _counted(denoiser: Denoiser, rows: list[int]) -> Denoiser:
         part = denoiser.select(index, batch)
         return None if part is None else _counted(part, rows)
 
-    for name in ("forward", "eps", "score", "velocity", "mean_and_covariance"):
+    for name in ("forward", "x0", "eps", "eps_at", "score", "score_at", "velocity", "mean_and_covariance"):
         # of the original, so that calls among them count once
         object.__setattr__(counted, name, counting(getattr(denoiser, name)))
     object.__setattr__(counted, "select", select)
-    object.__setattr__(counted, "tabulate", lambda times: counted)
     return counted

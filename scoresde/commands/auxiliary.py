@@ -16,7 +16,7 @@ from scoresde.commands.device import pick_device
 from scoresde.commands.fill import fill
 from scoresde.commands.interfaces import Task
 from scoresde.commands.load import TrainedModel, load_run, newest_run
-from scoresde.commands.train import fit, take_up
+from scoresde.commands.train import fit
 from scoresde.covariance import VarianceHead
 from scoresde.data import Dataset, Quantized
 from scoresde.denoiser import Denoiser
@@ -81,16 +81,15 @@ class AuxiliaryTask(Task):
         of = newest_run(Denoiser, extensions=config["extensions"]).path if self.of is None else self.of
         trained = load_run(of, device=device, extensions=config["extensions"])
         data = trained.data()
-        options = {**self.options(trained, config["model"], data), "step": trained.step}
+        options = {**self.options(trained, config.get("model"), data), "step": trained.step}
         torch.manual_seed(config["seed"])
         module = self.module(trained, options, extensions).to(device)
         task = {key: value for key, value in config["task"].items() if key != "of"}
         whole = {**trained.config, **{key: config[key] for key in OWN}, "task": task, self.key: options}
-        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        optimizer = build_as(torch.optim.Optimizer, config["optimizer"], "optimizer", extensions, parameters)
-        run = take_up(trained.run.path / self.folder, whole, extensions)
+        frozen = {id(parameter) for parameter in trained.model.parameters()}
+        parameters = [parameter for parameter in module.parameters() if id(parameter) not in frozen]
         metrics = fit(
-            config, module, loss, optimizer, data, run,
+            config, module, parameters, loss, data, trained.run.path / self.folder, whole,
             labelled=trained.classes is not None, dequantize=trained.dequantize,
         )  # fmt: skip
         print(f"done: python sample.py run={trained.run.path} {self.usage}")

@@ -62,7 +62,7 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
     options, likelihood = chosen_likelihood(config["likelihood"], own)
     if is_wanted(config, options, likelihood, chosen.solver, steered):
         evaluation = Evaluation(config, options, likelihood, trained, out, chosen.variance)
-    diagnostics = build_as(Diagnostics, config["diagnostics"], "diagnostics", own)
+    diagnostics = build_as(Diagnostics, config.get("diagnostics"), "diagnostics", own)
     if n == 0 and evaluation is None and isinstance(diagnostics, NoDiagnostics):
         raise ConfigError("num_samples=0 leaves nothing to do: add likelihood=hutchinson or a diagnostics=...")
 

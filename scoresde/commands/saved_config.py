@@ -48,16 +48,11 @@ def in_todays_words(config: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: task if key == "task" else value for key, value in config.items() if key != "variance_output"}
 
 
-def mean_the_same(one: Any, other: Any, extensions: Sequence[str]) -> bool:
-    """Whether two configurations are equal, but for names of one class in two places."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        targets = [node["_target_"] for node in (one, other) if "_target_" in node]
-        if len(set(targets)) == 2:
-            first, second = (find_target(target, "config", extensions) for target in targets)
-            if first is not second:
-                return False
-        keys = one.keys() | other.keys()
-        return one.keys() == other.keys() and all(
-            mean_the_same(one[key], other[key], extensions) for key in keys - {"_target_"}
-        )
-    return bool(one == other)
+def meaning(node: Any, extensions: Sequence[str]) -> Any:
+    """A configuration with what its targets name in place of the names: a class may have had another one earlier."""
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: find_target(value, "config", extensions) if key == "_target_" else meaning(value, extensions)
+        for key, value in node.items()
+    }

@@ -17,9 +17,16 @@ from scoresde.commands.interfaces import SolverGrid
 from scoresde.commands.load import TrainedModel
 from scoresde.commands.variance import moments_of
 from scoresde.denoiser import Denoiser
-from scoresde.fitting import CalibratedMultistep, OptimisedGrid, Pilots, calibrate, optimise_grid, pilot_paths
-from scoresde.fitting.calibrated import Calibration
-from scoresde.fitting.optimal_grid import optimal_grid
+from scoresde.fitting import (
+    CalibratedMultistep,
+    Calibration,
+    OptimisedGrid,
+    ReferencePaths,
+    calibrate,
+    optimal_grid,
+    optimise_grid,
+    reference_paths,
+)
 from scoresde.solvers import Solver, StepSolver
 
 Fit = TypeVar("Fit", OptimisedGrid, Calibration)
@@ -110,8 +117,8 @@ class CalibratedTimes(SolverGrid):
     def __call__(self, solver: Solver, trained: TrainedModel) -> Solver:
         steps = _with_steps(solver).steps
 
-        def fit(denoiser: Denoiser, *, pilots: Pilots, **numbers: Any) -> Calibration:
-            return calibrate(denoiser, steps + 1, pilots, **numbers).calibration
+        def fit(denoiser: Denoiser, *, paths: ReferencePaths, **numbers: Any) -> Calibration:
+            return calibrate(denoiser, steps + 1, paths, **numbers).calibration
 
         path = _path("calibrated", steps, replace(self, refit=False), trained)
         return CalibratedMultistep(calibration=_fitted(Calibration, fit, path, self, trained))
@@ -139,27 +146,21 @@ def _fitted(
     """The fit that the run has, or a new one: of the model without guidance, and without labels if it takes some."""
     if path.is_file() and not options.refit:
         return kind.load(path)
-    denoiser = trained.given(None)
-    pilots = _reference_paths(denoiser, options, trained)
-    with tqdm(total=options.iterations, desc="fitting", unit="iteration", disable=None, leave=False) as bar:
-        made = fit(
-            denoiser, pilots=pilots, iterations=options.iterations, batch=options.batch, progress=bar.update
+    denoiser, count, device = trained.given(None), options.reference_paths, trained.device
+    with tqdm(total=count, desc="reference paths", unit="run", disable=None, leave=False) as bar:
+        generator = torch.Generator(device=device).manual_seed(0)
+        paths = reference_paths(
+            denoiser, trained.shape, count, steps=options.reference_steps, generator=generator, device=device,
+            progress=bar.update,
         )  # fmt: skip
+    with tqdm(total=options.iterations, desc="fitting", unit="iteration", disable=None, leave=False) as bar:
+        numbers = {"iterations": options.iterations, "batch": options.batch, "progress": bar.update}
+        made = fit(denoiser, paths=paths, **numbers)
     made.save(path)
     record = made.record
     print(
-        f"fitted to {record['pilots']:.0f} reference paths ({record['pilot_nfe']:.0f} network calls for them): "
+        f"fitted to {record['paths']:.0f} reference paths ({record['paths_nfe']:.0f} network calls for them): "
         f"error on held-out paths, relative to the data's rms: median {record['median']:.3g} (first guess "
         f"{record['median_before']:.3g}), rms {record['rms']:.3g} ({record['rms_before']:.3g}); {path}"
     )
     return made
-
-
-def _reference_paths(denoiser: Denoiser, options: OptimisedTimes | CalibratedTimes, trained: TrainedModel) -> Pilots:
-    count, device = options.reference_paths, trained.device
-    with tqdm(total=count, desc="reference paths", unit="run", disable=None, leave=False) as bar:
-        generator = torch.Generator(device=device).manual_seed(0)
-        return pilot_paths(
-            denoiser, trained.shape, count, steps=options.reference_steps, generator=generator, device=device,
-            progress=bar.update,
-        )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from scoresde.commands.device import pick_device
 from scoresde.commands.fill import fill
 from scoresde.commands.interfaces import Task
 from scoresde.commands.pictures import save_picture
-from scoresde.commands.saved_config import mean_the_same, read_config
+from scoresde.commands.saved_config import meaning, read_config
 from scoresde.covariance import LearnedRange
 from scoresde.data import Dataset, codec_state
 from scoresde.denoiser import Denoiser, NetworkDenoiser
@@ -106,17 +106,12 @@ class ModelTask(Task):
         model, _ = build_model(self, config, extensions)
         model.to(device)
         loss = self.loss(build_as(Loss, config["loss"], "loss", extensions))
-        node = config["optimizer"]
-        optimizer = build_as(torch.optim.Optimizer, node, "optimizer", extensions, parameter_groups(model))
-        run = take_up(run_path(config), identity(config), extensions)
-        if not (run.path / CODEC_FILE).is_file():
-            save_checkpoint(run.path / CODEC_FILE, {"codec": codec_state(data.codec), "shape": list(data.shape)})
-        preview = Preview(run, data, bool(config["conditional"])) if data.is_image else None
+        path = run_path(config)
         metrics = fit(
-            config, model, loss, optimizer, data, run,
-            labelled=labelled, dequantize=loss.dequantize, preview=preview if isinstance(model, Denoiser) else None,
+            config, model, parameter_groups(model), loss, data, path, identity(config), labelled=labelled,
+            dequantize=loss.dequantize,
         )  # fmt: skip
-        print(f"done: python sample.py run={run.path}")
+        print(f"done: python sample.py run={path}")
         return metrics
 
 
@@ -174,26 +169,33 @@ def build_model(
 def fit(
     config: Mapping[str, Any],
     module: nn.Module,
+    parameters: Sequence[Any],
     loss: Loss,
-    optimizer: torch.optim.Optimizer,
     data: Dataset,
-    run: RunDirectory,
+    path: Path,
+    saved: dict[str, Any],
     *,
     labelled: bool,
     dequantize: bool,
-    preview: Callable[[nn.Module, int], Path] | None = None,
 ) -> dict[str, float]:
-    """Train a module with the trainer and logger of a configuration.
+    """Train a module with the optimizer, trainer and logger of a configuration.
 
     Args:
-        config: trainer and logger, as nodes; batch_size, seed, extensions.
+        config: optimizer, trainer and logger, as nodes; batch_size, seed, extensions.
         module: On its device; the loss is called with it.
-        loss, optimizer, data, run, preview: As for `Trainer` and `Batches`.
+        parameters: Those that are trained, or groups of them.
+        loss: What is minimised.
+        data: Where the examples come from.
+        path, saved: The run directory, and the configuration that is kept there.
         labelled, dequantize: As for `Batches`.
     """
     extensions = [*config["extensions"], ANY_INTERFACE]
+    optimizer = build_as(torch.optim.Optimizer, config["optimizer"], "optimizer", extensions, parameters)
+    run = take_up(path, saved, extensions)
+    if not (run.path / CODEC_FILE).is_file():
+        save_checkpoint(run.path / CODEC_FILE, {"codec": codec_state(data.codec), "shape": list(data.shape)})
     device = next(module.parameters()).device
-    count = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    count = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
     print(f"{run.path}: {count:,} parameters, {len(data.train):,} training examples of shape {data.shape}, {device}")
     trainer = build(
         config["trainer"],
@@ -205,7 +207,7 @@ def fit(
         batch=Batches(data, config["batch_size"], config["seed"], labelled=labelled, dequantize=dequantize),
         run=run,
         logger=build_as(Logger, config["logger"], "logger", extensions, run),
-        preview=preview,
+        preview=Preview(run, data, labelled) if isinstance(module, Denoiser) and data.is_image else None,
         seed=config["seed"],
         device=device,
     )
@@ -246,7 +248,7 @@ def take_up(path: Path, config: dict[str, Any], extensions: Sequence[str]) -> Ru
     """The run directory, new or with the same configuration, whatever names an earlier version had for it."""
     run = RunDirectory(path)
     text = yaml.safe_dump(config, sort_keys=False)
-    if run.config.is_file() and mean_the_same(read_config(run), yaml.safe_load(text), extensions):
+    if run.config.is_file() and meaning(read_config(run), extensions) == meaning(yaml.safe_load(text), extensions):
         text = run.config_text
     return RunDirectory.create(path, text)
 

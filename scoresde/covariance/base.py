@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
+from scoresde.sde.levels import Level
 
 Wrapper = TypeVar("Wrapper", bound="CovarianceDenoiser")
 DataRange = tuple[float, float]  # (low, high) of every entry of the data, in the model's own scaling
@@ -37,11 +37,11 @@ class CovarianceDenoiser(Denoiser):
         self.sde, self.denoiser = denoiser.sde, denoiser
         self.data_range = None if data_range is None else (float(data_range[0]), float(data_range[1]))
 
-    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.denoiser(x, t, **cond)
+    def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        return self.denoiser.x0(x, level, **cond)
 
-    def eps(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.denoiser.eps(x, t, **cond)
+    def eps_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        return self.denoiser.eps_at(x, level, **cond)
 
     def covariance_diag(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """Diagonal of Cov[x0 | x_t = x]; broadcasts against x."""
@@ -56,9 +56,6 @@ class CovarianceDenoiser(Denoiser):
         other = copy.copy(self)
         other._modules = {**self._modules, "denoiser": denoiser}
         return other
-
-    def tabulate(self, times: Sequence[Tensor]) -> Denoiser:
-        return self.around(self.denoiser.tabulate(times))
 
     def select(self, index: Tensor, batch: int) -> Denoiser | None:
         inner = self.denoiser.select(index, batch)

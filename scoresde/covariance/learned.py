@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from scoresde.denoiser import Denoiser, NetworkDenoiser
 from scoresde.parameterization import Parameterization
 from scoresde.sde import SDE, DiscreteVPSDE, expand
+from scoresde.sde.levels import Level
 
 
 class LearnedRange(Denoiser):
@@ -40,24 +40,25 @@ class LearnedRange(Denoiser):
         self.net, self.sde, self.parameterization = net, sde, parameterization
         self.steps = (len(sde.betas) if isinstance(sde, DiscreteVPSDE) else 0) if steps is None else steps
 
-    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.mean_and_range(x, t, **cond)[0]
+    def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        return self._mean.x0(x, level, **cond)
 
-    def eps(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.eps_and_range(x, t, **cond)[0]
+    def eps_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        return self._mean.eps_at(x, level, **cond)
 
     def mean_and_range(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         """x̂0 and v, both (B, *): v = 0 stands for a step's β̃, 1 for its β."""
-        halves = _Halves(self.net)
-        return NetworkDenoiser(halves, self.sde, self.parameterization)(x, t, **cond), halves.range_as(x)
+        mean = self._mean
+        return mean(x, t, **cond), mean.net.range_as(x)
 
     def eps_and_range(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         """ε̂ and v, both (B, *), with one call of the network."""
-        halves = _Halves(self.net)
-        return NetworkDenoiser(halves, self.sde, self.parameterization).eps(x, t, **cond), halves.range_as(x)
+        mean = self._mean
+        return mean.eps(x, t, **cond), mean.net.range_as(x)
 
-    def tabulate(self, times: Sequence[Tensor]) -> Denoiser:
-        return _Tabulated(self, times)
+    @property
+    def _mean(self) -> NetworkDenoiser:
+        return NetworkDenoiser(_Halves(self.net), self.sde, self.parameterization)
 
     def select(self, index: Tensor, batch: int) -> Denoiser:
         return self
@@ -112,31 +113,3 @@ class _Halves(nn.Module):
         """v of the last call, in x's dtype; given out once, so that no graph is held."""
         rest, self.rest = self.rest, torch.empty(0)
         return (rest.to(x.dtype) + 1) / 2
-
-
-class _Tabulated(Denoiser):
-    """With the coefficients at times that are known by identity, see `NetworkDenoiser.tabulate`."""
-
-    def __init__(self, whole: LearnedRange, times: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.whole, self.sde, self.halves = whole, whole.sde, _Halves(whole.net)
-        self.mean = NetworkDenoiser(self.halves, whole.sde, whole.parameterization).tabulate(times)
-
-    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.mean_and_range(x, t, **cond)[0]
-
-    def eps(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.eps_and_range(x, t, **cond)[0]
-
-    def mean_and_range(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        return self.mean(x, t, **cond), self.halves.range_as(x)
-
-    def eps_and_range(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        return self.mean.eps(x, t, **cond), self.halves.range_as(x)
-
-    def covariance_diag(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.mean_and_covariance(x, t, **cond)[1]
-
-    def mean_and_covariance(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        x0_hat, v = self.mean_and_range(x, t, **cond)
-        return x0_hat, self.whole.covariance_of(v, x, t)

@@ -88,7 +88,7 @@ def second_moment(
         Bao et al., "Analytic-DPM", 2022, arXiv:2201.06503.
     """
     times = levels.double().cpu() if isinstance(levels, Tensor) else noise_levels(denoiser.sde, levels)
-    sums, drawn, tabulated, clock = None, 0, denoiser, times.unbind()
+    sums, drawn = None, 0
     for batch in data:
         x0, cond = batch if isinstance(batch, tuple) else (batch, {})
         if samples is not None and drawn + len(x0) > samples:
@@ -96,10 +96,7 @@ def second_moment(
             x0, cond = x0[:kept], {key: v[:kept] if isinstance(v, Tensor) else v for key, v in cond.items()}
         if len(x0) == 0:
             break
-        if sums is None:
-            clock = times.to(x0.device).unbind()
-            tabulated = denoiser.tabulate(clock)
-        rows = torch.stack([_sums(tabulated, x0, t, generator, cond) for t in clock])
+        rows = torch.stack([_sums(denoiser, x0, t, generator, cond) for t in times.to(x0.device)])
         sums = rows if sums is None else sums + rows
         drawn += len(x0)
     if sums is None or drawn < 3:

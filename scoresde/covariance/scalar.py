@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,23 +58,3 @@ class AnalyticVariance(CovarianceDenoiser):
         """The variance at times t, in float64."""
         logsnr = self.sde.logsnr(t.double()).to(self.logsnr.device)
         return self.bounded(torch.exp(-logsnr) * interpolate(logsnr, self.logsnr, self.share))
-
-    @torch.no_grad()
-    def tabulate(self, times: Sequence[Tensor]) -> Denoiser:
-        values = self.at(torch.stack([time.detach() for time in times])).cpu().unbind()
-        return _Tabulated(self, self.denoiser.tabulate(times), tuple(times), values)
-
-
-class _Tabulated(CovarianceDenoiser):
-    """With the variances at times that are known by identity, as numbers on the CPU."""
-
-    def __init__(
-        self, whole: AnalyticVariance, denoiser: Denoiser, times: tuple[Tensor, ...], values: tuple[Tensor, ...]
-    ) -> None:
-        super().__init__(denoiser, whole.data_range)
-        self.whole, self.times = whole, times
-        self.values = {id(time): value for time, value in zip(times, values, strict=True)}
-
-    def mean_and_covariance(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        value = self.values.get(id(t))
-        return self.denoiser(x, t, **cond), expand(self.whole.at(t), x) if value is None else value

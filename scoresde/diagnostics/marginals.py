@@ -20,17 +20,17 @@ SPLITS = 20  # random halves of the SDE's samples
 
 @dataclass(frozen=True, kw_only=True)
 class MarginalGap:
-    """Result of `marginal_gap`: distances at noise levels from noise to data, in standard deviations of the samples.
+    """Result of `marginal_gap`: distances at noise levels from noise to data, in units of the samples' rms spread.
 
     Args:
         logsnr: The levels, (L,), increasing.
         sliced: Sliced Wasserstein distance between samples of the ODE and of the SDE, (L,).
-        sliced_floor: The same between two halves of the SDE's samples: what as many samples of one distribution have.
+        sliced_floor: The same between two halves of the SDE's samples: what as many samples of one law have.
         sliced_floor_std: Scatter of that over random halves; a gap within two of them is none.
         mean: Rms over entries of the difference of the means, (L,).
         mean_floor: The same between two halves.
-        log_std_ratio: log of the ratio of standard deviations, ODE to SDE, (L,); below 0 the ODE's are narrower.
-        log_std_ratio_floor: Standard deviation of the same between two halves.
+        spread: log of the ratio of rms spreads, ODE to SDE, (L,); below 0 the ODE's samples are the narrower.
+        spread_floor: Standard deviation of the same between two halves.
     """
 
     logsnr: Tensor
@@ -39,8 +39,8 @@ class MarginalGap:
     sliced_floor_std: Tensor
     mean: Tensor
     mean_floor: Tensor
-    log_std_ratio: Tensor
-    log_std_ratio_floor: Tensor
+    spread: Tensor
+    spread_floor: Tensor
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:
@@ -107,14 +107,12 @@ def marginal_gap(
 
     def draw(solver: StepSolver) -> list[Tensor]:
         parts: list[list[Tensor]] = [[] for _ in indices]
-        plan = solver.plan(denoiser, device=device)
+        plan = solver.plan(denoiser, device=device)  # of the process and the times, whatever the conditions
         for first in range(0, samples, batch_size):
             rows = slice(first, min(first + batch_size, samples))
             x = denoiser.sde.prior_sample((rows.stop - first, *shape), generator=generator, device=device, dtype=dtype)
-            if cond:
-                bound = denoiser.given(**{key: value[rows] for key, value in cond.items()})
-                plan = solver.plan(bound, device=device)
-            for step in solver.trajectory(denoiser, x, noise=gaussian_noise(x, generator), plan=plan):
+            given = denoiser.given(**{key: value[rows] for key, value in cond.items()}) if cond else denoiser
+            for step in solver.trajectory(given, x, noise=gaussian_noise(x, generator), plan=plan):
                 if step.index in indices:
                     parts[indices.index(step.index)].append(step.x)
             if progress is not None:
@@ -127,7 +125,7 @@ def marginal_gap(
     rows = [_compare(*sets, unit, generator) for sets in zip(from_ode, one, other, strict=True)]
     times = logsnr_grid(denoiser.sde, steps, denoiser.sde.t_min)[indices]
     columns = torch.stack(rows).cpu().unbind(1)
-    names = ("sliced", "sliced_floor", "sliced_floor_std", "mean", "mean_floor", "log_std_ratio", "log_std_ratio_floor")
+    names = ("sliced", "sliced_floor", "sliced_floor_std", "mean", "mean_floor", "spread", "spread_floor")
     return MarginalGap(logsnr=denoiser.sde.logsnr(times), **dict(zip(names, columns, strict=True)))
 
 
@@ -143,11 +141,11 @@ def _compare(x: Tensor, one: Tensor, other: Tensor, unit: Tensor, generator: tor
         floors.append(_distances(half, rest, unit, scale))
     gap, floor = torch.stack(gaps).mean(0), torch.stack(floors)
     (sliced, mean, _), scatter = floor.mean(0), floor.std(0)
-    ratio_floor = floor[:, 2].square().mean().sqrt()
-    return torch.stack([gap[0], sliced, scatter[0], gap[1], mean, gap[2], ratio_floor])
+    spread_floor = floor[:, 2].square().mean().sqrt()
+    return torch.stack([gap[0], sliced, scatter[0], gap[1], mean, gap[2], spread_floor])
 
 
 def _distances(x: Tensor, y: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
     means = (x.mean(0) - y.mean(0)).square().mean().sqrt() / scale
-    log_ratio = 0.5 * (x.var(0).mean() / y.var(0).mean()).log()
-    return torch.stack([sliced_wasserstein(x, y, unit) / scale, means, log_ratio])
+    spreads = 0.5 * (x.var(0).mean() / y.var(0).mean()).log()
+    return torch.stack([sliced_wasserstein(x, y, unit) / scale, means, spreads])

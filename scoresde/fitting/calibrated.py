@@ -13,10 +13,13 @@ from scoresde.denoiser import Denoiser
 from scoresde.fitting.gaussian_flow import GaussianFlow
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde import SDE
-from scoresde.sde.grids import uniform_grid
-from scoresde.sde.levels import Levels
+from scoresde.sde.grids import Start, uniform_grid
+from scoresde.sde.levels import Interval, Level, Levels, Weights
+from scoresde.solvers.base import StepSolver, linear
 from scoresde.solvers.exponential import prediction_coefficients
-from scoresde.solvers.tabulated import TabulatedSolver, linear
+
+History = tuple[tuple[Tensor, ...], tuple[Level, ...]]  # v̂ and the levels of the calls so far, the latest first
+RENAMED = {"pilots": "paths", "pilot_nfe": "paths_nfe"}  # keys of the records of earlier versions
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +32,7 @@ class Calibration:
         weights: b_ij of the value j calls before call i, (N, N).
         start: Flow that leads from t = 1 to the first level without a call.
         sigma_data: Standard deviation of the data, which scales y and v.
-        record: Pilot runs, their network calls, errors on held-out pilots: numbers for the user.
+        record: Reference paths, their network calls, errors on those held out: numbers for the user.
     """
 
     logsnr: Tensor
@@ -71,7 +74,8 @@ def load_fit(path: str | Path, kind: type) -> dict[str, Any]:
     start = content.get("start") if _has_fields_of(kind, content) else {}
     if start is not None and not _has_fields_of(GaussianFlow, start):
         raise ValueError(f"{path} holds something else than a {kind.__name__}: delete it and fit again.")
-    return {**content, "start": None if start is None else GaussianFlow(**start)}
+    record = {RENAMED.get(key, key): value for key, value in content["record"].items()}
+    return {**content, "start": None if start is None else GaussianFlow(**start), "record": record}
 
 
 def _has_fields_of(kind: type, content: Any) -> bool:
@@ -88,7 +92,7 @@ def check_levels(owner: str, sde: SDE, logsnr: Tensor, times: Tensor) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibratedMultistep(TabulatedSolver):
+class CalibratedMultistep(StepSolver):
     """Linear multistep with times and weights fitted to a model's own paths; one call per level, from 4 calls up.
 
         start      the flow of Gaussian data from t = 1 to the first level
@@ -116,7 +120,7 @@ class CalibratedMultistep(TabulatedSolver):
         if not isinstance(self.calibration, Calibration):
             raise ValueError(
                 f"CalibratedMultistep needs a calibration, got {self.calibration!r}: make one with "
-                f"scoresde.calibrate(denoiser, nfe, pilots)."
+                f"scoresde.calibrate(denoiser, nfe, paths)."
             )
         made = len(self.calibration.logsnr) - 1
         if self.steps not in (0, made) or self.grid is not uniform_grid or self.t_end is not None or not self.denoise:
@@ -127,38 +131,25 @@ class CalibratedMultistep(TabulatedSolver):
         object.__setattr__(self, "steps", made)
         super().__post_init__()
 
-    def _times(self, sde: SDE, backward: bool) -> Tensor:
+    def _times(self, sde: SDE, steps: int | None = None) -> tuple[Tensor, Start]:
         times = sde.time(self.calibration.logsnr)
         check_levels("CalibratedMultistep", sde, self.calibration.logsnr, times)
-        return times
+        return times, self.calibration.start
 
-    def _lands(self, sde: SDE, times: Tensor, backward: bool) -> bool:
-        return True
+    def weights(self, levels: Levels) -> Weights:
+        """c_x and c_0 of v̂ = c_x x + c_0 x̂0, and a and b of a step in x: those in y, by the norms of y = x/norm."""
+        made, levels = self.calibration, levels.scaled(self.calibration.sigma_data)
+        c_x, c_0 = prediction_coefficients(levels.alpha, levels.sigma, "v")
+        norm = torch.hypot(levels.alpha, levels.sigma)
+        rows = (len(levels) - 1, *[1] * (norm.ndim - 1))  # by hand, those of the steps taken so far
+        keep, *past = (column[: rows[0]].reshape(rows) for column in (made.keep, *made.weights.unbind(1)))
+        past = [norm[1:] * column for column in past]
+        return {"c_x": c_x[:-1], "c_0": c_0[:-1], "keep": keep * norm[1:] / norm[:-1], "past": past}
 
-    def _start(self) -> GaussianFlow:
-        return self.calibration.start
-
-    def table(self, levels: Levels) -> tuple[Tensor, ...]:
-        made = self.calibration
-        return weighted_rows(levels.scaled(made.sigma_data), made.keep, made.weights)
-
-    def update(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, row: tuple[Any, ...], noise: NoiseSource, state: Any
-    ) -> tuple[Tensor, Any]:
-        return weighted_update(denoiser(x, t), x, row, state)
-
-
-def weighted_rows(levels: Levels, keep: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
-    """Columns c_x, c_0, a, b_0, b_1, ... of steps in x, from a and b of steps in y; levels scaled by c."""
-    c_x, c_0 = prediction_coefficients(levels, "v")
-    norm = torch.hypot(levels.alpha, levels.sigma)
-    columns = (norm[1:, None] * weights).unbind(1)
-    return (c_x[:-1], c_0[:-1], keep * norm[1:] / norm[:-1], *columns)
-
-
-def weighted_update(
-    x0_hat: Tensor, x: Tensor, row: tuple[Any, ...], state: tuple[Tensor, ...] | None
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    c_x, c_0, keep, *weights = row
-    history = (linear((c_x, x), (c_0, x0_hat)), *(state or ()))
-    return linear((keep, x), *zip(weights, history, strict=False)), history
+    def step(
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: History | None
+    ) -> tuple[Tensor, History]:
+        calls, before = ((), ()) if state is None else state
+        w = interval.weights(self, before)
+        calls = (linear((w.c_x, x), (w.c_0, denoiser.x0(x, interval.t))), *calls)
+        return linear((w.keep, x), *zip(w.past, calls, strict=False)), (calls, (interval.t, *before))

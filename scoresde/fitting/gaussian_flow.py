@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from scoresde.sde import SDE
+from scoresde.sde.grids import Start
 
 
 @dataclass(frozen=True, eq=False)
-class GaussianFlow:
+class GaussianFlow(Start):
     """Exact probability flow of N(mean, Σ_k variance_k u_k u_kᵀ + rest (I − Σ_k u_k u_kᵀ)) data.
 
         x_s − α_s m = Σ_k w_s(v_k)/w_t(v_k) u_k u_kᵀ (x_t − α_t m) + the same with `rest`,        w(v)² = α² v + σ²

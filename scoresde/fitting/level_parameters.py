@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from scoresde.sde.levels import Levels
 
 MARGIN = 1e-3  # in log-SNR, between the ends of a process and the levels of a first guess
 SMALLEST_SHARE = 1e-5  # of the range of a process, between two levels
+STEP = 1e-4  # of a logit, for differences
 FARTHEST = 60.0  # minus log-SNR that stands for no signal at all
 
 
@@ -32,8 +32,14 @@ def first_guess(std: float, count: int, *, within: tuple[float, float] = (-math.
     return -6 * roots.log()
 
 
-class Places:
-    """Increasing log-SNR levels inside a process, as shares of its whole range: any logits give a valid grid."""
+class LevelParameters:
+    """Increasing log-SNR levels inside a process, as shares of its whole range: any logits give a valid grid.
+
+    Whatever is a function of the levels is differentiated by central differences in the logits: coefficients branch at
+    noise 0 and at the start of a run, where automatic differentiation gives 0 · ∞, and some processes know their
+    `time` by bisection alone. So a fit computes everything at `stencil` levels, and `unbind` makes numbers with
+    gradients of it.
+    """
 
     def __init__(self, ends: tuple[float, float], logsnr: Tensor, *, free_start: bool) -> None:
         first, last = ends
@@ -50,36 +56,36 @@ class Places:
         shares = shares if self.free else torch.cat([torch.zeros_like(shares[:1]), shares])
         return self.first + self.span * shares[:-1].cumsum(0)
 
-    def differentiated(self, table: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """table(levels), differentiable by the logits whether or not the table itself is: by central differences.
+    @torch.no_grad()
+    def stencil(self, sde: SDE) -> Levels:
+        """The levels of these logits, of each logit moved up, and of each moved down: (n, 1 + 2 len(logits))."""
+        moves = STEP * torch.eye(len(self.logits), dtype=torch.float64)
+        moves = torch.cat([torch.zeros_like(moves[:, :1]), moves, -moves], 1)
+        return Levels.of(sde, sde.time(self(self.logits[:, None] + moves)))
 
-        Tables branch at noise 0 and at the start of a run, where automatic differentiation gives 0 · ∞.
+    def differentiable(self, values: Tensor) -> Tensor:
+        """The first of values (..., 1 + 2 len(logits)) over a stencil, with the gradient by the logits that they show.
+
+        Constant, and entries that no step uses, where the slope is not finite.
         """
-        step, here = 1e-4, self.logits.detach()
-        with torch.no_grad():
-            moves = step * torch.eye(len(here), dtype=here.dtype)
-            values, moved = table(self(here)), table(self(torch.cat([here[:, None] + moves, here[:, None] - moves], 1)))
-            slopes = []
-            for value, around in zip(values, moved, strict=True):
-                ahead, behind = around.reshape(len(value), -1).expand(-1, 2 * len(here)).chunk(2, 1)
-                slope = (ahead - behind) / (2 * step)
-                slopes.append(torch.where(torch.isfinite(slope), slope, 0).to(here))  # of entries that no step uses
-        return tuple(value + slope @ (self.logits - here) for value, slope in zip(values, slopes, strict=True))
+        ahead, behind = values[..., 1:].detach().chunk(2, -1)
+        slope = (ahead - behind) / (2 * STEP)
+        slope = torch.where(torch.isfinite(slope), slope, 0)
+        return values[..., 0] + slope @ (self.logits - self.logits.detach()).to(slope)
+
+    def unbind(self, column: Tensor) -> list[Tensor]:
+        """The entries of a column over a stencil, (m, 1 + 2 len(logits)) or (m,), those that do not move as constants.
+
+        At noise 0 a formula may have no derivative, which nothing needs there.
+        """
+        if column.ndim == 1:
+            return list(column.unbind())
+        moves = (column != column[:, :1]).any(1).tolist()
+        moving = self.differentiable(column)
+        return [moving[i] if moved else column[i, 0] for i, moved in enumerate(moves)]
 
 
 def level_range(sde: SDE, t_end: float) -> tuple[float, float]:
     """Log-SNR at t = 1 and at t_end, finite."""
     first, last, least = sde.logsnr(torch.tensor([1.0, t_end, sde.t_min], dtype=torch.float64)).tolist()
     return first if math.isfinite(first) else -FARTHEST, last if math.isfinite(last) else least
-
-
-def differentiable_levels(sde: SDE, logsnr: Tensor) -> Levels:
-    """Levels with gradients by the log-SNR, whether or not the process can differentiate its `time`."""
-    with torch.no_grad():
-        t = sde.time(logsnr)
-    with torch.enable_grad():
-        moved = t.clone().requires_grad_()
-        slope = torch.autograd.grad(sde.logsnr(moved).sum(), moved)[0]
-    t = t + (logsnr - logsnr.detach()) / slope
-    alpha = sde.alpha(t)
-    return Levels(sde, t, alpha, alpha * torch.exp(-0.5 * logsnr), 0.5 * logsnr)

@@ -1,4 +1,4 @@
-"""Pilot runs: starts from the prior and where the probability flow takes them."""
+"""Reference paths: starts from the prior and where the probability flow of a model takes them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from scoresde.solvers.adams import ExponentialAdams
 
 
 @dataclass(frozen=True, eq=False)
-class Pilots:
+class ReferencePaths:
     """Ends of fine runs of a model.
 
     Args:
         start: x at t = 1, (P, *).
         end: Data at noise 0 from there, (P, *).
         gaussian: The flow of Gaussian data with the mean and principal components of the ends.
-        nfe: Network calls that every pilot cost.
+        nfe: Network calls that every path cost.
     """
 
     start: Tensor
@@ -41,7 +41,7 @@ class Pilots:
 
 
 @torch.no_grad()
-def pilot_paths(
+def reference_paths(
     denoiser: Denoiser,
     shape: Sequence[int],
     count: int = 256,
@@ -52,7 +52,7 @@ def pilot_paths(
     device: Any = None,
     dtype: torch.dtype | None = None,
     progress: Callable[[int], Any] | None = None,
-) -> Pilots:
+) -> ReferencePaths:
     """Run `count` starts with a fine solver of third order.
 
     The mean of the ends is improved by that of x̂0 at t = 1, which scatters far less.
@@ -60,13 +60,13 @@ def pilot_paths(
     Args:
         denoiser: The model.
         shape: Event shape.
-        count: Number of pilots; more make few-step errors of rare paths count.
+        count: Number of paths; more make few-step errors of rare paths count.
         steps: Steps of the fine runs; their own error must be well below that of the solver to be fitted.
-        batch: Pilots per network call.
-        progress: Called with the number of pilots done since the last call.
+        batch: Paths per network call.
+        progress: Called with the number of paths done since the last call.
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 2:
-        raise ValueError(f"pilot_paths needs at least 2 pilots, a whole number, got {count!r}.")
+        raise ValueError(f"reference_paths needs at least 2 paths, a whole number, got {count!r}.")
     fine = ExponentialAdams(steps=steps, order=3, prediction="v", corrector=True, grid=logsnr_grid)
     sde = denoiser.sde
     x = sde.prior_sample((count, *shape), generator=generator, device=device, dtype=dtype)
@@ -79,4 +79,4 @@ def pilot_paths(
             progress(len(part))
     end = torch.cat(ends)
     gaussian = GaussianFlow.of(end.cpu(), mean=(torch.stack(means).sum(0) / count).cpu())
-    return Pilots(x, end, gaussian, steps + 2)
+    return ReferencePaths(x, end, gaussian, steps + 2)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.denoiser import Denoiser
-from scoresde.sde import expand
+from scoresde.sde.levels import Level
 
 LogProbability = Callable[[Tensor, Tensor], Tensor]  # (x (B, *), t () or (B,)) -> log p(y | x_t = x) (B,)
 
@@ -50,26 +50,23 @@ class Guided(Denoiser):
         self.sde, self.denoiser, self.reference = denoiser.sde, denoiser, reference
         self.scale, self.interval = scale, interval
 
-    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        if self.scale == 1:
-            return self.denoiser(x, t, **cond)
-        reference = self.reference(x, t, **cond)
-        return reference + self._scale_at(x, t) * (self.denoiser(x, t, **cond) - reference)
-
-    def tabulate(self, times: Sequence[Tensor]) -> Denoiser:
-        pair = self.denoiser.tabulate(times), self.reference.tabulate(times)
-        return Guided(*pair, self.scale, self.interval)
+    def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        scale = self._scale_at(level)
+        if not isinstance(scale, Tensor) and scale == 1:
+            return self.denoiser.x0(x, level, **cond)
+        reference = self.reference.x0(x, level, **cond)
+        return reference + scale * (self.denoiser.x0(x, level, **cond) - reference)
 
     def select(self, index: Tensor, batch: int) -> Denoiser | None:
         pair = self.denoiser.select(index, batch), self.reference.select(index, batch)
         return None if pair[0] is None or pair[1] is None else Guided(pair[0], pair[1], self.scale, self.interval)
 
-    def _scale_at(self, x: Tensor, t: Tensor) -> Tensor | float:
+    def _scale_at(self, level: Level) -> Any:
         if self.interval is None:
             return self.scale
-        level = torch.exp(-0.5 * self.sde.logsnr(t.double()))
-        inside = (level > self.interval[0]) & (level <= self.interval[1])
-        return expand(torch.where(inside, self.scale, 1.0), x)
+        ratio = level.sigma / level.alpha
+        inside = (ratio > self.interval[0]) & (ratio <= self.interval[1])
+        return 1 + (self.scale - 1) * inside
 
 
 class Composed(Denoiser):
@@ -94,18 +91,18 @@ class Composed(Denoiser):
             _require_same_sde("Composed", base, part)
         self.sde, self.base, self.parts, self.weights = base.sde, base, nn.ModuleList(parts), tuple(weights)
 
-    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        base = self.base(x, t, **cond)
-        changes = [w * (part(x, t, **cond) - base) for w, part in zip(self.weights, self.parts, strict=True)]
+    def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        base = self.base.x0(x, level, **cond)
+        changes = [w * (part.x0(x, level, **cond) - base) for w, part in zip(self.weights, self._parts(), strict=True)]
         return base + torch.stack(changes).sum(0)
 
     def select(self, index: Tensor, batch: int) -> Denoiser | None:
-        base, parts = self.base.select(index, batch), []
-        for part in self.parts:
-            assert isinstance(part, Denoiser)
-            parts.append(part.select(index, batch))
+        base, parts = self.base.select(index, batch), [part.select(index, batch) for part in self._parts()]
         known = [part for part in parts if part is not None]
         return None if base is None or len(known) < len(parts) else Composed(base, known, self.weights)
+
+    def _parts(self) -> list[Denoiser]:
+        return [part for part in self.parts if isinstance(part, Denoiser)]
 
 
 class ClassifierGuided(Denoiser):
@@ -130,9 +127,9 @@ class ClassifierGuided(Denoiser):
         super().__init__()
         self.sde, self.denoiser, self.log_prob, self.scale = denoiser.sde, denoiser, log_prob, scale
 
-    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        gradient = _gradient(self.log_prob, x, t, "ClassifierGuided")
-        return self.denoiser(x, t, **cond) + self.scale * _gain(self, x, t) * gradient
+    def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        gradient = _gradient(lambda x: self.log_prob(x, level.time), x, "ClassifierGuided")
+        return self.denoiser.x0(x, level, **cond) + self.scale * level.sigma**2 / level.alpha * gradient
 
 
 class ReconstructionGuided(Denoiser):
@@ -156,36 +153,30 @@ class ReconstructionGuided(Denoiser):
         super().__init__()
         self.sde, self.denoiser, self.log_likelihood, self.scale = denoiser.sde, denoiser, log_likelihood, scale
 
-    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+    def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
         kept: list[Tensor] = []
 
-        def potential(x: Tensor, t: Tensor) -> Tensor:
-            kept.append(self.denoiser(x, t, **cond))
+        def potential(x: Tensor) -> Tensor:
+            kept.append(self.denoiser.x0(x, level, **cond))
             return self.log_likelihood(kept[0])
 
-        gradient = _gradient(potential, x, t, "ReconstructionGuided")
+        gradient = _gradient(potential, x, "ReconstructionGuided")
         x0_hat = kept[0] if torch.is_grad_enabled() else kept[0].detach()
-        return x0_hat + self.scale * _gain(self, x, t) * gradient
+        return x0_hat + self.scale * level.sigma**2 / level.alpha * gradient
 
 
-def _gradient(log_prob: LogProbability, x: Tensor, t: Tensor, owner: str) -> Tensor:
-    """∇ₓ Σ_b log_prob(x, t)_b; keeps the graph only if the caller differentiates through x."""
+def _gradient(log_prob: Callable[[Tensor], Tensor], x: Tensor, owner: str) -> Tensor:
+    """∇ₓ Σ_b log_prob(x)_b; keeps the graph only if the caller differentiates through x."""
     through = torch.is_grad_enabled() and x.requires_grad
     with torch.enable_grad():
         x = x if through else x.detach().requires_grad_()
-        values = log_prob(x, t)
+        values = log_prob(x)
         if values.shape != x.shape[:1]:
             raise ValueError(
                 f"{owner} needs one log-probability per sample: expected shape ({x.shape[0]},), "
                 f"got {tuple(values.shape)}."
             )
         return torch.autograd.grad(values.sum(), x, create_graph=through, retain_graph=through or None)[0]
-
-
-def _gain(denoiser: Denoiser, x: Tensor, t: Tensor) -> Tensor:
-    """σ²/α, which turns a change of the score into a change of x̂0."""
-    wide = t.double()
-    return expand(denoiser.sde.sigma(wide).square() / denoiser.sde.alpha(wide), x)
 
 
 def _require_same_sde(owner: str, first: Denoiser, second: Denoiser) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scoresde.denoiser import NetworkDenoiser
+from scoresde.interop.score_sde_keys import score_sde_keys
 from scoresde.models import DDPMUNet, NCSNpp
 from scoresde.parameterization import Parameterization
 from scoresde.sde import SDE, VESDE, VPSDE, SubVPSDE
@@ -255,12 +256,13 @@ _NUMPY_NUMBERS: list[Any] = [
 ]
 
 
-def _state_dict(content: Mapping[str, Any], net: nn.Module, ema: bool, source: str) -> dict[str, Tensor]:
-    """The weights in a checkpoint, by the network's own names."""
+def _state_dict(content: Mapping[str, Any], net: NCSNpp, ema: bool, source: str) -> dict[str, Tensor]:
+    """The weights in a checkpoint, by their published names."""
     model = content["model"] if isinstance(content.get("model"), Mapping) else content
     weights = {key.removeprefix("module."): torch.as_tensor(value) for key, value in model.items()}
     if ema and model is not content and "ema" in content:
-        names = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
+        published = score_sde_keys(net)
+        names = [published[name] for name, parameter in net.named_parameters() if parameter.requires_grad]
         shadow = content["ema"]["shadow_params"]
         if len(shadow) != len(names):
             raise ValueError(
@@ -271,8 +273,9 @@ def _state_dict(content: Mapping[str, Any], net: nn.Module, ema: bool, source: s
     return weights
 
 
-def _load_weights(net: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    expected = net.state_dict()
+def _load_weights(net: NCSNpp, weights: Mapping[str, Tensor], source: str) -> None:
+    published = score_sde_keys(net)
+    expected = {published[name]: value for name, value in net.state_dict().items()}
     problems = [
         *(f"misses {key}" for key in expected if key not in weights),
         *(f"has an unknown {key}" for key in weights if key not in expected),
@@ -288,4 +291,4 @@ def _load_weights(net: nn.Module, weights: Mapping[str, Tensor], source: str) ->
             f"{source} does not fit the network of the config: it {', '.join(problems[:3])}{more}; "
             f"use the config of this checkpoint."
         )
-    net.load_state_dict(weights)
+    net.load_state_dict({ours: weights[key] for ours, key in published.items()})

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde.covariance.reverse_variance import FIXED, posterior_std, removed, require_spread
-from scoresde.denoiser import Denoiser
+from scoresde.covariance.reverse_variance import FIXED, check_known, posterior_std, removed
+from scoresde.denoiser import Denoiser, KnowsFullCovariance, PredictsRange
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
 from scoresde.sde import SDE, DiscreteVPSDE, expand
 from scoresde.sde.grids import Grid, uniform_grid
@@ -43,12 +43,13 @@ def predict(denoiser: Denoiser, x: Tensor, t: Tensor, variance: str, **cond: Any
     if variance in FIXED:
         return Prediction(denoiser(x, t, **cond), None)
     if variance == "full":
-        matrix: Tensor = getattr(denoiser, "covariance")(x, t, **cond)  # noqa: B009  # see variance.mean_and_std
-        return Prediction(denoiser(x, t, **cond), matrix)
+        assert isinstance(denoiser, KnowsFullCovariance)  # check_chain
+        return Prediction(denoiser(x, t, **cond), denoiser.covariance(x, t, **cond))
     if variance == "optimal":
         mean, uncertainty = denoiser.mean_and_covariance(x, t, **cond)
     else:
-        mean, uncertainty = getattr(denoiser, "mean_and_range")(x, t, **cond)  # noqa: B009
+        assert isinstance(denoiser, PredictsRange)
+        mean, uncertainty = denoiser.mean_and_range(x, t, **cond)
     return Prediction(mean, uncertainty.to(x).expand_as(x))
 
 
@@ -243,12 +244,7 @@ def decoder_nll(
 def check_chain(denoiser: Denoiser, variance: str, decoder_variance: float | str | None, *, owner: str = "vlb") -> None:
     """Raise one sentence, before any call, if the variances make no sense or the denoiser cannot give them."""
     check_variances(owner, variance, decoder_variance)
-    require_spread(denoiser, variance)
-    if variance == "full" and not hasattr(denoiser, "covariance"):
-        raise TypeError(
-            f"variance='full' needs a denoiser with a method covariance(x, t) that returns (B, d, d), as those of "
-            f"scoresde.analytic have, got {type(denoiser).__name__}."
-        )
+    check_known(denoiser, variance)
 
 
 def check_variances(owner: str, variance: str, decoder_variance: float | str | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from scoresde.losses.denoising import DenoisingLoss
 from scoresde.losses.loss import Loss
 from scoresde.losses.times import logsnr_times
 from scoresde.sde import SDE
+from scoresde.sde.levels import Level
 
 
 class DequantizedDenoiser(Denoiser):
@@ -47,14 +47,11 @@ class DequantizedDenoiser(Denoiser):
             self.denoiser.eval()
         return self
 
-    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.denoiser(x, t, **cond)
+    def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        return self.denoiser.x0(x, level, **cond)
 
-    def eps(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        return self.denoiser.eps(x, t, **cond)
-
-    def tabulate(self, times: Sequence[Tensor]) -> Denoiser:
-        return self.denoiser.tabulate(times)
+    def eps_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        return self.denoiser.eps_at(x, level, **cond)
 
     def select(self, index: Tensor, batch: int) -> Denoiser | None:
         return self.denoiser.select(index, batch)

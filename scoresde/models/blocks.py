@@ -6,10 +6,12 @@ they are the keys of published checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from scoresde.models.layers import NIN, conv1x1, conv3x3, group_norm, linear
@@ -33,6 +35,7 @@ class ResidualBlock(nn.Module):
         init_scale: Initial scale of the last convolution; 0 starts the block as its shortcut.
         skip_rescale: Divide by √2, which keeps the variance of the sum.
         norm_groups: Groups of both normalisations; None for min(C/4, 32).
+        checkpoint: Recompute the block in the backward pass, to save memory.
 
     References:
         Ho et al., "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.11239.
@@ -51,10 +54,12 @@ class ResidualBlock(nn.Module):
         init_scale: float = 0.0,
         skip_rescale: bool = True,
         norm_groups: int | None = None,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
         self.resample = resample
         self.skip_rescale = skip_rescale
+        self.checkpoint = checkpoint
         self.GroupNorm_0 = group_norm(in_channels, norm_groups)
         self.Conv_0 = conv3x3(in_channels, out_channels)
         if embed_dim is not None:
@@ -62,16 +67,15 @@ class ResidualBlock(nn.Module):
         self.GroupNorm_1 = group_norm(out_channels, norm_groups)
         self.Dropout_0 = nn.Dropout(dropout)
         self.Conv_1 = conv3x3(out_channels, out_channels, init_scale=init_scale)
-        self.shortcut_name = None
-        if style == "biggan" and (in_channels != out_channels or resample is not None):
-            self.Conv_2 = conv1x1(in_channels, out_channels)
-            self.shortcut_name = "Conv_2"
-        elif in_channels != out_channels:
-            self.NIN_0 = NIN(in_channels, out_channels)
-            self.shortcut_name = "NIN_0"
+        widens, biggan = in_channels != out_channels, style == "biggan"
+        self.Conv_2 = conv1x1(in_channels, out_channels) if biggan and (widens or resample is not None) else None
+        self.NIN_0 = NIN(in_channels, out_channels) if widens and not biggan else None
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """Args: x (B, in_channels, H, W); embedding (B, embed_dim), or None to leave its term out."""
+        return evaluate(self._y, x, embedding, checkpoint=self.checkpoint)
+
+    def _y(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         h = F.silu(self.GroupNorm_0(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
@@ -80,9 +84,8 @@ class ResidualBlock(nn.Module):
             h = h + self.Dense_0(F.silu(embedding))[:, :, None, None]
         h = self.Dropout_0(F.silu(self.GroupNorm_1(h)))
         h = self.Conv_1(h)
-        if self.shortcut_name is not None:
-            x = getattr(self, self.shortcut_name)(x)
-        return add_skip(x, h, self.skip_rescale)
+        shortcut = self.NIN_0 if self.Conv_2 is None else self.Conv_2
+        return add_skip(x if shortcut is None else shortcut(x), h, self.skip_rescale)
 
 
 class AttentionBlock(nn.Module):
@@ -96,7 +99,7 @@ class AttentionBlock(nn.Module):
 
     Args:
         channels: Width C of x, shape (B, C, H, W).
-        init_scale, skip_rescale, norm_groups: As in `ResidualBlock`.
+        init_scale, skip_rescale, norm_groups, checkpoint: As in `ResidualBlock`.
     """
 
     def __init__(
@@ -106,9 +109,11 @@ class AttentionBlock(nn.Module):
         init_scale: float = 0.0,
         skip_rescale: bool = True,
         norm_groups: int | None = None,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
         self.skip_rescale = skip_rescale
+        self.checkpoint = checkpoint
         self.GroupNorm_0 = group_norm(channels, norm_groups)
         self.NIN_0 = NIN(channels, channels)
         self.NIN_1 = NIN(channels, channels)
@@ -116,6 +121,10 @@ class AttentionBlock(nn.Module):
         self.NIN_3 = NIN(channels, channels, init_scale=init_scale)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Args: x (B, channels, H, W)."""
+        return evaluate(self._y, x, checkpoint=self.checkpoint)
+
+    def _y(self, x: Tensor) -> Tensor:
         h = self.GroupNorm_0(x)
         q, k, v = (nin(h).flatten(2) for nin in (self.NIN_0, self.NIN_1, self.NIN_2))
         weights = torch.softmax(q.transpose(1, 2) @ (k * x.shape[1] ** -0.5), dim=-1)
@@ -123,20 +132,14 @@ class AttentionBlock(nn.Module):
         return add_skip(x, self.NIN_3(h), self.skip_rescale)
 
 
-class Combine(nn.Module):
-    """Brings the input pyramid into a level: a 1×1 convolution, then the sum or the concatenation."""
-
-    def __init__(self, in_channels: int, out_channels: int, method: Literal["sum", "cat"]) -> None:
-        super().__init__()
-        self.method = method
-        self.Conv_0 = conv1x1(in_channels, out_channels)
-
-    def forward(self, pyramid: Tensor, h: Tensor) -> Tensor:
-        """Args: pyramid (B, in_channels, H, W); h (B, out_channels, H, W)."""
-        pyramid = self.Conv_0(pyramid)
-        return torch.cat([pyramid, h], dim=1) if self.method == "cat" else pyramid + h
-
-
 def add_skip(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
     """x + h, divided by √2 if rescale."""
     return (x + h) * 0.5**0.5 if rescale else x + h
+
+
+def evaluate(function: Callable[..., Tensor], *args: Tensor | None, checkpoint: bool) -> Tensor:
+    """function(*args); with checkpoint its intermediate values are recomputed in the backward pass, not kept."""
+    if not (checkpoint and torch.is_grad_enabled()):
+        return function(*args)
+    out: Tensor = torch.utils.checkpoint.checkpoint(function, *args, use_reentrant=False)
+    return out

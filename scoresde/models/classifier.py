@@ -22,9 +22,9 @@ class Classifier(nn.Module):
         num_classes: Number of classes K.
         channels: Channels of the images.
         image_size: Height and width in pixels that `attention_resolutions` refers to.
-        width: Channels of the first level; `channel_mults` times this at the others.
-        channel_mults: One factor per level; each level halves the resolution.
-        num_res_blocks: Residual blocks per level.
+        width: Channels of the first stage; `channel_mults` times this at the others.
+        channel_mults: One factor per stage; each stage halves the resolution.
+        num_res_blocks: Residual blocks per stage.
         attention_resolutions: Image sizes in pixels at which every block is followed by attention.
         dropout: Probability of dropping an activation.
         fir: Downsample with the FIR filter (1, 3, 3, 1) instead of the mean.
@@ -58,7 +58,7 @@ class Classifier(nn.Module):
             )
         if image_size % 2 ** (len(mults) - 1):
             raise ValueError(
-                f"Classifier with {len(mults)} levels needs image_size divisible by {2 ** (len(mults) - 1)}, "
+                f"Classifier with {len(mults)} stages needs image_size divisible by {2 ** (len(mults) - 1)}, "
                 f"got {image_size}; use fewer channel_mults or pad the images."
             )
         self.channels = channels
@@ -69,13 +69,13 @@ class Classifier(nn.Module):
         self.input = conv3x3(channels, width)
         self.blocks = nn.ModuleList()
         c = width
-        for level, mult in enumerate(mults):
+        for stage, mult in enumerate(mults):
             for _ in range(num_res_blocks):
                 self.blocks.append(ResidualBlock(c, width * mult, embed_dim, dropout=dropout))
                 c = width * mult
-                if image_size >> level in tuple(attention_resolutions):
+                if image_size >> stage in tuple(attention_resolutions):
                     self.blocks.append(AttentionBlock(c))
-            if level < len(mults) - 1:
+            if stage < len(mults) - 1:
                 down = Down((1, 3, 3, 1) if fir else None)
                 self.blocks.append(ResidualBlock(c, c, embed_dim, resample=down, dropout=dropout))
         self.norm = group_norm(c, None)
@@ -85,7 +85,7 @@ class Classifier(nn.Module):
         """Classify noisy images.
 
         Args:
-            x: Shape (B, channels, H, W), with H and W divisible by 2^(levels − 1).
+            x: Shape (B, channels, H, W), with H and W divisible by 2^(stages − 1).
             c_noise: Noise level, shape () or (B,).
         Returns:
             Logits, shape (B, num_classes), in x's dtype.

@@ -76,6 +76,37 @@ class GaussianFourier(nn.Module):
         return torch.cat([phase.sin(), phase.cos()], dim=1)
 
 
+class NoiseEmbedding(nn.Module):
+    """Embeds the noise level: sinusoids or random Fourier features, then two linear layers.
+
+        e = dense₁(silu(dense₀(features(c))))
+
+    Args:
+        kind: "positional": sinusoids of c. "fourier": random Fourier features of c. "log_fourier": of log c.
+        width: Frequencies of the Fourier features; e is four times as wide.
+        scale: Standard deviation of the frequencies.
+        used: False gives None (and keeps the frequencies, which published networks list).
+    """
+
+    def __init__(self, kind: str, width: int, scale: float, used: bool) -> None:
+        super().__init__()
+        self.kind, self.width = kind, width
+        self.fourier = None if kind == "positional" else GaussianFourier(width, scale)
+        features, dim = (width if kind == "positional" else 2 * width), 4 * width
+        self.dense = nn.Sequential(linear(features, dim), nn.SiLU(), linear(dim, dim)) if used else None
+
+    def forward(self, c_noise: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """Args: c_noise (B,); dtype of the result, (B, 4 width)."""
+        if self.dense is None:
+            return None
+        if self.fourier is None:
+            features = sinusoidal_embedding(c_noise, self.width)
+        else:
+            features = self.fourier(c_noise.log() if self.kind == "log_fourier" else c_noise)
+        e: Tensor = self.dense(features.to(dtype))
+        return e
+
+
 class ConditionEmbedding(nn.Module):
     """Embeds a class label and a condition vector, to be added to the embedding of the noise level.
 

@@ -11,14 +11,27 @@ ProgressiveInput = Literal["none", "input_skip", "residual"]
 Combination = Literal["sum", "cat"]
 
 
-def check_choice(name: str, value: str, choices: Any) -> None:
-    """Raise ValueError unless value is one of a Literal's choices."""
-    if value not in get_args(choices):
-        raise ValueError(f"NCSNpp needs {name} to be one of {', '.join(get_args(choices))}, got {value!r}.")
+_CHOICES: dict[str, Any] = {
+    "block": Block,
+    "embedding": Embedding,
+    "progressive_output": ProgressiveOutput,
+    "progressive_input": ProgressiveInput,
+    "progressive_combine": Combination,
+}
+
+
+def check_choices(**choices: str) -> None:
+    """Raise ValueError unless every value is one of its Literal's."""
+    for name, value in choices.items():
+        allowed = get_args(_CHOICES[name])
+        if value not in allowed:
+            raise ValueError(f"NCSNpp needs {name} to be one of {', '.join(allowed)}, got {value!r}.")
 
 
 def check_sizes(
+    *,
     channels: int,
+    out_channels: int | None,
     image_size: int,
     width: int,
     channel_mults: tuple[int, ...],
@@ -27,15 +40,35 @@ def check_sizes(
     concat_channels: int,
 ) -> None:
     """Raise ValueError unless the sizes make a network."""
-    levels = len(channel_mults)
-    if min(channels, width, levels, num_res_blocks, num_scales, concat_channels + 1, *channel_mults) < 1:
+    stages = len(channel_mults)
+    if min(channels, width, stages, num_res_blocks, num_scales, concat_channels + 1, *channel_mults) < 1:
         raise ValueError(
             f"NCSNpp needs positive sizes, got channels={channels}, width={width}, "
             f"channel_mults={channel_mults}, num_res_blocks={num_res_blocks}, num_scales={num_scales}, "
             f"concat_channels={concat_channels}."
         )
-    if image_size < 1 or image_size % 2 ** (levels - 1):
+    if image_size < 1 or image_size % 2 ** (stages - 1):
         raise ValueError(
-            f"NCSNpp with {levels} levels needs image_size divisible by {2 ** (levels - 1)}, "
+            f"NCSNpp with {stages} stages needs image_size divisible by {2 ** (stages - 1)}, "
             f"got {image_size}; use fewer channel_mults or pad the images."
         )
+    if out_channels is not None and out_channels < 1:
+        raise ValueError(f"NCSNpp needs out_channels >= 1, or None for the channels of the data, got {out_channels}.")
+
+
+def check_embedding(
+    *,
+    embedding: Embedding,
+    scale_by_sigma: bool,
+    sigma_min: float,
+    sigma_max: float,
+    conditional: bool,
+    time_conditional: bool,
+) -> None:
+    """Raise ValueError unless the noise level is embedded as the other options need it."""
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"NCSNpp needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}.")
+    if scale_by_sigma and embedding == "fourier":
+        raise ValueError("NCSNpp with scale_by_sigma=True needs embedding log_fourier or positional, got fourier.")
+    if conditional and not time_conditional:
+        raise ValueError("NCSNpp adds label and condition to the time embedding, so they need time_conditional=True.")

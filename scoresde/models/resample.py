@@ -78,7 +78,7 @@ class Up(nn.Module):
         self.fir = None if taps is None else FIRFilter(taps)
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
-        """Args: x, and an embedding that is ignored (every step between levels takes one)."""
+        """Args: x, and an embedding that is ignored (every step between stages takes one)."""
         if self.fir is None:
             return F.interpolate(x, scale_factor=2.0, mode="nearest")
         return self.fir.upsample(x)
@@ -92,7 +92,7 @@ class Down(nn.Module):
         self.fir = None if taps is None else FIRFilter(taps)
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
-        """Args: x, and an embedding that is ignored (every step between levels takes one)."""
+        """Args: x, and an embedding that is ignored (every step between stages takes one)."""
         return F.avg_pool2d(x, 2) if self.fir is None else self.fir.downsample(x)
 
 
@@ -113,7 +113,7 @@ class ConvUp(nn.Module):
             self.Conv2d_0 = conv3x3(in_channels, out_channels)
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
-        """Args: x, and an embedding that is ignored (every step between levels takes one)."""
+        """Args: x, and an embedding that is ignored (every step between stages takes one)."""
         if self.fir is None:
             up: Tensor = self.Conv_0(F.interpolate(x, scale_factor=2.0, mode="nearest"))
             return up
@@ -141,7 +141,7 @@ class ConvDown(nn.Module):
             self.Conv2d_0 = conv3x3(in_channels, out_channels, stride=2, padding=0)
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
-        """Args: x, and an embedding that is ignored (every step between levels takes one)."""
+        """Args: x, and an embedding that is ignored (every step between stages takes one)."""
         down: Tensor
         if self.fir is None:
             down = self.Conv_0(F.pad(x, (0, 1, 0, 1)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -13,6 +14,11 @@ from torch import Tensor
 from scoresde.noise.keyed import deliver, keyed_normals, mix, sample_keys
 
 NoiseSource = Callable[[Tensor, Tensor], Tensor]
+
+
+def standard_normal(x: Tensor, t: Tensor, s: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """A draw of the shape, dtype and device of x, from torch's global generator if there is no other."""
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
 
 class PathNoise(ABC):
@@ -32,11 +38,7 @@ class PathNoise(ABC):
 
 def gaussian_noise(x: Tensor, generator: torch.Generator | None = None) -> NoiseSource:
     """Independent draws of the shape, dtype and device of x."""
-
-    def draw(t: Tensor, s: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-
-    return draw
+    return partial(standard_normal, x, generator=generator)
 
 
 def per_sample_noise(x: Tensor, seeds: int | Sequence[int] | Tensor) -> NoiseSource:

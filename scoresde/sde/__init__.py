@@ -21,10 +21,11 @@ from scoresde.sde.grids import (
     vp_grid,
 )
 from scoresde.sde.learned import LearnedVPSDE
-from scoresde.sde.levels import Levels
+from scoresde.sde.levels import Interval, Level, Levels
 
 __all__ = [
-    "EDMSDE", "SDE", "VESDE", "VPSDE", "CosineSDE", "DiscreteVPSDE", "Grid", "Kernel", "LearnedVPSDE", "Levels",
+    "EDMSDE", "SDE", "VESDE", "VPSDE", "CosineSDE", "DiscreteVPSDE", "Grid", "Interval", "Kernel", "LearnedVPSDE",
+    "Level", "Levels",
     "SubVPSDE", "cosine_betas", "expand", "few_step_grid", "karras_grid", "linear_betas", "logsnr_grid",
     "quadratic_betas", "quadratic_grid", "scaled_linear_betas", "sigmoid_betas", "subsequence_grid", "uniform_grid",
     "vp_grid",

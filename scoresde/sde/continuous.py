@@ -55,7 +55,8 @@ class VPSDE(SDE):
         return -torch.expm1(self._B(t)).log()
 
     def time(self, logsnr: Tensor) -> Tensor:
-        return _linear_beta_time(self, torch.nn.functional.softplus(-logsnr))
+        B = torch.nn.functional.softplus(-logsnr)  # the root below has no cancellation
+        return 2 * B / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * B))
 
     def _beta(self, t: Tensor) -> Tensor:
         return self.beta_min + (self.beta_max - self.beta_min) * t
@@ -106,18 +107,14 @@ class SubVPSDE(SDE):
         return torch.sqrt(-self._beta(t) * torch.expm1(-2 * self._B(t)))
 
     def time(self, logsnr: Tensor) -> Tensor:
-        return _linear_beta_time(self, 2 * torch.asinh(0.5 * torch.exp(-0.5 * logsnr)))  # σ/α = 2 sinh(B/2)
+        B = 2 * torch.asinh(0.5 * torch.exp(-0.5 * logsnr))  # σ/α = 2 sinh(B/2)
+        return 2 * B / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * B))
 
     def _beta(self, t: Tensor) -> Tensor:
         return self.beta_min + (self.beta_max - self.beta_min) * t
 
     def _B(self, t: Tensor) -> Tensor:
         return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t.square()
-
-
-def _linear_beta_time(sde: VPSDE | SubVPSDE, B: Tensor) -> Tensor:
-    """The t with B(t) = beta_min t + ½ (beta_max − beta_min) t², the root written without cancellation."""
-    return 2 * B / (sde.beta_min + torch.sqrt(sde.beta_min**2 + 2 * (sde.beta_max - sde.beta_min) * B))
 
 
 @dataclass(frozen=True, kw_only=True)

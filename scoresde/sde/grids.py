@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -13,6 +14,38 @@ from scoresde.sde.base import SDE
 from scoresde.sde.continuous import VPSDE
 
 Grid = Callable[[SDE, int, float], Tensor]
+Clock = Callable[[Tensor], Tensor]  # elementwise, monotone
+
+
+class Start(ABC):
+    """A way from t = 1 to the first time of a grid that begins below, which needs no network."""
+
+    @abstractmethod
+    def __call__(self, sde: SDE, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Take x (B, *) from t to s, both () in float64; s > t is the way back."""
+
+
+class StartedGrid(ABC):
+    """A grid that may begin below t = 1, and brings what leads there. Pass the object itself as a solver's grid.
+
+    Attributes:
+        start: None if the grid begins at t = 1.
+    """
+
+    start: Start | None
+
+    @abstractmethod
+    def times(self, sde: SDE, steps: int, t_end: float) -> Tensor:
+        """steps + 1 times, float64, decreasing."""
+
+    def __call__(self, sde: SDE, steps: int, t_end: float) -> Tensor:
+        """The times alone, which mean the same only if there is nothing before them."""
+        if self.start is not None:
+            raise TypeError(
+                f"{type(self).__name__} begins below t = 1 and brings the way there, which a function of its times "
+                f"would lose: pass the object itself as grid=..."
+            )
+        return self.times(sde, steps, t_end)
 
 
 def uniform_grid(sde: SDE, steps: int, t_end: float) -> Tensor:
@@ -34,13 +67,10 @@ def vp_grid(sde: SDE, steps: int, t_end: float, *, power: float = 2.0) -> Tensor
     `quadratic_grid` and power 1 `uniform_grid`.
     """
 
-    def place(first: float, last: float) -> Tensor:
-        vp = VPSDE()
-        ends = vp.time(torch.tensor([first, last], dtype=torch.float64)) ** (1 / power)
-        ramp = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-        return vp.logsnr((ends[0] + ramp * (ends[1] - ends[0])) ** power)
-
-    return _from_logsnr(sde, t_end, place)
+    vp = VPSDE()
+    return _spaced(
+        sde, steps, t_end, lambda logsnr: vp.time(logsnr) ** (1 / power), lambda place: vp.logsnr(place**power)
+    )
 
 
 def few_step_grid(sde: SDE, steps: int, t_end: float) -> Tensor:
@@ -55,18 +85,12 @@ def few_step_grid(sde: SDE, steps: int, t_end: float) -> Tensor:
 
 def logsnr_grid(sde: SDE, steps: int, t_end: float) -> Tensor:
     """Equal steps in log-SNR."""
-    return _from_logsnr(sde, t_end, lambda first, last: torch.linspace(first, last, steps + 1, dtype=torch.float64))
+    return _spaced(sde, steps, t_end, lambda logsnr: logsnr, lambda place: place)
 
 
 def karras_grid(sde: SDE, steps: int, t_end: float, *, rho: float = 7.0) -> Tensor:
     """Equal steps in (σ/α)^(1/ρ) (Karras et al. 2022, arXiv:2206.00364, eq. 5)."""
-
-    def place(first: float, last: float) -> Tensor:
-        roots = (torch.tensor([first, last], dtype=torch.float64) * (-0.5 / rho)).exp()
-        ramp = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-        return -2 * rho * (roots[0] + ramp * (roots[1] - roots[0])).log()
-
-    return _from_logsnr(sde, t_end, place)
+    return _spaced(sde, steps, t_end, lambda logsnr: torch.exp(-0.5 / rho * logsnr), lambda root: -2 * rho * root.log())
 
 
 def subsequence_grid(sde: SDE, steps: int, t_end: float, *, length: int = 1000, spacing: str = "uniform") -> Tensor:
@@ -97,13 +121,18 @@ def subsequence_grid(sde: SDE, steps: int, t_end: float, *, length: int = 1000, 
     return torch.cat([times[times > t_end], times.new_tensor([t_end])])
 
 
-def _from_logsnr(sde: SDE, t_end: float, place: Callable[[float, float], Tensor]) -> Tensor:
+def _spaced(sde: SDE, steps: int, t_end: float, clock: Clock, logsnr: Clock) -> Tensor:
+    """Equal steps in clock(logsnr), of which `logsnr` is the inverse."""
     ends = sde.logsnr(torch.tensor([1.0, t_end], dtype=torch.float64))
     if not bool(torch.isfinite(ends).all()):
-        raise ValueError(
-            f"A grid in log-SNR needs noise at both ends: σ is 0 at t_end={t_end} of {type(sde).__name__}. "
-            f"Use t_end > 0, for example the SDE's t_min={sde.t_min:g}."
-        )
-    times = sde.time(place(ends[0].item(), ends[1].item()))
+        raise _no_noise(sde, t_end)
+    times = sde.time(logsnr(torch.linspace(*clock(ends).tolist(), steps + 1, dtype=torch.float64)))
     times[0], times[-1] = 1.0, t_end
     return times
+
+
+def _no_noise(sde: SDE, t_end: float) -> ValueError:
+    return ValueError(
+        f"A grid in log-SNR needs noise at both ends: σ is 0 at t_end={t_end} of {type(sde).__name__}. "
+        f"Use t_end > 0, for example the SDE's t_min={sde.t_min:g}."
+    )

@@ -2,19 +2,23 @@
 
 from scoresde.solvers.adams import ExponentialAdams
 from scoresde.solvers.adaptive_sde import AdaptiveSDE
-from scoresde.solvers.ancestral import DDIM, DDPM, EulerMaruyama, ReverseDiffusion
 from scoresde.solvers.base import Plan, Solver, Step, StepSolver
+from scoresde.solvers.ddim import DDIM
+from scoresde.solvers.ddpm import DDPM
 from scoresde.solvers.dpm_solver import DPMSolver, DPMSolverFast, DPMSolverPP2S, DPMSolverPP3S
-from scoresde.solvers.exponential_sde import ERSDE, SEEDS, er_sde_scale, power_scale
+from scoresde.solvers.dpm_solver_pp import DPMSolverMultistep, DPMSolverPP2M, DPMSolverPP3M
+from scoresde.solvers.er_sde import ERSDE, er_sde_scale, power_scale
+from scoresde.solvers.euler_maruyama import EulerMaruyama, ReverseDiffusion
 from scoresde.solvers.heun import Heun
+from scoresde.solvers.ipndm import IPNDM
 from scoresde.solvers.langevin import AnnealedLangevin, Langevin, PredictorCorrector
-from scoresde.solvers.multistep import IPNDM, DPMSolverMultistep, DPMSolverPP2M, DPMSolverPP3M
+from scoresde.solvers.obelm import OBELM
 from scoresde.solvers.ode import ProbabilityFlowODE
 from scoresde.solvers.reverse_sde import ReverseSDE
-from scoresde.solvers.reversible import OBELM, Reversible, ReversibleState
+from scoresde.solvers.reversible import Reversible, ReversibleState
 from scoresde.solvers.sa_solver import SASolver
 from scoresde.solvers.sde_dpm_solver import DPMSolverPPSDE, SDEDPMSolverPP
-from scoresde.solvers.tabulated import TabulatedSolver
+from scoresde.solvers.seeds import SEEDS
 from scoresde.solvers.unipc import UniPC
 
 __all__ = [
@@ -50,7 +54,6 @@ __all__ = [
     "Solver",
     "Step",
     "StepSolver",
-    "TabulatedSolver",
     "UniPC",
     "er_sde_scale",
     "power_scale",

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, few_step_grid
-from scoresde.sde.levels import Levels
-from scoresde.solvers.exponential import CLOCKS, PREDICTIONS, adams_weights, prediction_coefficients
-from scoresde.solvers.tabulated import TabulatedSolver, linear
+from scoresde.sde.levels import Interval, Level, Levels, Weights
+from scoresde.solvers.base import StepSolver, linear
+from scoresde.solvers.exponential import CLOCKS, PREDICTIONS, adams_weights, predicted
+
+
+class Past(NamedTuple):
+    """What an Adams method remembers.
+
+    Attributes:
+        levels, values: Where the network was called before, the latest first, and the predictions there.
+        base: Where the last step started, with its noise if there is noise: what its corrector adds to.
+        weights: Of the last step.
+    """
+
+    levels: tuple[Level, ...] = ()
+    values: tuple[Tensor, ...] = ()
+    base: Tensor | None = None
+    weights: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExponentialAdams(TabulatedSolver):
+class ExponentialAdams(StepSolver):
     """Exponential Adams-Bashforth with exact coefficients, optionally corrected by Adams-Moulton; one call per step.
 
         predict    x'_s = a x_t + Σ_{j<p} b_j q_j             q_0 at t, q_1 one level before, ...
@@ -40,8 +54,6 @@ class ExponentialAdams(TabulatedSolver):
         Lu et al., "DPM-Solver++", 2022, arXiv:2211.01095.
         Zhao et al., "UniPC", 2023, arXiv:2302.04867.
     """
-
-    deterministic: ClassVar[bool] = True
 
     steps: int = 20
     grid: Grid = few_step_grid
@@ -66,6 +78,10 @@ class ExponentialAdams(TabulatedSolver):
             raise ValueError(f"{name} needs sigma_data > 0, got {self.sigma_data!r}.")
 
     @property
+    def deterministic(self) -> bool:
+        return True
+
+    @property
     def degree(self) -> int:
         """The order in force."""
         return self.order or (3 if self.steps >= 13 else 2)
@@ -75,38 +91,22 @@ class ExponentialAdams(TabulatedSolver):
         """Whether the corrector is in force."""
         return self.steps >= 7 if self.corrector is None else self.corrector
 
-    @property
-    def memory(self) -> int:
-        return self.degree
-
-    def table(self, levels: Levels) -> tuple[Tensor, ...]:
+    def weights(self, levels: Levels) -> Weights:
         if self.prediction in ("v", "flow"):
             levels = levels.scaled(self.sigma_data)
-        c_x, c_0 = prediction_coefficients(levels, self.prediction)
-        keep, weights = adams_weights(levels, self.prediction, tuple(range(self.degree)), self.clock)
-        columns = (c_x[:-1], c_0[:-1], keep, *weights)
+        keep, predict = adams_weights(levels, self.prediction, range(self.degree), self.clock)
         if not self.corrects:
-            return columns
-        again, corrections = adams_weights(levels, self.prediction, tuple(range(-1, self.degree)), self.clock)
-        return (*columns, *(_one_later(column) for column in (again, *corrections)))
+            return {"keep": keep, "predict": predict}
+        _, correct = adams_weights(levels, self.prediction, range(-1, self.degree), self.clock)
+        return {"keep": keep, "predict": predict, "correct": correct}
 
-    def update(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, row: tuple[Any, ...], noise: NoiseSource, state: Any
-    ) -> tuple[Tensor, Any]:
-        c_x, c_0, keep, *weights = row
-        q = denoiser.eps(x, t) if self.prediction == "eps" else denoiser(x, t)
-        if self.prediction in ("v", "flow"):
-            q = linear((c_x, x), (c_0, q))
-        earlier, before = ((), None) if state is None else state
-        history = (q, *earlier)
-        if self.corrects and before is not None:
-            again, *corrections = weights[self.degree :]
-            x = linear((again, before), *zip(corrections, history, strict=False))
-        history = history[: self.degree]
-        x_s = linear((keep, x), *zip(weights[: self.degree], history, strict=False))
-        return x_s, (history, x if self.corrects else None)
-
-
-def _one_later(column: Tensor) -> Tensor:
-    """What belongs to the step before, in the row of the step that uses it."""
-    return torch.cat([torch.zeros_like(column[:1]), column[:-1]])
+    def step(
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: Past | None
+    ) -> tuple[Tensor, Past]:
+        t, past = interval.t, state or Past()
+        w = interval.weights(self, past.levels)
+        q = (predicted(denoiser, x, t, self.prediction, self.sigma_data), *past.values)
+        if self.corrects and past.base is not None:
+            x = linear((past.weights.keep, past.base), *zip(past.weights.correct, q, strict=False))
+        x_s = linear((w.keep, x), *zip(w.predict, q, strict=False))
+        return x_s, Past((t, *past.levels)[: self.degree - 1], q[: self.degree], x, w)

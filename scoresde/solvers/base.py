@@ -1,21 +1,26 @@
-"""Solver, Step, and the one sampling loop of the library."""
+"""Solver, and the step solver with the one sampling loop of the library."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.noise.sources import NoiseSource, gaussian_noise
+from scoresde.noise.sources import NoiseSource, standard_normal
 from scoresde.sde import SDE
-from scoresde.sde.grids import Grid, uniform_grid
+from scoresde.sde.grids import Grid, Start, StartedGrid, uniform_grid
+from scoresde.sde.levels import Interval, Levels, Schedule, Weights
 from scoresde.solvers.gradients import differentiable
+
+# a step, or one that keeps something for gradients: (denoiser, x, interval, noise, state) -> (x, state)
+Advance = Callable[[Denoiser, Tensor, Interval, NoiseSource, Any], tuple[Tensor, Any]]
 
 
 @dataclass(frozen=True)
@@ -52,39 +57,40 @@ class Solver(ABC):
         return sde.t_min if self.t_end is None else self.t_end
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """A run prepared beforehand: its times, and for tabulated solvers the coefficients of every step.
+    """A run prepared beforehand: its steps, with whatever depends on the noise levels alone as numbers.
 
     Args:
-        denoiser: The denoiser, with its own coefficients at these times.
-        times: steps + 1 times, each () in float64 on the device of the states.
-        stride: Called as stride(index, x, noise, state) for the step number `index`, from 0; returns (x, state).
-        landing: Whether one more step than there are intervals goes from the last time to noise 0.
-        inverse: Called as inverse(index, x, state) with what stride number `index` returned; returns the x and state
-            that it was given, to rounding. None where steps have no exact inverse.
-        start: Called as start(sde, x, t, s): takes x from t = 1 to the first time, where the grid starts below 1 and
-            brings its own way to get there.
+        sde: The process.
+        intervals: The steps; the last one may go to noise 0.
+        start: Leads from t = 1 to the first level, where the grid begins below 1 and brings its own way to get there.
     """
 
-    denoiser: Denoiser
-    times: tuple[Tensor, ...]
-    stride: Callable[[int, Tensor, NoiseSource, Any], tuple[Tensor, Any]]
-    landing: bool
-    inverse: Callable[[int, Tensor, Any], tuple[Tensor, Any]] | None = None
-    start: Callable[[SDE, Tensor, Tensor, Tensor], Tensor] | None = None
+    sde: SDE
+    intervals: Sequence[Interval]
+    start: Start | None = None
+
+    @property
+    def times(self) -> list[Tensor]:
+        """Of the levels, without that of the step to noise 0; () in float64, on the device of the states."""
+        visited = [self.intervals[0].t.time, *(interval.s.time for interval in self.intervals)]
+        return visited[: len(visited) - self.denoises]
+
+    @property
+    def denoises(self) -> bool:
+        """Whether the last step leaves the last time for noise 0."""
+        return self.intervals[-1].denoising
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepSolver(Solver):
-    """A solver on a grid of times: a pure `step`, and a loop that is written only here.
+    """A solver on a grid of times: a pure `step`, whose body is the formula, and a loop that is written only here.
 
     Args:
         steps: Number of steps.
         grid: Places the steps + 1 times.
     """
-
-    deterministic: ClassVar[bool] = False  # whether `encode` may run the steps backwards
 
     steps: int = 100
     grid: Grid = uniform_grid
@@ -96,11 +102,33 @@ class StepSolver(Solver):
                 f"{type(self).__name__} needs steps to be a whole number of at least 1, got {self.steps!r}."
             )
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether no step draws noise, so that `encode` may run the steps backwards."""
+        return False
+
     @abstractmethod
     def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: Any
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: Any
     ) -> tuple[Tensor, Any]:
-        """Advance x from t to s < t, both () or (B,). `state` is None at the first step, then what this returned."""
+        """Advance x (B, *) over an interval, from level t to level s.
+
+        Args:
+            denoiser: Asked as `denoiser.x0(x, interval.t)`, `eps_at` or `score_at`.
+            x: The state at t.
+            interval: What the formula needs: `t.alpha`, `s.sigma`, `h`, ... If `interval.to_data`, s is noise 0; a
+                formula that has no such limit, such as one in t, returns x̂0 if `interval.denoising`.
+            noise: Standard normal noise; see `add_noise`.
+            state: None at the first step, then what this method returned.
+        """
+
+    def weights(self, levels: Levels) -> Weights:
+        """Weights that need several levels, by name; the step reads its own as `interval.weights(self, before)`.
+
+        Returns:
+            For each name a tensor, a tuple of tensors, or the `Levels` of calls inside a step; (len(levels) − 1, ...).
+        """
+        return {}
 
     def __call__(
         self,
@@ -111,6 +139,7 @@ class StepSolver(Solver):
         plan: Plan | None = None,
         gradient: str | bool = "none",
         gradient_steps: int | None = None,
+        state: Any = None,
     ) -> Tensor:
         """Integrate from x at t = 1 (B, *) to data (B, *).
 
@@ -124,23 +153,35 @@ class StepSolver(Solver):
                 solvers whose steps have an exact inverse. The last three give the same gradients. False is "none",
                 True is "full".
             gradient_steps: Only the last so many steps, and the call at t_end, are differentiated; None is all.
+            state: What the first step gets.
         Raises:
             FloatingPointError: If the result is not finite; the message says at which step it went wrong.
         """
-        plan = self.plan(denoiser, device=x.device) if plan is None else plan
-        start = x = x.detach() if gradient in ("none", False) else x
-        for last in self._run(differentiable(plan, gradient, gradient_steps, type(self).__name__), x, noise):
-            x = last.x
-        if not bool(torch.isfinite(x).all()):
-            raise self._diagnosis(plan, start, noise)
-        return x
+        plan = plan or self.plan(denoiser, device=x.device)
+        plain = gradient in ("none", False) and gradient_steps is None
+        advance = self.step if plain else differentiable(self, plan, gradient, gradient_steps)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not plain):
+            ((end, _),) = deque(self._run(denoiser, plan, x, noise, advance, state), maxlen=1)
+        if not bool(torch.isfinite(end).all()):
+            raise self._diagnosis(denoiser, plan, x, noise, state)
+        return end
 
     @torch.no_grad()
     def trajectory(
-        self, denoiser: Denoiser, x: Tensor, *, noise: NoiseSource | None = None, plan: Plan | None = None
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        *,
+        noise: NoiseSource | None = None,
+        plan: Plan | None = None,
+        state: Any = None,
     ) -> Iterator[Step]:
         """Yield x at every time of the grid; with `denoise`, one more Step that holds x̂0 from t_end."""
-        yield from self._run(self.plan(denoiser, device=x.device) if plan is None else plan, x, noise)
+        plan = plan or self.plan(denoiser, device=x.device)
+        times = [plan.intervals[0].t.time, *(interval.s.time for interval in plan.intervals)]
+        run = self._run(denoiser, plan, x, noise, self.step, state)
+        for index, (time, (value, _)) in enumerate(zip(times, run, strict=True)):
+            yield Step(index, time, value)
 
     @torch.no_grad()
     def encode(self, denoiser: Denoiser, x: Tensor) -> Tensor:
@@ -159,93 +200,111 @@ class StepSolver(Solver):
                 f"{type(self).__name__}.encode needs noise at the data end: σ is 0 at t_end={self.end(denoiser.sde)}. "
                 f"Use t_end > 0, for example the SDE's t_min={denoiser.sde.t_min:g}."
             )
-
-        def down_to_data(sde: SDE, steps: int, t_end: float) -> Tensor:
-            times = self.grid(sde, steps, t_end).clone()
-            times[-1] = t_end  # a grid may end earlier; data are given at t_end
-            return times
-
-        plan = replace(self, grid=down_to_data).plan(denoiser, device=x.device, backward=True)
-        for last in self._run(plan, x, None):
-            x = last.x
-        start = self._start()
-        return x if start is None else start(denoiser.sde, x, plan.times[-1], torch.ones_like(plan.times[-1]))
+        plan = self.plan(denoiser, device=x.device, backward=True)
+        ((x, _),) = deque(self._run(denoiser, plan, x, None, self.step), maxlen=1)
+        first, one = plan.intervals[-1].s.host_time, torch.ones((), dtype=torch.float64)
+        start = self.grid.start if isinstance(self.grid, StartedGrid) else None
+        return x if start is None else start(denoiser.sde, x, first, one)
 
     @torch.no_grad()
     def plan(self, denoiser: Denoiser, *, device: Any = None, backward: bool = False) -> Plan:
         """Prepare a run: place the times and compute whatever does not depend on the states."""
-        times = self._times(denoiser.sde, backward)
-        on_device = times.to(device).unbind() if device is not None else times.unbind()
+        times, start = self._times(sde := denoiser.sde)
+        if backward:  # a grid may end earlier; data are given at t_end
+            times = torch.cat([times[:-1], times.new_tensor([self.end(sde)])]).flip(0)
+        levels = Levels.of(sde, times)
+        if self.denoise and not backward and bool(levels.sigma[-1] > 0):
+            levels = levels.landed()
+        clock = levels.t if device is None else levels.t.to(device)
+        intervals = Schedule(replace(levels, whole=True), clock.unbind(), levels.t.unbind()).intervals
+        return Plan(sde, intervals, None if backward else start)
 
-        def stride(index: int, x: Tensor, noise: NoiseSource, state: Any) -> tuple[Tensor, Any]:
-            if index == len(on_device) - 1:
-                return denoiser(x, on_device[-1]), None
-            return self.step(denoiser, x, on_device[index], on_device[index + 1], noise, state)
+    def _times(self, sde: SDE, steps: int | None = None) -> tuple[Tensor, Start | None]:
+        """The times of a run, on the CPU, and what leads to the first of them."""
+        grid, start = (self.grid.times, self.grid.start) if isinstance(self.grid, StartedGrid) else (self.grid, None)
+        times = grid(sde, steps or self.steps, sde.t_min if self.t_end is None else self.t_end).cpu()
+        if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or times[0] > 1 or times[-1] < 0:
+            raise _bad_grid(times)
+        return times, start
 
-        landing = self._lands(denoiser.sde, times, backward)
-        return Plan(denoiser, on_device, stride, landing, start=None if backward else self._start())
-
-    def _times(self, sde: SDE, backward: bool) -> Tensor:
-        times = checked_grid(self.grid(sde, self.steps, self.end(sde))).cpu()
-        return times.flip(0) if backward else times
-
-    def _start(self) -> Callable[[SDE, Tensor, Tensor, Tensor], Tensor] | None:
-        return getattr(self.grid, "start", None)
-
-    def _lands(self, sde: SDE, times: Tensor, backward: bool) -> bool:
-        return self.denoise and not backward and float(sde.sigma(times[-1])) > 0
-
-    def _run(self, plan: Plan, x: Tensor, noise: NoiseSource | None) -> Iterator[Step]:
-        if not x.dtype.is_floating_point or x.dtype in (torch.float16, torch.bfloat16):
-            raise TypeError(
-                f"{type(self).__name__} needs a float32 or float64 state, got {x.dtype}: "
-                f"half precision loses the small steps near the data. Use autocast for the network instead."
-            )
-        noise = gaussian_noise(x) if noise is None else noise
-        state, times = None, plan.times
-        if x.device.type != "cpu":
-            noise = _on_host(noise, times)
+    def _run(
+        self, denoiser: Denoiser, plan: Plan, x: Tensor, noise: NoiseSource | None, advance: Advance, state: Any = None
+    ) -> Iterator[tuple[Tensor, Any]]:
+        """The one sampling loop: the start, and what `advance` returns after every interval of the plan."""
+        if x.dtype not in (torch.float32, torch.float64):
+            raise _half_precision(self, x.dtype)
+        noise = noise or partial(standard_normal, x.detach())
         if plan.start is not None:
-            x = plan.start(plan.denoiser.sde, x, torch.ones_like(times[0]), times[0])
-        yield Step(0, times[0], x)
-        for index in range(len(times) - 1):
-            x, state = plan.stride(index, x, noise, state)
-            yield Step(index + 1, times[index + 1], x)
-        if plan.landing:
-            x, state = plan.stride(len(times) - 1, x, noise, state)
-            yield Step(len(times), times[-1], x)
+            x = plan.start(plan.sde, x, torch.ones((), dtype=torch.float64), plan.intervals[0].t.host_time)
+        yield x, state
+        for interval in plan.intervals:
+            x, state = advance(denoiser, x, interval, noise, state)
+            yield x, state
 
-    def _diagnosis(self, plan: Plan, x: Tensor, noise: NoiseSource | None) -> FloatingPointError:
+    @torch.no_grad()
+    def _diagnosis(
+        self, denoiser: Denoiser, plan: Plan, x: Tensor, noise: NoiseSource | None, state: Any
+    ) -> FloatingPointError:
         """Run again, looking at every state: only a run that failed pays for looking."""
         advice = "Check the model's weights and its output at that time, or take more steps."
         if not bool(torch.isfinite(x).all()):
             return FloatingPointError(f"{type(self).__name__} was given a start that holds NaN or infinity.")
-        for before, after in pairwise(torch.no_grad()(self._run)(plan, x, noise)):
-            bad = ~torch.isfinite(after.x).flatten(1).all(1)
+        run = self._run(denoiser, plan, x, noise, self.step, state)
+        next(run)
+        for index, (interval, (after, _)) in enumerate(zip(plan.intervals, run, strict=True), 1):
+            bad = ~torch.isfinite(after).flatten(1).all(1)
             if bool(bad.any()):
+                t = interval.t.time
                 return FloatingPointError(
-                    f"{type(self).__name__} got NaN or infinity at step {after.index} of {len(plan.times) - 1}, from "
-                    f"t = {float(before.t):.6g} (σ/α = {_noise_level(plan.denoiser.sde, before.t):.4g}), in "
+                    f"{type(self).__name__} got NaN or infinity at step {index} of {len(plan.times) - 1}, from "
+                    f"t = {float(t):.6g} (σ/α = {_noise_level(plan.sde, t):.4g}), in "
                     f"{int(bad.sum())} of {len(bad)} samples, the first of them {int(bad.nonzero()[0])}. {advice}"
                 )
         return FloatingPointError(f"{type(self).__name__} returned NaN or infinity in one run but not in the next.")
 
 
-def checked_grid(times: Tensor) -> Tensor:
-    """The grid itself, if it is a strictly decreasing 1-d tensor in [0, 1]."""
-    if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or not 0 <= times[-1] < times[0] <= 1:
-        shown = [round(value, 6) for value in times.flatten()[:6].tolist()]
-        raise ValueError(
-            f"A grid must be a strictly decreasing 1-d tensor of times between 1 and 0, got {shown}"
-            f"{'...' if times.numel() > 6 else ''} with {times.numel()} entries."
-        )
-    return times
+def linear(first: tuple[Any, Tensor], *rest: tuple[Any, Tensor]) -> Tensor:
+    """Σ c x over pairs (c, x), c a number or a tensor that broadcasts against x."""
+    out = first[0] * first[1]
+    for c, x in rest:
+        out = out.add_(x, alpha=c) if isinstance(c, float) else out + c * x
+    return out
 
 
-def _on_host(noise: NoiseSource, times: tuple[Tensor, ...]) -> NoiseSource:
-    """The source, asked with times on the CPU: one copy beforehand instead of a wait in every step."""
-    copies = {id(time): copy for time, copy in zip(times, torch.stack(times).cpu().unbind(), strict=True)}
-    return lambda t, s: noise(copies.get(id(t), t), copies.get(id(s), s))
+def add_noise(mean: Tensor, std: Any, noise: NoiseSource, interval: Interval) -> Tensor:
+    """mean + std z; nothing is drawn where there is no noise to add, as in a step to noise 0. Uses up `mean`."""
+    if interval.to_data or (isinstance(std, float) and std == 0):
+        return mean
+    z = noise(interval.t.host_time, interval.s.host_time)
+    if isinstance(std, float):
+        return mean.add_(z, alpha=std)
+    return mean + std * (interval.s.sigma > 0) * z
+
+
+def check_eta(solver: object, eta: float) -> None:
+    if not 0 <= eta <= 1:
+        raise ValueError(f"{type(solver).__name__} needs 0 <= eta <= 1, got eta={eta}.")
+
+
+def check_choice(owner: object, name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices or isinstance(value, bool):
+        listed = f"{', '.join(map(str, choices[:-1]))} or {choices[-1]}"
+        raise ValueError(f"{type(owner).__name__} needs {name} {listed}, got {value!r}.")
+
+
+def _half_precision(solver: Solver, dtype: torch.dtype) -> TypeError:
+    return TypeError(
+        f"{type(solver).__name__} needs a float32 or float64 state, got {dtype}: "
+        f"half precision loses the small steps near the data. Use autocast for the network instead."
+    )
+
+
+def _bad_grid(times: Tensor) -> ValueError:
+    shown = [round(value, 6) for value in times.flatten()[:6].tolist()]
+    return ValueError(
+        f"A grid must be a strictly decreasing 1-d tensor of times between 1 and 0, got {shown}"
+        f"{'...' if times.numel() > 6 else ''} with {times.numel()} entries."
+    )
 
 
 def _noise_level(sde: SDE, t: Tensor) -> float:

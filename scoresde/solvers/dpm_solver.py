@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,83 +11,14 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde import SDE
-from scoresde.sde.grids import Grid, logsnr_grid
-from scoresde.sde.levels import Levels
-from scoresde.solvers.base import checked_grid
-from scoresde.solvers.tabulated import TabulatedSolver, linear, unused
-from scoresde.solvers.transfer import Transfer, check_choice, ends, predict
-
-FRACTIONS: dict[int, tuple[float, ...]] = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
+from scoresde.sde.grids import Grid, Start, logsnr_grid
+from scoresde.sde.levels import Interval, Levels, Weights
+from scoresde.solvers.base import StepSolver, check_choice, linear
+from scoresde.solvers.transfer import predict, shares, transfer, unbounded
 
 
 @dataclass(frozen=True, kw_only=True)
-class SingleStep(TabulatedSolver):
-    """What the single-step DPM-Solvers share: stages at fixed fractions of a step in λ."""
-
-    deterministic: ClassVar[bool] = True
-
-    steps: int = 10
-    grid: Grid = logsnr_grid
-    prediction: str = "eps"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice(self, "prediction", self.prediction, ("eps", "data"))
-
-    @abstractmethod
-    def orders(self, count: int) -> list[int]:
-        """The order of each of `count` steps; those to noise 0 are of order 1 whatever it says."""
-
-    def table(self, levels: Levels) -> tuple[Tensor, ...]:
-        h = levels.lam[1:] - levels.lam[:-1]
-        orders = torch.tensor(self.orders(len(h)), device=h.device).reshape(-1, *[1] * (h.ndim - 1))
-        orders = torch.where(torch.isfinite(h), orders, 1)
-        columns = self._columns(levels, 1)
-        for order in range(2, self.stages + 2):
-            higher = self._columns(levels, order)
-            columns = [torch.where(orders == order, new, old) for new, old in zip(higher, columns, strict=True)]
-        return tuple(columns)
-
-    def update(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, row: tuple[Any, ...], noise: NoiseSource, state: None
-    ) -> tuple[Tensor, None]:
-        times = row[len(row) - self.stages :]
-        latest = first = predict(denoiser, x, t, self.prediction)
-        for index, time in enumerate(times):
-            keep, now, inner = row[3 * index : 3 * index + 3]
-            if not unused(keep):
-                latest = predict(denoiser, linear((keep, x), (now, first), (inner, latest)), time, self.prediction)
-        keep, now, inner = row[3 * self.stages : 3 * self.stages + 3]
-        return linear((keep, x), (now, first), (inner, latest)), None
-
-    def _columns(self, levels: Levels, order: int) -> list[Tensor]:
-        """Of x, the first and the latest prediction, for every stage and the step itself; then the stages' times.
-
-        A stage that this order does without has zeros, and the time at which the step starts.
-        """
-        before, after = ends(levels)
-        whole = Transfer.between(before, after, self.prediction)
-        h = torch.where(whole.finite, after.lam - before.lam, 0)
-        zero = torch.zeros_like(h)
-        fractions = FRACTIONS[order]
-        groups, times = [], []
-        for index, fraction in enumerate(fractions):
-            middle = Levels.of(levels.sde, levels.sde.time(2 * (before.lam + fraction * h)))
-            part = Transfer.between(before, middle, self.prediction)
-            bend = part.gain * part.shares(1)[0] * (fraction / fractions[0]) if index else zero
-            groups += [part.keep, part.gain - bend, bend]
-            times.append(middle.t)
-        missing = self.stages - len(fractions)
-        if order == 2:
-            bend = whole.gain / (2 * fractions[0])
-        else:
-            bend = whole.gain * whole.shares(1)[0] / fractions[-1] if order == 3 else zero
-        last = [whole.keep, whole.gain - bend, bend]
-        return [*groups, *[zero] * (3 * missing), *last, *times, *[before.t] * missing]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DPMSolver(SingleStep):
+class DPMSolver(StepSolver):
     """Single-step DPM-Solver; `order` network calls per step.
 
     With q = ε̂ and, from t to any u, x_u = a x_t + b q + ... as in `scoresde.solvers.transfer`, φ at z = h or its part:
@@ -109,51 +39,86 @@ class DPMSolver(SingleStep):
         Lu et al., "DPM-Solver", 2022, arXiv:2206.00927.
     """
 
+    steps: int = 10
+    grid: Grid = logsnr_grid
+    prediction: str = "eps"
     order: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choice(self, "prediction", self.prediction, ("eps", "data"))
         check_choice(self, "order", self.order, (1, 2, 3))
 
     @property
-    def stages(self) -> int:
-        return self.order - 1
+    def deterministic(self) -> bool:
+        return True
 
-    def orders(self, count: int) -> list[int]:
-        return [self.order] * count
+    def weights(self, levels: Levels) -> Weights:
+        return stage_weights(levels, [self.order] * (len(levels) - 1), self.prediction)
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
+    ) -> tuple[Tensor, None]:
+        return single_step(self, denoiser, x, interval, self.order, self.prediction), None
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPMSolverPP2S(DPMSolver):
+class DPMSolverPP2S(StepSolver):
     """Second-order single-step DPM-Solver++: `DPMSolver(order=2)` with x̂0 for q.
 
     References:
         Lu et al., "DPM-Solver++", 2022, arXiv:2211.01095, Algorithm 1.
     """
 
-    order: ClassVar[int] = 2  # type: ignore[misc]
-    prediction: ClassVar[str] = "data"  # type: ignore[misc]
+    steps: int = 10
+    grid: Grid = logsnr_grid
+
+    @property
+    def deterministic(self) -> bool:
+        return True
+
+    def weights(self, levels: Levels) -> Weights:
+        return stage_weights(levels, [2] * (len(levels) - 1), "data")
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
+    ) -> tuple[Tensor, None]:
+        return single_step(self, denoiser, x, interval, 2, "data"), None
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPMSolverPP3S(DPMSolver):
+class DPMSolverPP3S(StepSolver):
     """Third-order single-step DPM-Solver++, as in its authors' code: `DPMSolver(order=3)` with x̂0 for q.
 
     References:
         Lu et al., "DPM-Solver++", 2022, arXiv:2211.01095.
     """
 
-    order: ClassVar[int] = 3  # type: ignore[misc]
-    prediction: ClassVar[str] = "data"  # type: ignore[misc]
+    steps: int = 10
+    grid: Grid = logsnr_grid
+
+    @property
+    def deterministic(self) -> bool:
+        return True
+
+    def weights(self, levels: Levels) -> Weights:
+        return stage_weights(levels, [3] * (len(levels) - 1), "data")
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
+    ) -> tuple[Tensor, None]:
+        return single_step(self, denoiser, x, interval, 3, "data"), None
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPMSolverFast(SingleStep):
+class DPMSolverFast(StepSolver):
     """DPM-Solver-fast: steps of third order, and lower ones at the end, for a given number of network calls.
 
         K = 3m       m − 1 steps of order 3, one of order 2, one of order 1          (Lu et al. 2022, §3.4)
         K = 3m + 1   m steps of order 3, one of order 1
         K = 3m + 2   m steps of order 3, one of order 2
+
+    By hand all steps are of order 3.
 
     Args:
         steps: K, the network calls up to t_end; `denoise` adds one. The grid has about K/3 steps.
@@ -164,16 +129,80 @@ class DPMSolverFast(SingleStep):
     """
 
     steps: int = 20
+    grid: Grid = logsnr_grid
+    prediction: str = "eps"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice(self, "prediction", self.prediction, ("eps", "data"))
 
     @property
-    def stages(self) -> int:
-        return 2
+    def deterministic(self) -> bool:
+        return True
 
-    def orders(self, count: int) -> list[int]:
+    def weights(self, levels: Levels) -> Weights:
+        count = len(levels) - 1
+        return stage_weights(levels, self._orders(count) if levels.whole else [3] * count, self.prediction)
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
+    ) -> tuple[Tensor, None]:
+        left, index = interval.left, interval.t.index
+        order = 3 if left is None else self._orders(index + left)[index]
+        return single_step(self, denoiser, x, interval, order, self.prediction), None
+
+    def _orders(self, count: int) -> list[int]:
+        """Of the steps of a run, which may have one more, to noise 0. A grid of another length has all of order 3."""
         whole, rest = divmod(self.steps, 3)
         mix = [*[3] * whole, rest] if rest else [*[3] * (whole - 1), 2, 1]
-        return [*mix, 1][:count] if count >= len(mix) else [3] * count  # fewer are steps taken by hand
+        return [*mix, 1][:count] if count - len(mix) in (0, 1) else [3] * count
 
-    def _times(self, sde: SDE, backward: bool) -> Tensor:
-        times = checked_grid(self.grid(sde, self.steps // 3 + 1, self.end(sde))).cpu()
-        return times.flip(0) if backward else times
+    def _times(self, sde: SDE, steps: int | None = None) -> tuple[Tensor, Start | None]:
+        return super()._times(sde, steps or self.steps // 3 + 1)
+
+
+def single_step(
+    solver: StepSolver, denoiser: Denoiser, x: Tensor, interval: Interval, order: int, prediction: str
+) -> Tensor:
+    """The step of `DPMSolver`, with the `stage_weights` of the solver."""
+    w = interval.weights(solver)
+    order = 1 if unbounded(interval.h) else order
+    latest = q = predict(denoiser, x, interval.t, prediction)
+    if order > 1:
+        latest = predict(denoiser, linear(*zip(w.to_first, (x, q), strict=True)), w.first, prediction)
+    if order > 2:
+        latest = predict(denoiser, linear(*zip(w.to_second, (x, q, latest), strict=True)), w.second, prediction)
+    a, b, c = w.across
+    if order < 3 and isinstance(b, float):  # then c = b, or the latest q is the first
+        return linear((a, x), (b, latest))
+    return linear((a, x), (b - c, q), (c, latest))
+
+
+def stage_weights(levels: Levels, orders: Sequence[int], prediction: str) -> Weights:
+    """Of every step by its order: the levels of its calls inside, and what the states there and at s are made of.
+
+    to_first has weights of x and q_t, to_second of x, q_t and q_1; across is a, b, c of a x + b q_t + c (q − q_t) with
+    the latest q. Steps without a finite length in λ are of order 1.
+    """
+    t, s = levels[:-1], levels[1:]
+    h = s.lam - t.lam
+    finite = torch.isfinite(h)
+    order = torch.tensor(orders, device=h.device).reshape(-1, *[1] * (h.ndim - 1))
+
+    def inside(part: Tensor) -> tuple[Levels, Tensor]:
+        part = torch.where(finite, part, 0)
+        return Levels.of(levels.sde, torch.where(finite, levels.sde.time(2 * (t.lam + part)), t.t)), part
+
+    a, b = transfer(t, s, -torch.expm1(-h), prediction)
+    sign = 1 if prediction == "eps" else -1  # z = ±h
+    c = b * torch.where(order == 3, 1.5 * shares(sign * h, 1)[0], (order == 2).to(b))
+    named: dict[str, Levels | tuple[Tensor, ...]] = {"across": (a, b, torch.where(finite, c, 0))}
+    if max(orders) > 1:
+        first, part = inside(torch.where(order == 2, h / 2, h / 3))
+        named |= {"first": first, "to_first": transfer(t, first, -torch.expm1(-part), prediction)}
+    if max(orders) > 2:
+        second, part = inside(2 / 3 * h)
+        a, b = transfer(t, second, -torch.expm1(-part), prediction)
+        c = 2 * b * shares(sign * part, 1)[0]
+        named |= {"second": second, "to_second": (a, b - c, c)}
+    return named

@@ -1,4 +1,4 @@
-"""Exact weights of exponential Adams methods on any grid.
+"""What exponential methods integrate exactly: polynomials against the kernel of a step, and the linear part of an SDE.
 
 The probability flow is linear in the state and in one of four predictions q, and becomes a plain integral of q:
 
@@ -16,95 +16,157 @@ The polynomial is in λ = log(α/σ) for eps and data, in φ for v, in r for flo
 
 from __future__ import annotations
 
-from functools import lru_cache
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.sde.levels import Levels
+from scoresde.denoiser import Denoiser
+from scoresde.sde.levels import Level, Levels, expm1
 from scoresde.sde.quadrature import gauss_legendre
+from scoresde.solvers.base import linear
+from scoresde.solvers.transfer import phi
+
+History = tuple[tuple[Tensor, ...], tuple[Any, ...]]  # earlier values and where they are, the latest first
 
 PREDICTIONS = ("eps", "data", "v", "flow")
 CLOCKS = ("own", "logsnr", "ratio", "time")
+NOTHING: History = ((), ())
 _POINTS = 32
 
 
 def adams_weights(
-    levels: Levels, prediction: str, offsets: tuple[int, ...], clock: str = "own"
+    levels: Levels,
+    prediction: str,
+    offsets: Sequence[int],
+    clock: str = "own",
+    *,
+    rate: Tensor | float = 1.0,
+    extrapolate: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Weights of every step of a run, from the values at the levels i − offset for the step from i to i + 1.
+    """a and b_j of every step of a run, from the values at the levels i − offset for the step from i to i + 1.
 
     Levels before the first have weight 0, and the polynomial is then of lower degree: this is the start-up.
 
     Args:
-        levels: n + 1 levels; the last may be noise 0, where data's polynomial is constant.
+        levels: n + 1 levels; the last may be noise 0.
         prediction: eps, data, v or flow.
         offsets: 0 is the level where the step starts, 1 the one before, −1 the one where it ends.
         clock: Variable of the polynomial: own, logsnr, ratio (σ/α) or time.
+        rate: k, for data alone: a = σ_s/σ_t e^(−(k−1)h), kernel α_s k e^(−k(λ_s − λ)) dλ; 1 is the probability flow.
+        extrapolate: Whether the polynomial of data goes on to σ/α = 0, for clock "ratio". Else it is constant in a step
+            to noise 0, where λ has no limit.
     Returns:
         a, shape (n, ...), and one b_j per offset, each (n, ...).
     """
-    keep, lam, mass = _quadrature(levels, prediction, clock)
-    where = _clock(levels, lam, prediction, clock)
-    at = _clock(levels, levels.lam, prediction, clock)
-    count = len(levels) - 1
-    nodes, known = [], []
-    for offset in offsets:
-        index = torch.arange(count) - offset
-        nodes.append(at[index.clamp_min(0)])
-        known.append((index >= 0).reshape(-1, *[1] * (keep.ndim - 1)))
-    weights = []
-    for j, (node, own) in enumerate(zip(nodes, known, strict=True)):
-        basis = torch.ones_like(where)
-        for m, (other, there) in enumerate(zip(nodes, known, strict=True)):
-            if m != j:
-                slope = torch.where(own & there, node - other, 1)
-                basis = basis * torch.where(own & there, (where - other) / slope, 1)
-        weights.append(torch.where(own, (mass * basis).sum(0), 0))
-    if prediction == "data":  # at noise 0 the data's polynomial in λ has no limit: take its value where the step starts
-        landing = ~torch.isfinite(levels.lam[1:])
-        scale = levels.alpha[1:]
-        weights = [
-            torch.where(landing, scale if offset == 0 else 0, b) for offset, b in zip(offsets, weights, strict=True)
-        ]
-    return keep, tuple(weights)
-
-
-def prediction_coefficients(levels: Levels, prediction: str) -> tuple[Tensor, Tensor]:
-    """(c_x, c_0) with q = c_x x + c_0 x̂0 at every level."""
-    alpha, sigma = levels.alpha, levels.sigma
+    keep, lam, mass = _quadrature(levels, prediction, clock, rate)
+    place, at = (_clock(levels, values, prediction, clock) for values in (lam, levels.lam))
+    constant = ~torch.isfinite(at[:-1])  # no signal: infinitely far away
     if prediction == "data":
-        return torch.zeros_like(alpha), torch.ones_like(alpha)
+        landing = torch.isinf(levels.lam[1:])
+        if extrapolate:
+            place = torch.where(landing, 0, place)
+        else:
+            constant = constant | landing
+
+    shifts = torch.tensor(offsets, device=at.device)[:, None]
+    rows = torch.arange(len(keep), device=at.device) - shifts
+    exists, shifts = (values.reshape(*values.shape, *[1] * (at.ndim - 1)) for values in (rows >= 0, shifts))
+    nodes = at[rows.clamp_min(0)]
+    known = torch.where(constant, shifts == 0, exists & torch.isfinite(nodes))
+    nodes = torch.where(known, nodes, 0)
+    kernel = mass[None]
+    for m, node in enumerate(nodes):  # times (c − c_m)/(c_j − c_m)
+        used = (known & known[m] & (shifts != offsets[m])).unsqueeze(1)
+        gap = torch.where(used, (nodes - node).unsqueeze(1), 1)
+        kernel = kernel * torch.where(used, (place - node) / gap, 1)
+    return keep, torch.where(known, kernel.sum(1), 0).unbind()
+
+
+def predicted(denoiser: Denoiser, x: Tensor, level: Level, prediction: str, sigma_data: float = 1.0) -> Tensor:
+    """q at a level; v and flow as of x and x̂0 divided by the standard deviation of the data, times it."""
     if prediction == "eps":
-        return 1 / sigma, -alpha / sigma
+        return denoiser.eps_at(x, level)
+    x0 = denoiser.x0(x, level)
+    if prediction == "data":
+        return x0
+    c_x, c_0 = prediction_coefficients(level.alpha, level.sigma / sigma_data, prediction)
+    return linear((c_x, x), (c_0, x0))
+
+
+def prediction_coefficients(alpha: Any, sigma: Any, prediction: str) -> tuple[Any, Any]:
+    """(c_x, c_0) with q = c_x x + c_0 x̂0 for v or flow; of numbers or tensors."""
     if prediction == "flow":
         return 1 / sigma, -(alpha + sigma) / sigma
-    norm = torch.hypot(alpha, sigma)
+    norm = (alpha**2 + sigma**2) ** 0.5
     return alpha / (sigma * norm), -norm / sigma
 
 
-def _quadrature(levels: Levels, prediction: str, clock: str) -> tuple[Tensor, Tensor, Tensor]:
+def linear_part(start: Any, end: Any, eta: float, prediction: str = "data") -> tuple[Any, Any]:
+    """Factor of the state, and standard deviation of the noise, of the linear SDE from one level to the next.
+
+        data   σ_s/σ_t e^(−η²h),    σ_s √(1 − e^(−2η²h))
+        eps    α_s/α_t,             η σ_s √(e^(2h) − 1)
+
+    Args:
+        start, end: `Level` or `Levels`.
+    """
+    keep = end.alpha / start.alpha if prediction == "eps" else end.sigma / start.sigma
+    if not eta:
+        return keep, 0.0
+    h = end.lam - start.lam
+    if prediction == "eps":
+        return keep, eta * end.sigma * abs(expm1(2 * h)) ** 0.5
+    fade = (keep * start.alpha / end.alpha) ** eta**2  # e^(−η²h)
+    return keep * fade, end.sigma * abs(expm1(-2 * eta**2 * h)) ** 0.5
+
+
+def kernel_moments(decay: Tensor, degree: int) -> tuple[Tensor, ...]:
+    """M_n = ∫₀¹ H e^(−H(1−u)) uⁿ du = H n! φ_{n+1}(−H), n = 0 ... degree, for a finite H = decay of either sign."""
+    return tuple(decay * math.factorial(n) * value for n, value in enumerate(phi(-decay, degree + 1)))
+
+
+def inner_levels(levels: Levels, fraction: float) -> Levels:
+    """Levels at a fraction of every step in λ, 1 its end; a step of infinite length has them where it starts."""
+    start, h = levels[:-1], levels.lam.diff(dim=0)
+    finite = torch.isfinite(h)
+    lam = start.lam + fraction * torch.where(finite, h, 0)
+    time = levels.sde.time(2 * lam) if fraction < 1 else levels.t[1:]
+    return Levels.of(levels.sde, torch.where(finite, time, start.t))
+
+
+def difference_weights(value: Any, slope: Any, bend: Any, near: Any, far: Any) -> tuple[Any, Any, Any]:
+    """Of q, q', q'' in  value q + slope D + bend (D − D'),  where D = near (q − q') and D' = far (q' − q'')."""
+    first, second = (slope + bend) * near, bend * far
+    return value + first, -first - second, second
+
+
+def _quadrature(levels: Levels, prediction: str, clock: str, rate: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
     """a of every step (n, ...), and λ (points, n, ...) and kernel mass (points, n, ...) of a Gauss rule on it."""
-    alpha_t, alpha_s, sigma_t, sigma_s = levels.alpha[:-1], levels.alpha[1:], levels.sigma[:-1], levels.sigma[1:]
+    t, s = levels[:-1], levels[1:]
     nodes, masses = (_like(values, levels.lam) for values in gauss_legendre(_POINTS))
     if prediction in ("v", "flow"):
         u = _own(levels.lam, prediction)
-        span = u[1:] - u[:-1]
+        span = u.diff(dim=0)
         norm = torch.hypot(levels.alpha, levels.sigma) if prediction == "v" else levels.alpha + levels.sigma
         inside = u[:-1] + nodes * span
         ratio = torch.tan(inside) if prediction == "v" else inside / (1 - inside)
         return norm[1:] / norm[:-1], -ratio.log(), norm[1:] * masses * span
-    h = levels.lam[1:] - levels.lam[:-1]
+    h = s.lam - t.lam
     finite = torch.isfinite(h)
     h = torch.where(finite, h, 1)
     if prediction == "data":
-        lam = levels.lam[:-1] + nodes * h
-        return sigma_s / sigma_t, lam, alpha_s * masses * h * torch.exp(-h * (1 - nodes))
+        decay = rate * h
+        kernel = torch.where(finite, masses * decay * torch.exp(-decay * (1 - nodes)), masses)
+        return s.sigma / t.sigma * torch.exp(h - decay), t.lam + nodes * h, s.alpha * kernel
     far, far_mass = (_like(values, levels.lam) for values in _to_infinity(clock in ("own", "logsnr")))
     u = torch.where(finite, nodes * h, far)
     mass = torch.where(finite, masses * h * torch.exp(-h * nodes), far_mass)
-    return alpha_s / alpha_t, levels.lam[:-1] + u, -alpha_s * (sigma_t / alpha_t) * mass
+    return s.alpha / t.alpha, t.lam + u, -s.alpha * t.ratio * mass
 
 
 def _own(lam: Tensor, prediction: str) -> Tensor:
@@ -124,12 +186,12 @@ def _like(values: Tensor, shape: Tensor) -> Tensor:
     return values.to(shape.device).reshape(-1, *[1] * shape.ndim)
 
 
-@lru_cache(maxsize=2)
+@cache
 def _to_infinity(polynomial: bool) -> tuple[Tensor, Tensor]:
     """Rule for ∫₀^∞ e^(−u) g(u) du: Gauss-Laguerre if g is a polynomial, else Gauss-Legendre in e^(−u)."""
-    if polynomial:
-        nodes, masses = np.polynomial.laguerre.laggauss(8)
-        pad = np.zeros(_POINTS - 8)
-        return torch.from_numpy(np.concatenate([nodes, pad])), torch.from_numpy(np.concatenate([masses, pad]))
-    nodes_, masses_ = gauss_legendre(_POINTS)
-    return -nodes_.log(), masses_
+    with torch.inference_mode(False):
+        if not polynomial:
+            nodes, masses = gauss_legendre(_POINTS)
+            return -nodes.log(), masses
+        nodes, masses = map(torch.from_numpy, np.polynomial.laguerre.laggauss(8))
+        return torch.cat([nodes, nodes.new_zeros(_POINTS - 8)]), torch.cat([masses, masses.new_zeros(_POINTS - 8)])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,14 +11,13 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, karras_grid
-from scoresde.sde.levels import Levels
-from scoresde.solvers.ancestral import with_noise
-from scoresde.solvers.tabulated import TabulatedSolver, linear, unused
-from scoresde.solvers.transfer import ends
+from scoresde.sde.levels import Interval, Levels, Weights
+from scoresde.solvers.base import StepSolver, add_noise, linear
+from scoresde.solvers.transfer import signal_ratio
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heun(TabulatedSolver):
+class Heun(StepSolver):
     """The sampler of EDM: noise up, then Heun's method in σ/α; second order, two network calls per step.
 
         x̂/α̂    = x_t/α_t + s_noise √((σ̂/α̂)² − (σ_t/α_t)²) z,     σ̂/α̂ = (1 + γ) σ_t/α_t       (Karras et al., Alg. 2)
@@ -55,39 +53,32 @@ class Heun(TabulatedSolver):
             )
 
     @property
-    def deterministic(self) -> bool:  # type: ignore[override]
+    def deterministic(self) -> bool:
         return self.s_churn == 0
 
-    @property
-    def stages(self) -> int:
-        return 2
-
-    def table(self, levels: Levels) -> tuple[Tensor, ...]:
-        before, after = ends(levels)
-        start = before if self.deterministic else self._raised(before)
-        lift = start.alpha / before.alpha
-        spread = start.alpha * (start.ratio.square() - before.ratio.square()).clamp_min(0).sqrt()
-        scale = after.alpha / start.alpha
-        shift = after.sigma - scale * start.sigma  # α_s (σ_s/α_s − σ̂/α̂)
-        noisy = after.sigma > 0
-        half = torch.where(noisy, 0.5 * shift, 0)
-        return lift, self.s_noise * spread, scale, shift, half, start.t, torch.where(noisy, after.t, start.t)
-
-    def update(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, row: tuple[Any, ...], noise: NoiseSource, state: None
+    def step(
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
     ) -> tuple[Tensor, None]:
-        lift, spread, scale, shift, half, t_hat, again = row
-        if not self.deterministic:
-            x = with_noise(lift * x, spread, 1.0, noise, t, t)
-        eps = denoiser.eps(x, t_hat)
-        x_s = linear((scale, x), (shift, eps))
-        if not unused(half):
-            x_s = x_s + half * (denoiser.eps(x_s, again) - eps)
-        return x_s, None
+        t, s = interval.t, interval.s
+        if self.s_churn:
+            w = interval.weights(self)
+            x, t = add_noise(w.lift * x, w.std, noise, replace(interval, s=t, to_data=False)), w.raised
+        ratio = signal_ratio(t, s)
+        shift = s.sigma - ratio * t.sigma  # α_s (σ_s/α_s − σ̂/α̂)
+        eps = denoiser.eps_at(x, t)
+        x_s = linear((ratio, x), (shift, eps))
+        if interval.to_data:
+            return x_s, None
+        bend = 0.5 * shift * (denoiser.eps_at(x_s, s) - eps)
+        return x_s + (bend if isinstance(shift, float) else torch.where(s.sigma > 0, bend, 0)), None
 
-    def _raised(self, levels: Levels) -> Levels:
+    def weights(self, levels: Levels) -> Weights:
+        """With churn: the level t̂ of every step, the factor of x on the way to it, and the std of the noise."""
+        t = levels[:-1]
         gamma = min(self.s_churn / (self.steps + self.denoise), math.sqrt(2) - 1)
-        churned = (levels.ratio >= self.s_min) & (levels.ratio <= self.s_max)
-        raised = levels.sde.time(2 * (levels.lam - math.log1p(gamma))).clamp_max(1)
-        raised = torch.maximum(raised, levels.t)  # where rounding alone would lower it
-        return Levels.of(levels.sde, torch.where(churned, raised, levels.t))
+        churned = (t.ratio >= self.s_min) & (t.ratio <= self.s_max)
+        raised = levels.sde.time(2 * (t.lam - math.log1p(gamma))).clamp_max(1)
+        raised = torch.maximum(raised, t.t)  # where rounding alone would lower it
+        up = Levels.of(levels.sde, torch.where(churned, raised, t.t))
+        std = self.s_noise * up.alpha * (up.ratio.square() - t.ratio.square()).clamp_min(0).sqrt()
+        return {"raised": up, "lift": up.alpha / t.alpha, "std": std}

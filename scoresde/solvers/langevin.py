@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde import expand
-from scoresde.solvers.ancestral import ReverseDiffusion
-from scoresde.solvers.base import StepSolver
+from scoresde.sde.levels import Interval
+from scoresde.solvers.base import StepSolver, check_choice
+from scoresde.solvers.euler_maruyama import ReverseDiffusion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +47,16 @@ class Langevin(StepSolver):
         _check_inner(self, self.snr, self.inner_steps)
 
     def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: None
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
     ) -> tuple[Tensor, None]:
-        a = denoiser.sde.alpha(t) / denoiser.sde.alpha(s)
+        t, scale = interval.t, self.snr * interval.t.alpha / interval.s.alpha  # a snr
+        if interval.denoising:
+            return denoiser.x0(x, t), None
         for _ in range(self.inner_steps):
-            z, score = noise(t, t), denoiser.score(x, t)
-            e = 2 * (a * self.snr * _norm(z) / _norm(score)).square()
-            e = e.minimum(2 * self.max_ratio * (a * self.snr * denoiser.sde.sigma(t)).square()).to(x.dtype)
-            x = x + expand(e, x) * score + expand((2 * e).sqrt(), x) * z
+            z, score = noise(t.host_time, t.host_time), denoiser.score_at(x, t)
+            e = 2 * scale**2 * expand((_norm(z) / _norm(score)).square(), x)
+            e = e.clamp_max(2 * self.max_ratio * (scale * t.sigma) ** 2)
+            x = x + e * score + (2 * e).sqrt() * z
         return x, None
 
 
@@ -80,13 +84,15 @@ class AnnealedLangevin(StepSolver):
         _check_inner(self, self.snr, self.inner_steps)
 
     def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: None
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
     ) -> tuple[Tensor, None]:
-        sde = denoiser.sde
-        e = 2 * (sde.alpha(t) / sde.alpha(s) * self.snr * sde.sigma(t)).square()
+        t = interval.t
+        if interval.denoising:
+            return denoiser.x0(x, t), None
+        e = 2 * (t.alpha / interval.s.alpha * self.snr * t.sigma) ** 2
         for _ in range(self.inner_steps):
-            z = noise(t, t)
-            x = x + expand(e, x) * denoiser.score(x, t) + expand((2 * e).sqrt(), x) * z
+            z = noise(t.host_time, t.host_time)
+            x = x + e * denoiser.score_at(x, t) + (2 * e) ** 0.5 * z
         return x, None
 
 
@@ -110,19 +116,19 @@ class PredictorCorrector(StepSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.order not in ("corrector_first", "predictor_first"):
-            raise ValueError(
-                f"PredictorCorrector needs order 'corrector_first' or 'predictor_first', got {self.order!r}."
-            )
+        check_choice(self, "order", self.order, ("corrector_first", "predictor_first"))
 
     def step(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource, state: object
-    ) -> tuple[Tensor, object]:
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: Any
+    ) -> tuple[Tensor, Any]:
+        if interval.denoising:
+            return denoiser.x0(x, interval.t), None
         if self.order == "corrector_first":
-            x, _ = self.corrector.step(denoiser, x, t, s, noise, None)
-            return self.predictor.step(denoiser, x, t, s, noise, state)
-        x, state = self.predictor.step(denoiser, x, t, s, noise, state)
-        x, _ = self.corrector.step(denoiser, x, s, s, noise, None)  # at s itself: a = 1
+            x, _ = self.corrector.step(denoiser, x, interval, noise, None)
+            return self.predictor.step(denoiser, x, interval, noise, state)
+        x, state = self.predictor.step(denoiser, x, interval, noise, state)
+        if not interval.to_data:
+            x, _ = self.corrector.step(denoiser, x, interval.resting, noise, None)
         return x, state
 
 

@@ -13,15 +13,14 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, logsnr_grid
-from scoresde.sde.levels import Levels
-from scoresde.sde.quadrature import gauss_legendre
-from scoresde.solvers.ancestral import with_noise
-from scoresde.solvers.tabulated import TabulatedSolver, linear
-from scoresde.solvers.transfer import check_choice
+from scoresde.sde.levels import Interval, Levels, Weights
+from scoresde.solvers.adams import Past
+from scoresde.solvers.base import StepSolver, add_noise, check_choice, linear
+from scoresde.solvers.exponential import adams_weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class SASolver(TabulatedSolver):
+class SASolver(StepSolver):
     """SA-Solver in data prediction: variance-controlled reverse SDEs, Adams predictor and corrector; one call per step.
 
         dy  = −(1 + τ²) (y − x̂0) dλ + τ √2 e^(−λ) dw                        y = x/α, λ = ½ logsnr   (Xue et al., eq. 8)
@@ -60,6 +59,7 @@ class SASolver(TabulatedSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "interval", tuple(self.interval))  # a list in YAML
         if self.predictor_order not in (1, 2, 3, 4) or self.corrector_order not in (0, 1, 2, 3, 4):
             raise ValueError(
                 f"SASolver needs predictor_order from 1 to 4 and corrector_order from 0 to 4, "
@@ -67,84 +67,43 @@ class SASolver(TabulatedSolver):
             )
         if not callable(self.tau) and not self.tau >= 0:
             raise ValueError(f"SASolver needs tau >= 0, or a function of σ/α, got tau={self.tau}.")
-        if not 0 <= self.interval[0] < self.interval[1]:
+        if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1]:
             raise ValueError(f"SASolver needs an interval of levels 0 <= low < high, got {self.interval}.")
         check_choice(self, "clock", self.clock, ("logsnr", "ratio"))
 
     @property
-    def deterministic(self) -> bool:  # type: ignore[override]
+    def deterministic(self) -> bool:
         return not callable(self.tau) and self.tau == 0
 
-    @property
-    def memory(self) -> int:
-        return max(self.predictor_order - 1, self.corrector_order - 1, 1)
-
-    def table(self, levels: Levels) -> tuple[Tensor, ...]:
+    def weights(self, levels: Levels) -> Weights:
         rate = 1 + self._tau(levels).square()
         h = levels.lam.diff(dim=0)
-        step = torch.where(torch.isfinite(h), h, 1)
-        keep = levels.sigma[1:] / levels.sigma[:-1] * torch.exp(-(rate - 1) * step)
-        std = levels.sigma[1:] * (-torch.expm1(-2 * (rate - 1) * step)).clamp_min(0).sqrt()
-        predict = adams_weights(levels, rate, tuple(range(self.predictor_order)), self.clock)
-        if not self.corrector_order:
-            return keep, std, *predict
-        correct = adams_weights(levels, rate, tuple(range(-1, self.corrector_order - 1)), self.clock)
-        # the corrector of a step is applied at the beginning of the next one
-        shifted = (torch.cat([torch.zeros_like(column[:1]), column[:-1]]) for column in correct)
-        return keep, std, *predict, *shifted
+        fresh = -torch.expm1(-2 * (rate - 1) * torch.where(torch.isfinite(h), h, 1))
 
-    def update(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, row: tuple[Any, ...], noise: NoiseSource, state: Any
-    ) -> tuple[Tensor, Any]:
-        keep, std, *weights = row
-        predict, correct = weights[: self.predictor_order], weights[self.predictor_order :]
-        history, base = ((), None) if state is None else state  # base: A x + noise of the step before
-        history = (denoiser(x, t), *history)
-        if correct and base is not None:
-            x = linear((1.0, base), *zip(correct, history, strict=False))
-        base = with_noise(keep * x, std, 1.0, noise, t, s)
-        x_s = linear((1.0, base), *zip(predict, history, strict=False))
-        return x_s, (history[: self.memory], base)
+        def adams(offsets: range) -> tuple[Tensor, tuple[Tensor, ...]]:
+            return adams_weights(levels, "data", offsets, self.clock, rate=rate, extrapolate=self.clock == "ratio")
+
+        keep, predict = adams(range(self.predictor_order))
+        named: dict[str, Any] = {"keep": keep, "std": levels.sigma[1:] * fresh.clamp_min(0).sqrt(), "predict": predict}
+        if self.corrector_order:
+            named["correct"] = adams(range(-1, self.corrector_order - 1))[1]
+        return named
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: Past | None
+    ) -> tuple[Tensor, Past]:
+        t, past = interval.t, state or Past()
+        w = interval.weights(self, past.levels)
+        x0 = (denoiser.x0(x, t), *past.values)
+        if self.corrector_order and past.base is not None:
+            x = linear((1.0, past.base), *zip(past.weights.correct, x0, strict=False))
+        base = add_noise(w.keep * x, 0.0 if self.deterministic else w.std, noise, interval)
+        x_s = linear((1.0, base), *zip(w.predict, x0, strict=False))
+        count = max(self.predictor_order, self.corrector_order) - 1
+        return x_s, Past((t, *past.levels)[:count], x0[:count], base, w)
 
     def _tau(self, levels: Levels) -> Tensor:
         """τ of every step, which the level at its end decides."""
         ratio = levels.ratio[1:]
         tau = self.tau(ratio) if callable(self.tau) else torch.full_like(ratio, self.tau)
         return torch.where((ratio >= self.interval[0]) & (ratio <= self.interval[1]), tau, 0)
-
-
-def adams_weights(levels: Levels, rate: Tensor, offsets: tuple[int, ...], clock: str) -> tuple[Tensor, ...]:
-    """b_j of every step for the values at the levels i − offset, j-th column for the j-th offset; each (n, ...).
-
-    Levels before the first have weight 0, and the polynomial is of lower degree.
-    """
-    count = len(levels) - 1
-    h = levels.lam.diff(dim=0)
-    landing = ~torch.isfinite(h)
-    step = torch.where(landing, 1, h)
-    nodes, masses = (values.to(h.device).reshape(-1, *[1] * h.ndim) for values in gauss_legendre(32))
-    lam = levels.lam[:-1] + nodes * step
-    mass = masses * rate * step * torch.exp(-rate * step * (1 - nodes))
-    if clock == "logsnr":
-        where, at = lam, torch.where(torch.isfinite(levels.lam), levels.lam, 0)
-    else:  # at σ_s = 0 the kernel is a point mass at ratio 0
-        where, at = torch.where(landing, 0, torch.exp(-lam)), levels.ratio
-        mass = torch.where(landing, masses, mass)
-
-    places, known = [], []
-    for offset in offsets:
-        index = torch.arange(count) - offset
-        places.append(at[index.clamp_min(0)])
-        known.append((index >= 0).reshape(-1, *[1] * (h.ndim - 1)).to(h.device))
-    weights = []
-    for j, offset in enumerate(offsets):
-        basis = torch.ones_like(where)
-        for m in range(len(offsets)):
-            if m != j:
-                gap = torch.where(known[m], places[j] - places[m], 1)
-                basis = basis * torch.where(known[m], (where - places[m]) / gap, 1)
-        weight = torch.where(known[j], (mass * basis).sum(0), 0)
-        if clock == "logsnr":
-            weight = torch.where(landing, 1.0 if offset == 0 else 0.0, weight)
-        weights.append(levels.alpha[1:] * weight)
-    return tuple(weights)

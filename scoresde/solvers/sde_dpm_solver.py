@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,22 +10,25 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, logsnr_grid
-from scoresde.sde.levels import Levels
-from scoresde.solvers.ancestral import check_eta, with_noise
-from scoresde.solvers.exponential_sde import kernel_moments, levels_within, linear_part, noise_share
-from scoresde.solvers.tabulated import TabulatedSolver, linear, unused
-from scoresde.solvers.transfer import check_choice
+from scoresde.sde.levels import Interval, Levels, Weights, expm1
+from scoresde.solvers.base import StepSolver, add_noise, check_choice, check_eta, linear
+from scoresde.solvers.exponential import NOTHING, History, difference_weights, inner_levels, kernel_moments, linear_part
 
 
 @dataclass(frozen=True, kw_only=True)
-class SDEDPMSolverPP(TabulatedSolver):
+class SDEDPMSolverPP(StepSolver):
     """SDE-DPM-Solver++, multistep; one network call per step.
 
         x_s = σ_s/σ_t e^(−η²h) x_t + α_s (M₀ x̂0 + w₁ D₁ + w₂ D₂) + σ_s √(1 − e^(−2η²h)) z,        h = λ_s − λ_t
         M_n = ∫₀¹ H e^(−H(1−u)) uⁿ du,   H = (1 + η²) h,   M₀ = 1 − e^(−H)
 
     D₁ and D₂ are the first and second Taylor coefficients of x̂0 in u = (λ − λ_t)/h by finite differences of the last
-    `order` values; the first steps are of lower order, and so is a step to σ_s = 0, which is x̂0.
+    `order` values, where primes are earlier steps:
+
+        D  = (x̂0 − x̂0') h/h',             D' = (x̂0' − x̂0'') h/h''
+        D₁ = D + (D − D') h'/(h' + h''),   D₂ = (D − D') h/(h' + h'')
+
+    The first steps are of lower order, and so is a step to σ_s = 0, which is x̂0.
 
         order 2    w₁ = M₀/2, the midpoint rule of the paper                    exact: M₁ (k-diffusion's "heun")
         order 3    w₁ = M₁, w₂ = M₂/2, as published                             exact: M₂
@@ -57,51 +59,36 @@ class SDEDPMSolverPP(TabulatedSolver):
         check_choice(self, "order", self.order, (1, 2, 3))
 
     @property
-    def deterministic(self) -> bool:  # type: ignore[override]
+    def deterministic(self) -> bool:
         return self.eta == 0
 
-    @property
-    def memory(self) -> int:
-        return self.order - 1
-
-    def table(self, levels: Levels) -> tuple[Tensor, ...]:
+    def weights(self, levels: Levels) -> Weights:
         h = levels.lam.diff(dim=0)
-        finite = torch.isfinite(h)
-        step = torch.where(finite, h, 1)
-        m0, m1, m2 = kernel_moments((1 + self.eta**2) * step, 2)
+        m0, m1, m2 = kernel_moments((1 + self.eta**2) * torch.where(torch.isfinite(h), h, 1), 2)
         w1 = m1 if self.exact or self.order == 3 else 0.5 * m0
-        w2 = m2 if self.exact else 0.5 * m2
+        return {"w1": w1, "w2": m2 if self.exact else 0.5 * m2}
 
-        newest, before, oldest = m0.clone(), torch.zeros_like(m0), torch.zeros_like(m0)
-        if self.order > 1:
-            pull = torch.zeros_like(m0)  # weight of the difference over the last step, (x̂0 − x̂0') h/h'
-            pull[1:] = w1[1:]
-            if self.order > 2:
-                r0, r1 = step[1:-1] / step[2:], step[:-2] / step[2:]
-                bend = (w1[2:] * r0 + w2[2:]) / (r0 + r1)  # of the difference of both differences
-                pull[2:] += bend
-                before[2:] -= bend / r1
-                oldest[2:] += bend / r1
-            slope = pull[1:] * step[1:] / step[:-1]
-            newest[1:] += slope
-            before[1:] -= slope
-
-        keep = levels.sigma[1:] / levels.sigma[:-1] * torch.exp(-(self.eta**2) * step)
-        std = levels.sigma[1:] * noise_share(self.eta, step)
-        weights = [torch.where(finite, weight, float(k == 0)) for k, weight in enumerate((newest, before, oldest))]
-        return keep, std, *(levels.alpha[1:] * weight for weight in weights[: self.order])
-
-    def update(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, row: tuple[Any, ...], noise: NoiseSource, state: Any
-    ) -> tuple[Tensor, Any]:
-        keep, std, *weights = row
-        history = (denoiser(x, t), *(state or ()))
-        mean = linear((keep, x), *zip(weights, history, strict=False))
-        return with_noise(mean, std, self.eta, noise, t, s), history[: self.memory]
+    def step(
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: History | None
+    ) -> tuple[Tensor, History]:
+        t, s, h, w = interval.t, interval.s, interval.h, interval.weights(self)
+        values, lengths = state or NOTHING  # x̂0', x̂0'' and h', h''
+        bend = near = far = 0.0
+        if lengths:
+            near = interval.over(lengths[0])
+        if len(lengths) > 1:
+            both = lengths[0] + lengths[1]
+            far, bend = interval.over(lengths[1]), w.w1 * lengths[0] / both + w.w2 * interval.over(both)
+        weights = difference_weights(-expm1(-(1 + self.eta**2) * h), w.w1, bend, near, far)
+        keep, std = linear_part(t, s, self.eta)
+        values = (denoiser.x0(x, t), *values)
+        mean = linear((keep, x), *((s.alpha * c, v) for c, v in zip(weights, values, strict=False)))
+        kept = self.order - 1
+        return add_noise(mean, std, noise, interval), (values[:kept], (h, *lengths)[:kept])
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPMSolverPPSDE(TabulatedSolver):
+class DPMSolverPPSDE(StepSolver):
     """The single-step SDE-DPM-Solver++ of k-diffusion, `dpmpp_sde`: two network calls per step.
 
         x_m = A_m x_t + α_m (1 − e^(−r(1+η²)h)) x̂0 + ζ_m                       at λ_m = λ_t + r h
@@ -130,33 +117,22 @@ class DPMSolverPPSDE(TabulatedSolver):
         if not 0 < self.r <= 1:
             raise ValueError(f"DPMSolverPPSDE needs 0 < r <= 1, got r={self.r}.")
 
-    @property
-    def stages(self) -> int:
-        return 1
+    def weights(self, levels: Levels) -> Weights:
+        return {"middle": inner_levels(levels, self.r)}
 
-    def table(self, levels: Levels) -> tuple[Tensor, ...]:
-        start, middle, end = levels_within(levels, (self.r, 1.0))
-        rate = 1 + self.eta**2
-        (inner,) = kernel_moments(rate * (middle.lam - start.lam), 0)
-        (outer,) = kernel_moments(rate * (end.lam - start.lam), 0)
-        keep_m, std_m = linear_part(start, middle, self.eta)
-        keep_s, _ = linear_part(start, end, self.eta)
-        carry, std_s = linear_part(middle, end, self.eta)
-        share = 1 / (2 * self.r)
-        columns = (keep_m, middle.alpha * inner, std_m, keep_s, share * end.alpha * outer, carry, std_s)
-        finite = torch.isfinite(levels.lam[1:])
-        first = torch.where(finite, (1 - share) * end.alpha * outer, levels.alpha[1:])
-        return first, *(torch.where(finite, column, 0) for column in columns), middle.t
-
-    def update(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, row: tuple[Any, ...], noise: NoiseSource, state: None
+    def step(
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
     ) -> tuple[Tensor, None]:
-        first, keep_m, gain_m, std_m, keep_s, second, carry, std_s, middle = row
-        x0_hat = denoiser(x, t)
-        x_s = linear((keep_s, x), (first, x0_hat))
-        if unused(second):
-            return x_s, None
-        path = with_noise(torch.zeros_like(x), std_m, self.eta, noise, t, middle)
-        x0_inner = denoiser(linear((keep_m, x), (gain_m, x0_hat)) + path, middle)
-        x_s = linear((1.0, x_s), (second, x0_inner), (carry, path))
-        return with_noise(x_s, std_s, self.eta, noise, middle, s), None
+        t, m, s = interval.t, interval.weights(self).middle, interval.s
+        x0 = denoiser.x0(x, t)
+        if interval.to_data:
+            return s.alpha * x0, None
+        (keep_m, std_m), (keep_s, _), (carry, std_s) = (
+            linear_part(a, b, self.eta) for a, b in ((t, m), (t, s), (m, s))
+        )
+        rate, share, h_m = 1 + self.eta**2, 1 / (2 * self.r), m.lam - t.lam
+        path = add_noise(torch.zeros_like(x), std_m, noise, Interval(t, m, h_m, False))
+        x_m = linear((keep_m, x), (-m.alpha * expm1(-rate * h_m), x0), (1.0, path))
+        gain = -s.alpha * expm1(-rate * interval.h)
+        x_s = linear((keep_s, x), ((1 - share) * gain, x0), (share * gain, denoiser.x0(x_m, m)), (carry, path))
+        return add_noise(x_s, std_s, noise, Interval(m, s, interval.h - h_m, False)), None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,13 +12,13 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, karras_grid
-from scoresde.sde.levels import Levels
-from scoresde.solvers.tabulated import TabulatedSolver, linear
-from scoresde.solvers.transfer import Transfer, check_choice, earlier, ends, orders_of_a_run, predict
+from scoresde.sde.levels import Interval, Levels, Weights
+from scoresde.solvers.base import StepSolver, check_choice, linear
+from scoresde.solvers.transfer import earlier, predict, shares, transfer
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniPC(TabulatedSolver):
+class UniPC(StepSolver):
     """The unified predictor-corrector of order p + 1; deterministic, one network call per step.
 
         D_m = q(λ_t + r_m h) − q_t                 r_1, ..., r_{p−1} < 0 at earlier steps, r_p = 1 at the predicted x'_s
@@ -43,8 +43,6 @@ class UniPC(TabulatedSolver):
         Zhao et al., "UniPC: A Unified Predictor-Corrector Framework", 2023, arXiv:2302.04867.
     """
 
-    deterministic: ClassVar[bool] = True
-
     steps: int = 20
     grid: Grid = karras_grid
     order: int = 3
@@ -61,64 +59,64 @@ class UniPC(TabulatedSolver):
         check_choice(self, "prediction", self.prediction, ("data", "eps"))
 
     @property
-    def memory(self) -> int:
-        return self.order
+    def deterministic(self) -> bool:
+        return True
 
-    def table(self, levels: Levels) -> tuple[Tensor, ...]:
-        step = Transfer.between(*ends(levels), self.prediction)
-        orders = orders_of_a_run(step, self.order, self.steps if self.lower_order_final else None)
-        ratios = self._ratios(levels, step)
-        predicted = self._weights(step, orders, ratios, corrects=False)
-        if not self.corrector:
-            return step.keep, *predicted
-        corrected = self._weights(step, orders, ratios, corrects=True)
-        finite = step.finite
-        again = (torch.where(finite, column, 0) for column in (step.keep, *corrected))
-        return step.keep, *predicted, *(earlier(column, 1, 0.0) for column in (*again, (~finite).to(step.z.dtype)))
-
-    def update(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, row: tuple[Any, ...], noise: NoiseSource, state: Any
+    def step(
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: Any
     ) -> tuple[Tensor, Any]:
-        keep, *weights = row
-        past, before = ((), None) if state is None else state
-        history = (predict(denoiser, x, t, self.prediction), *past)
-        if self.corrector and before is not None:
-            again, *corrections, stay = weights[self.order :]
-            x = linear((again, before), (stay, x), *zip(corrections, history, strict=False))
-        history = history[: self.order]
-        x_s = linear((keep, x), *zip(weights[: self.order], history, strict=False))
-        return x_s, (history, x if self.corrector else None)
+        visited, history, before = ((), (), None) if state is None else state
+        w = interval.weights(self, visited)
+        history = (predict(denoiser, x, interval.t, self.prediction), *history)
+        if self.corrector and before is not None:  # x'_t becomes x_t: once more the step before, which began there
+            x = linear(*zip(w.correct, (before, *history), strict=False))
+        x_s = linear(*zip(w.predict, (x, *history), strict=False))
+        return x_s, ((interval.t, *visited[: self.order - 1]), history[: self.order], x)
 
-    def _ratios(self, levels: Levels, step: Transfer) -> list[Tensor]:
-        """r_1, ..., r_{p−1} of every step, and stand-ins where there is no such level."""
-        start, h = levels.lam[:-1], torch.where(step.finite, levels.lam.diff(dim=0), 1)
-        ratios = []
-        for back in range(1, self.order):
-            ratio = (earlier(start, back, math.nan) - start) / h
-            ratios.append(torch.where(torch.isfinite(ratio), ratio, -back))
-        return ratios
+    def weights(self, levels: Levels) -> Weights:
+        """predict: of x_t, q_t and the p − 1 values before. correct: of x before, q_t and the p values before."""
+        t, s = levels[:-1], levels[1:]
+        h = s.lam - t.lam
+        finite = torch.isfinite(h)
+        a, b = transfer(t, s, -torch.expm1(-h), self.prediction)
+        z = torch.where(finite, h if self.prediction == "eps" else -h, 1)
+        orders = self._orders(finite, levels.whole)
+        ratios = [(earlier(t.lam, back, math.nan) - t.lam) / h for back in range(1, self.order)]
+        ratios = [torch.where(torch.isfinite(r) & (r < 0), r, -back) for back, r in enumerate(ratios, 1)]
+        predict = (a, *(b * weight for weight in self._weights(z, orders, ratios, corrects=False)))
+        if not self.corrector:
+            return {"predict": predict}
+        correct = (a, *(b * weight for weight in self._weights(z, orders, ratios, corrects=True)))
+        return {"predict": predict, "correct": [earlier(weight, 1, 0.0) for weight in correct]}
 
-    def _weights(self, step: Transfer, orders: Tensor, ratios: list[Tensor], *, corrects: bool) -> list[Tensor]:
-        """Weights of q at s (for the corrector), at t, and at the p − 1 levels before."""
-        shares = step.shares(self.order)
-        terms = [torch.zeros_like(step.z) for _ in range(self.order)]  # a_m/r_m: first of s, then of the levels before
+    def _orders(self, finite: Tensor, whole_run: bool) -> Tensor:
+        """As many as there are levels to look back on, of which one without signal is none; 0 where h is infinite."""
+        count = len(finite)
+        index = torch.arange(count, device=finite.device).reshape(-1, *[1] * (finite.ndim - 1))
+        orders = (index + finite[:1]).clamp(1, self.order)
+        if self.lower_order_final and whole_run:
+            orders = torch.minimum(orders, count - index)
+        return torch.where(finite, orders, 0)
+
+    def _weights(self, z: Tensor, orders: Tensor, ratios: list[Tensor], *, corrects: bool) -> list[Tensor]:
+        """Weights of q at s (for the corrector), at t, and at the p − 1 levels before, in units of b."""
+        phis = shares(z, self.order)
+        terms = [torch.zeros_like(z) for _ in range(self.order)]  # a_m/r_m: first of s, then of the levels before
         for order in range(1, self.order + 1):
-            nodes = [*([torch.ones_like(step.z)] if corrects else []), *ratios[: order - 1]]
+            nodes = [*([torch.ones_like(z)] if corrects else []), *ratios[: order - 1]]
             first = 0 if corrects else 1
-            for index, value in enumerate(self._solve(step, nodes, shares)):
+            for index, value in enumerate(self._solve(z, nodes, phis)):
                 terms[first + index] = torch.where(orders == order, value / nodes[index], terms[first + index])
         now = 1 - torch.stack(terms).sum(0)
-        ordered = (terms[0], now, *terms[1:]) if corrects else (now, *terms[1:])
-        return [step.gain * weight for weight in ordered]
+        return [terms[0], now, *terms[1:]] if corrects else [now, *terms[1:]]
 
-    def _solve(self, step: Transfer, nodes: list[Tensor], shares: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _solve(self, z: Tensor, nodes: list[Tensor], phis: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """a_m B/β, from the Vandermonde system of the nodes r_m."""
         if not nodes:
             return ()
         if len(nodes) == 1:
-            half = torch.full_like(step.z, 0.5)
-            return (half if self.variant == "bh2" else half * step.z / torch.expm1(step.z),)
-        count = range(len(nodes))
-        system = torch.stack(nodes, -1).unsqueeze(-2) ** torch.arange(len(nodes), device=step.z.device).unsqueeze(-1)
-        right = torch.stack([math.factorial(k + 1) * shares[k] for k in count], -1)
-        return torch.linalg.solve(system, right).unbind(-1)
+            half = torch.full_like(z, 0.5)
+            return (half if self.variant == "bh2" else half * z / torch.expm1(z),)
+        powers = torch.arange(len(nodes), device=z.device).unsqueeze(-1)
+        right = torch.stack([math.factorial(k + 1) * phis[k] for k in range(len(nodes))], -1)
+        return torch.linalg.solve(torch.stack(nodes, -1).unsqueeze(-2) ** powers, right).unbind(-1)

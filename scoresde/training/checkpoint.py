@@ -83,6 +83,7 @@ def load_weights(module: nn.Module, state: dict[str, Any], *, ema: bool = True) 
     """
     if "model" not in state or (ema and "ema" not in state):
         raise CheckpointError(f"the checkpoint holds {', '.join(state)}, but not the weights of a training run.")
+    state = with_present_names(module, state)
     weights = dict(state["model"])
     if ema:
         weights |= state["ema"]["params"] | state["ema"]["buffers"]
@@ -96,6 +97,27 @@ def load_weights(module: nn.Module, state: dict[str, Any], *, ema: bool = True) 
                 f"build the model with the options that it was trained with."
             )
     module.load_state_dict(weights)
+
+
+def with_present_names(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a run from before the layers of the score U-Nets had names, under today's names.
+
+    They stood in one list, `all_modules`; its order and the shapes are still those of the module.
+
+    Args:
+        module: The module that was trained.
+        state: What `load_checkpoint` returned; that of a later run is returned as it is.
+    """
+    pairs = zip(state.get("model", ()), module.state_dict(), strict=False)  # load_weights names what does not fit
+    names = {old: new for old, new in pairs if "all_modules." in old}
+
+    def renamed(weights: dict[str, Any]) -> dict[str, Any]:
+        return {names.get(name, name): value for name, value in weights.items()}
+
+    if not names:
+        return state
+    ema = {part: renamed(kept) if isinstance(kept, dict) else kept for part, kept in state.get("ema", {}).items()}
+    return state | {"model": renamed(state["model"]), "ema": ema}
 
 
 def write_atomically(path: str | Path, *parts: bytes | memoryview) -> None:

@@ -20,6 +20,7 @@ from scoresde.training.checkpoint import (
     load_checkpoint,
     load_weights,
     save_checkpoint,
+    with_present_names,
 )
 from scoresde.training.compiled import CompiledNetwork
 from scoresde.training.ema import EMA
@@ -245,7 +246,7 @@ class Trainer:
         if self.run is None or not self.run.has_checkpoint:
             return
         path = self.run.checkpoint
-        state = load_checkpoint(path)
+        state = with_present_names(self.denoiser, load_checkpoint(path))
         if state.get("seed") != self.seed:
             raise CheckpointError(f"{path} is of a run with seed {state.get('seed')}, got seed {self.seed}.")
         load_weights(self.denoiser, state, ema=False)

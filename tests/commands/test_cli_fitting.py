@@ -65,7 +65,7 @@ def test_a_fit_is_made_once(
     assert re.fullmatch(written, file)
     record = made.load(Path("runs/toy/grids") / file).record
     assert record["rms"] <= record["rms_before"]
-    assert (record["pilots"], record["iterations"], record["batch"]) == (8, 2, 4)
+    assert (record["paths"], record["iterations"], record["batch"]) == (8, 2, 4)
 
     sample(*options)
     assert "fitted to" not in capsys.readouterr().out
@@ -125,8 +125,8 @@ def test_conditional_runs_are_fitted_without_labels(kind: str, guidance: list[st
         (["solver=ode", "grid=calibrated"], r"grid=\.\.\. needs a solver with steps, got ProbabilityFlowODE"),
         (["solver=ode", "grid=karras"], r"grid=\.\.\. needs a solver with steps"),
         (["solver=ddpm", "grid=optimised", *FIT], "optimise_grid needs a deterministic solver .* got DDPM"),
-        (["solver=ddim", "grid=optimised", *FIT, "grid.reference_paths=1"], "needs at least 2 pilots, .* got 1"),
-        (["solver=ddim", "grid=optimised", *FIT, "grid.reference_paths=many"], "pilot_paths needs .* got 'many'"),
+        (["solver=ddim", "grid=optimised", *FIT, "grid.reference_paths=1"], "needs at least 2 paths, .* got 1"),
+        (["solver=ddim", "grid=optimised", *FIT, "grid.reference_paths=many"], "reference_paths needs a whole number"),
         (["solver=ddim", "grid=optimised", *FIT, "grid.iterations=-1"], "iterations of at least 0.* got -1"),
         (["solver=ddim", "grid=optimised", *FIT, "grid.batch=0"], "batch of at least 1.* got 0"),
         (["solver=ddim", "grid=optimised", *FIT, "grid.reference_steps=0"], "needs steps to be a whole number of at"),

@@ -10,18 +10,14 @@ from closed_forms import SDES, name
 from torch import Tensor, nn
 
 from scoresde import (
-    DDIM,
-    DDPM,
     EDM,
     SDE,
     VPSDE,
     Data,
-    DiscreteVPSDE,
     Epsilon,
     NetworkDenoiser,
     Parameterization,
     VPrediction,
-    linear_betas,
 )
 from scoresde.covariance import LearnedRange
 from scoresde.models import MLP, NCSNpp
@@ -90,51 +86,27 @@ def test_dtypes_are_the_networks_inside_and_the_datas_outside(dtype: torch.dtype
     assert [output.dtype for output in outputs] == [dtype, dtype] and net.dtypes == [torch.float64]
 
 
-def test_tabulated_bound_and_selected_are_the_same_denoiser() -> None:
+def test_bound_and_selected_are_the_same_denoiser() -> None:
     learned = LearnedRange(TwoHalves(), VPSDE(), VPrediction(), steps=50)
     x = torch.randn(4, 2, dtype=torch.float64)
     shift = torch.randn(4, 2, dtype=torch.float64)
-    known, other = (torch.tensor(t, dtype=torch.float64) for t in (0.6, 0.35))
+    known = torch.tensor(0.6, dtype=torch.float64)
     bound = learned.given(shift=shift)
-    quick = bound.tabulate([known, torch.tensor(0.1, dtype=torch.float64)])
-    for t in (known, other):
-        for method in ("__call__", "eps", "mean_and_range", "mean_and_covariance", "covariance_diag"):
-            slow, fast = getattr(bound, method)(x, t), getattr(quick, method)(x, t)
-            torch.testing.assert_close(fast, slow, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(
-        learned.tabulate([known]).eps_and_range(x, known), learned.eps_and_range(x, known), rtol=1e-12, atol=1e-12
-    )
+    for method in ("__call__", "eps", "mean_and_range", "eps_and_range", "mean_and_covariance", "covariance_diag"):
+        torch.testing.assert_close(
+            getattr(bound, method)(x, known), getattr(learned, method)(x, known, shift=shift), rtol=1e-12, atol=1e-12
+        )
     part = bound.select(torch.tensor([2, 0]), 4)
     assert part is not None
     torch.testing.assert_close(part.mean_and_range(x[[2, 0]], known)[0], bound(x, known)[[2, 0]])
-
-
-@pytest.mark.parametrize(
-    "solver", [DDPM(variance="learned", steps=6), DDPM(variance="optimal", steps=6), DDIM(steps=6)]
-)
-def test_solvers_run_on_the_tabulated_denoiser_as_on_the_plain_one(solver: Any) -> None:
-    class Untabulated(LearnedRange):
-        def tabulate(self, times: Any) -> Any:
-            return self
-
-    sde = DiscreteVPSDE(linear_betas(30, 0.003, 0.3))
-    x, net = torch.randn(3, 2, dtype=torch.float64), TwoHalves()
-    results = []
-    for kind in (LearnedRange, Untabulated):
-        generator = torch.Generator().manual_seed(0)
-        noise = lambda t, s: torch.randn(3, 2, dtype=torch.float64, generator=generator)  # noqa: B023, E731
-        with torch.no_grad():
-            results.append(solver(kind(net, sde, Epsilon()), x, noise=noise))
-    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-9)
 
 
 def test_no_graph_is_held_and_parameters_are_the_networks_alone() -> None:
     net = TwoHalves()
     learned = LearnedRange(net, VPSDE(), Epsilon())
     assert list(learned.state_dict()) == ["net.gain"]
-    quick = learned.tabulate([torch.tensor(0.5)])
-    quick(torch.randn(2, 2, dtype=torch.float64), torch.tensor(0.5))
-    assert all(value.grad_fn is None for module in quick.modules() for value in vars(module).values() if isinstance(
+    learned(torch.randn(2, 2, dtype=torch.float64), torch.tensor(0.5))
+    assert all(value.grad_fn is None for module in learned.modules() for value in vars(module).values() if isinstance(
         value, Tensor))  # fmt: skip
     x0_hat, v = learned.mean_and_range(torch.randn(2, 2, dtype=torch.float64), torch.tensor(0.5))
     assert x0_hat.requires_grad and v.shape == (2, 2)

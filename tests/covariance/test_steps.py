@@ -22,6 +22,7 @@ from scoresde import (
     Epsilon,
     GaussianDenoiser,
     GaussianMixtureDenoiser,
+    Interval,
     NetworkDenoiser,
     StepSolver,
     karras_grid,
@@ -131,8 +132,8 @@ def test_the_variance_lies_between_theorem_2s_bounds(sde: SDE, eta: float) -> No
         points = width * torch.tensor([[-1.0], [1.0]])
         denoiser = GaussianMixtureDenoiser(sde, torch.ones(2), points, torch.full((2, 1), 1e-12))
         step = DDIM(eta=eta, variance="optimal")
-        mean, _ = step.step(denoiser, x, t, s, lambda t, s: torch.zeros_like(x), None)
-        noisy, _ = step.step(denoiser, x, t, s, lambda t, s: torch.ones_like(x), None)
+        mean, _ = step.step(denoiser, x, Interval.between(denoiser, t, s, x), lambda t, s: torch.zeros_like(x), None)
+        noisy, _ = step.step(denoiser, x, Interval.between(denoiser, t, s, x), lambda t, s: torch.ones_like(x), None)
         variance = (noisy - mean).square()
         assert bool((variance >= lam2 - 1e-12).all())
         assert bool((variance <= lam2 + gain**2 * width**2 + 1e-9).all())
@@ -191,8 +192,12 @@ def test_a_run_and_single_steps_agree_for_every_source_of_variance(sde: SDE) -> 
             y = x
             for k in range(4):
                 t, s = run[k].t.expand(3), run[k + 1].t.expand(3)
-                together, _ = solver.step(denoiser, y, t, s, lambda t, s, k=k: z[k], None)
-                y, _ = solver.step(denoiser, y, run[k].t, run[k + 1].t, lambda t, s, k=k: z[k], None)
+                together, _ = solver.step(
+                    denoiser, y, Interval.between(denoiser, t, s, y), lambda t, s, k=k: z[k], None
+                )
+                y, _ = solver.step(
+                    denoiser, y, Interval.between(denoiser, run[k].t, run[k + 1].t, y), lambda t, s, k=k: z[k], None
+                )
                 torch.testing.assert_close(y, run[k + 1].x, rtol=1e-9, atol=1e-9)
                 torch.testing.assert_close(together, y, rtol=1e-9, atol=1e-9)
 
@@ -224,7 +229,10 @@ def test_the_learned_range_interpolates_the_logarithms_of_both_variances(sde: SD
     stds = {}
     for label, variance, r in (("small", "small", 0.0), ("large", "large", 0.0), ("mid", "learned", -0.5)):
         solver, denoiser = DDPM(variance=variance), LearnedRange(ByRange(r), sde, Epsilon())
-        steps = [solver.step(denoiser, x, t, s, lambda t, s, k=k: k * ones, None)[0] for k in (0, 1)]
+        steps = [
+            solver.step(denoiser, x, Interval.between(denoiser, t, s, x), lambda t, s, k=k: k * ones, None)[0]
+            for k in (0, 1)
+        ]
         stds[label] = steps[1] - steps[0]
     torch.testing.assert_close(stds["mid"], stds["large"] ** 0.25 * stds["small"] ** 0.75, rtol=1e-9, atol=0)
 

@@ -6,22 +6,24 @@ import os
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from closed_forms import mixture
+from closed_forms import mixture, name
 from torch import Tensor
 
-from scoresde import EDMSDE, SDE, VESDE, VPSDE, CosineSDE, ExponentialAdams, GaussianDenoiser
+from scoresde import EDMSDE, SDE, VESDE, VPSDE, CosineSDE, ExponentialAdams, GaussianDenoiser, Interval, gaussian_noise
 from scoresde.fitting import CalibratedMultistep, GaussianFlow, OptimisedGrid
 from scoresde.fitting.calibrated import Calibration
+from scoresde.sde.grids import StartedGrid
 from scoresde.sde.levels import Levels
 from scoresde.solvers.exponential import adams_weights
 
 ONE = torch.ones((), dtype=torch.float64)
-RECORD = {"rms": 0.1, "pilots": 3, "pilot_nfe": 300}
+RECORD = {"rms": 0.1, "paths": 3, "paths_nfe": 300}
 
 
 def flow_of(rank: int = 2) -> GaussianFlow:
@@ -48,13 +50,13 @@ def adams(sde: SDE, nfe: int, order: int, std: float) -> Calibration:
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
+class Given(StartedGrid):
     """A grid of given levels that brings its start."""
 
     logsnr: Tensor
     start: GaussianFlow
 
-    def __call__(self, sde: SDE, steps: int, t_end: float) -> Tensor:
+    def times(self, sde: SDE, steps: int, t_end: float) -> Tensor:
         return sde.time(self.logsnr)
 
 
@@ -145,7 +147,7 @@ class Narrow(SDE):
         return 0.001 * 3000**t  # 3 at most
 
 
-@pytest.mark.parametrize("sde", [VESDE(sigma_max=5.0), VESDE(sigma_min=0.2), Narrow()], ids=str)
+@pytest.mark.parametrize("sde", [VESDE(sigma_max=5.0), VESDE(sigma_min=0.2), Narrow()], ids=name)
 def test_levels_outside_a_process_are_refused(sde: SDE) -> None:
     x = torch.randn(2, 2, dtype=torch.float64)
     solver = CalibratedMultistep(calibration=adams(VPSDE(), 4, 2, 1.0))
@@ -196,6 +198,31 @@ def test_files_hold_every_bit(make: Callable[[], Fit], tmp_path: Path) -> None:
         sde, x = VPSDE(), torch.randn(4, 2)
         again = CalibratedMultistep(calibration=str(path))
         assert torch.equal(again(mixture(sde), x), CalibratedMultistep(calibration=fit)(mixture(sde), x))
+
+
+@pytest.mark.parametrize("make", FITS.values(), ids=FITS)
+def test_files_of_earlier_versions_are_read(make: Callable[[], Fit], tmp_path: Path) -> None:
+    """Their records count pilots."""
+    fit, path = make(), tmp_path / "fit.pt"
+    replace(fit, record={"rms": 0.1, "pilots": 3, "pilot_nfe": 300}).save(path)
+    assert_same(type(fit).load(path), fit)
+
+
+def test_steps_by_hand_are_the_run_and_times_may_differ_by_sample() -> None:
+    sde = VPSDE()
+    made = adams(sde, 5, 3, 0.8)
+    solver, denoiser, x = CalibratedMultistep(calibration=made), mixture(sde), torch.randn(3, 2).double()
+    times = sde.time(made.logsnr)
+    z = y = made.start(sde, x, ONE, times[0])
+    state: Any = None
+    rows: Any = None
+    for t, s in pairwise(times):
+        y, state = solver.step(denoiser, y, Interval.between(sde, t, s), gaussian_noise(x), state)
+        each = Interval.between(sde, t.expand(3), s.expand(3), x)
+        z, rows = solver.step(denoiser, z, each, gaussian_noise(x), rows)
+    expected = list(solver.trajectory(denoiser, x))[-2].x
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(z, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_saving_is_all_or_nothing(tmp_path: Path) -> None:
@@ -268,6 +295,6 @@ def test_a_grid_without_a_start_begins_at_one() -> None:
     times = grid(sde, 2, 1e-5)
     assert times[0] == 1
     torch.testing.assert_close(sde.logsnr(times[1:]), torch.tensor([0.1, 6.0], dtype=torch.float64))
-    below = FITS["grid with a start"]()(sde, 2, 1e-5)
+    below = FITS["grid with a start"]().times(sde, 2, 1e-5)
     assert below[0] < 1
     torch.testing.assert_close(sde.logsnr(below), torch.tensor([-4.0, 0.1, 6.0], dtype=torch.float64))

@@ -24,6 +24,7 @@ from scoresde import (
     UniPC,
 )
 from scoresde.fitting import GaussianFlow
+from scoresde.sde.grids import StartedGrid
 
 ONE = torch.ones((), dtype=torch.float64)
 
@@ -157,14 +158,14 @@ def test_mistakes_get_one_sentence() -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Below:
+class Below(StartedGrid):
     """Levels from a noise level of `high` to one of `low`, after the flow of Gaussian data."""
 
     start: GaussianFlow
     high: float = 4.0
     low: float = 5e-3
 
-    def __call__(self, sde: SDE, steps: int, t_end: float) -> Tensor:
+    def times(self, sde: SDE, steps: int, t_end: float) -> Tensor:
         ratios = torch.linspace(self.high ** (1 / 5), self.low ** (1 / 5), steps + 1, dtype=torch.float64) ** 5
         return sde.time(-2 * ratios.log())
 
@@ -209,7 +210,7 @@ def test_encode_undoes_a_run_with_a_start() -> None:
     x = sde.prior_sample((6, 5), dtype=torch.float64)
     errors = []
     grid = Below(flow, low=1e-2)
-    t_end = float(grid(sde, 20, 0.0)[-1])  # data are given there
+    t_end = float(grid.times(sde, 20, 0.0)[-1])  # data are given there
     for steps in (20, 40):
         solver = ExponentialAdams(steps=steps, grid=grid, t_end=t_end, denoise=False)
         errors.append(float((solver.encode(other, solver(other, x)) - x).abs().max()))

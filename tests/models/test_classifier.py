@@ -7,8 +7,6 @@ import torch
 
 from scoresde.models import Classifier
 
-torch.set_num_threads(1)
-
 
 def test_learns_to_tell_noisy_patterns_apart() -> None:
     torch.manual_seed(0)
@@ -48,7 +46,7 @@ def test_gradients_for_guidance_reach_each_sample_alone(fir: bool) -> None:
 
 
 def test_errors_name_what_is_wrong() -> None:
-    with pytest.raises(ValueError, match="3 levels needs image_size divisible by 4, got 6"):
+    with pytest.raises(ValueError, match="3 stages needs image_size divisible by 4, got 6"):
         Classifier(image_size=6)
     with pytest.raises(ValueError, match="positive num_classes"):
         Classifier(num_classes=0)

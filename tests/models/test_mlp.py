@@ -7,8 +7,6 @@ import torch
 
 from scoresde.models import MLP
 
-torch.set_num_threads(1)
-
 
 def test_starts_at_zero_and_keeps_any_event_shape() -> None:
     for shape in ((2,), (3, 5), (1, 4, 4), (7,)):

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from scoresde.models.resample import ConvDown, ConvUp, Down, FIRFilter, Up
 
-torch.set_num_threads(1)
 DATA = Path(__file__).parents[1] / "data"
 TAPS = {"1331": (1, 3, 3, 1), "11": (1, 1), "121": (1, 2, 1)}
 

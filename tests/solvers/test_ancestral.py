@@ -20,6 +20,7 @@ from scoresde import (
     DiscreteVPSDE,
     EulerMaruyama,
     GaussianDenoiser,
+    Interval,
     ReverseDiffusion,
     Solver,
     StepSolver,
@@ -105,8 +106,8 @@ def test_ddim_with_eta_one_is_ddpm_with_the_small_variance(sde: SDE) -> None:
     t, s = torch.tensor(0.6, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
     denoiser, x, z = mixture(sde), torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
 
-    ddim, _ = DDIM(eta=1.0).step(denoiser, x, t, s, lambda t, s: z, None)
-    ddpm, _ = DDPM().step(denoiser, x, t, s, lambda t, s: z, None)
+    ddim, _ = DDIM(eta=1.0).step(denoiser, x, Interval.between(denoiser, t, s, x), lambda t, s: z, None)
+    ddpm, _ = DDPM().step(denoiser, x, Interval.between(denoiser, t, s, x), lambda t, s: z, None)
     torch.testing.assert_close(ddim, ddpm, rtol=1e-9, atol=1e-9)
 
     # q(x_s | x_t, x0_hat), written from Bayes' rule rather than from either paper's formula
@@ -116,7 +117,7 @@ def test_ddim_with_eta_one_is_ddpm_with_the_small_variance(sde: SDE) -> None:
     torch.testing.assert_close(ddpm, mean + precision.rsqrt() * z, rtol=1e-9, atol=1e-9)
 
     # the large variance: of x_t given x_s, in the scale of x_t
-    large, _ = DDPM(variance="large").step(denoiser, x, t, s, lambda t, s: z, None)
+    large, _ = DDPM(variance="large").step(denoiser, x, Interval.between(denoiser, t, s, x), lambda t, s: z, None)
     torch.testing.assert_close(large, mean + forward.std * z, rtol=1e-9, atol=1e-9)
 
 
@@ -127,7 +128,7 @@ def test_ddim_with_eta_one_is_ddpm_with_the_small_variance(sde: SDE) -> None:
         EulerMaruyama(), EulerMaruyama(eta=0.6), ReverseDiffusion(), ReverseDiffusion(eta=0.6), DDPM(),
         DDPM(variance="large"), DDIM(eta=1.0), DDIM(eta=0.5),
     ],
-    ids=str,
+    ids=name,
 )  # fmt: skip
 def test_moments_of_the_whole_chain_converge_at_weak_order_one(sde: SDE, solver: StepSolver) -> None:
     """Without Monte Carlo: the chain is affine in its noises, so its moments follow from its responses to each."""
@@ -145,7 +146,7 @@ def test_moments_of_the_whole_chain_converge_at_weak_order_one(sde: SDE, solver:
 
 
 @pytest.mark.parametrize("sde", SDES, ids=name)
-@pytest.mark.parametrize("solver", [EulerMaruyama(), DDPM(), DDIM(eta=1.0), ReverseDiffusion()], ids=str)
+@pytest.mark.parametrize("solver", [EulerMaruyama(), DDPM(), DDIM(eta=1.0), ReverseDiffusion()], ids=name)
 def test_monte_carlo_agrees_with_the_exact_moments_of_the_chain(sde: SDE, solver: StepSolver) -> None:
     solver = replace(solver, steps=30, grid=logsnr_grid, t_end=0.05, denoise=True)
     denoiser, (mean, std) = GaussianDenoiser(sde, MEAN, STD), moments(sde, 1.0)
@@ -173,9 +174,15 @@ def test_every_sample_may_have_its_own_times() -> None:
     s = torch.tensor([0.8, 0.1, 0.25, 0.0], dtype=torch.float64)
     denoiser, x = GaussianDenoiser(sde, MEAN, STD), torch.randn(4, 2, 3, dtype=torch.float64)
     for solver in (EulerMaruyama(), ReverseDiffusion(), DDPM(), DDPM(variance="large"), DDIM(eta=0.5)):
-        together, _ = solver.step(denoiser, x, t, s, lambda t, s: z, None)
+        together, _ = solver.step(denoiser, x, Interval.between(denoiser, t, s, x), lambda t, s: z, None)
         for k in range(4):
-            alone, _ = solver.step(denoiser, x[k : k + 1], t[k], s[k], lambda t, s, k=k: z[k : k + 1], None)
+            alone, _ = solver.step(
+                denoiser,
+                x[k : k + 1],
+                Interval.between(denoiser, t[k], s[k], x[k : k + 1]),
+                lambda t, s, k=k: z[k : k + 1],
+                None,
+            )
             torch.testing.assert_close(together[k : k + 1], alone, rtol=1e-12, atol=1e-12)
 
 

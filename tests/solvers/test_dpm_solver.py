@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scoresde import SDE, VESDE, VPSDE, Denoiser, GaussianDenoiser
 from scoresde.sde.grids import Grid, karras_grid, logsnr_grid
+from scoresde.sde.levels import Interval
 from scoresde.solvers.base import StepSolver
 from scoresde.solvers.dpm_solver import DPMSolver, DPMSolverFast, DPMSolverPP2S, DPMSolverPP3S
 from scoresde.solvers.heun import Heun
@@ -142,7 +143,9 @@ def test_the_fast_mix_spends_a_number_of_calls(prediction: str, calls: int, orde
     assert len(counting.times) == calls
 
     for (t, s), order in zip(pairwise(logsnr_grid(sde, len(orders), 0.02)), orders, strict=True):
-        x, _ = DPMSolver(order=order, prediction=prediction).step(counting, x, t, s, unheard, None)
+        x, _ = DPMSolver(order=order, prediction=prediction).step(
+            counting, x, Interval.between(sde, t, s), unheard, None
+        )
     torch.testing.assert_close(y, x, rtol=1e-9, atol=1e-9)
 
     counting.times.clear()
@@ -161,7 +164,8 @@ def test_a_step_to_no_noise_takes_one_call(solver: StepSolver) -> None:
     y = last(counting, x)
     assert counting.times == [0.3]
     torch.testing.assert_close(y, counting.inner(x, torch.tensor(0.3, dtype=torch.float64)), rtol=1e-9, atol=1e-9)
-    by_hand, _ = last.step(counting, x, *torch.tensor([0.3, 0.0], dtype=torch.float64).unbind(), unheard, None)
+    interval = Interval.between(counting, *torch.tensor([0.3, 0.0], dtype=torch.float64).unbind())
+    by_hand, _ = last.step(counting, x, interval, unheard, None)
     torch.testing.assert_close(by_hand, y, rtol=1e-9, atol=1e-9)
 
 

@@ -31,7 +31,8 @@ from scoresde import (
     karras_grid,
     per_sample_noise,
 )
-from scoresde.solvers.reversible import OBELM, Reversible, ReversibleState
+from scoresde.solvers.obelm import OBELM
+from scoresde.solvers.reversible import Reversible, ReversibleState
 
 DETERMINISTIC = [DDIM(steps=5), Heun(steps=4), DPMSolverPP2M(steps=5)]
 STOCHASTIC = [DDPM(steps=5), EulerMaruyama(steps=6), DDIM(steps=5, eta=0.7), PredictorCorrector(steps=4)]

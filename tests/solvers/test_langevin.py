@@ -20,6 +20,7 @@ from scoresde import (
     DPMSolverPP2M,
     EulerMaruyama,
     GaussianDenoiser,
+    Interval,
     Langevin,
     PredictorCorrector,
     ReverseDiffusion,
@@ -37,7 +38,7 @@ def test_langevin_is_the_published_update_with_each_samples_own_norms(sde: SDE) 
     denoiser = mixture(sde)
     x, z = torch.randn(6, 1, 2, dtype=torch.float64) * sde.prior_std, torch.randn(2, 6, 1, 2, dtype=torch.float64)
     solver = Langevin(snr=0.2, inner_steps=2, max_ratio=math.inf)
-    y, _ = solver.step(denoiser, x, T, S, replay(z), None)
+    y, _ = solver.step(denoiser, x, Interval.between(denoiser, T, S), replay(z), None)
 
     kept = (sde.alpha(T) / sde.alpha(S)).square()
     for row in range(6):
@@ -53,8 +54,8 @@ def test_langevin_is_the_published_update_with_each_samples_own_norms(sde: SDE) 
 def test_max_ratio_bounds_the_step_by_that_of_annealed_langevin(sde: SDE) -> None:
     flat = FromScore(sde, lambda x, t: torch.full_like(x, 1e-9))  # by chance near 0: the published step has no bound
     x, z = torch.zeros(3, 2, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
-    bounded, _ = Langevin(snr=0.2, max_ratio=4.0).step(flat, x, T, S, replay(z[None]), None)
-    annealed, _ = AnnealedLangevin(snr=0.2).step(flat, x, T, S, replay(z[None]), None)
+    bounded, _ = Langevin(snr=0.2, max_ratio=4.0).step(flat, x, Interval.between(flat, T, S), replay(z[None]), None)
+    annealed, _ = AnnealedLangevin(snr=0.2).step(flat, x, Interval.between(flat, T, S), replay(z[None]), None)
     torch.testing.assert_close(bounded, 2 * annealed, rtol=1e-6, atol=1e-12)  # √4: the noise term is all there is
 
 
@@ -66,7 +67,7 @@ def test_the_transition_scale_is_the_tables_one_minus_beta() -> None:
         torch.randn(2, 3, dtype=torch.float64),
     )
     t, s = torch.tensor([0.8, 0.799], dtype=torch.float64)  # β_800
-    y, _ = AnnealedLangevin(snr=0.1).step(denoiser, x, t, s, replay(z[None]), None)
+    y, _ = AnnealedLangevin(snr=0.1).step(denoiser, x, Interval.between(denoiser, t, s), replay(z[None]), None)
     e = 2 * (1 - sde.betas[799]) * (0.1 * sde.sigma(t)).square()
     torch.testing.assert_close(y, x + e * denoiser.score(x, t) + (2 * e).sqrt() * z, rtol=1e-10, atol=1e-10)
 
@@ -78,7 +79,9 @@ def test_annealed_langevin_leaves_the_marginal_in_place(sde: SDE) -> None:
     mean, std = moments(sde, T)
     probe = torch.tensor([[0.0], [1.0], [0.0]], dtype=torch.float64)
     noise = torch.tensor([[0.0], [0.0], [1.0]], dtype=torch.float64)
-    out = AnnealedLangevin(snr=snr).step(denoiser, probe, T, T, lambda t, s: noise, None)[0][:, 0]
+    out = AnnealedLangevin(snr=snr).step(denoiser, probe, Interval.between(denoiser, T, T), lambda t, s: noise, None)[
+        0
+    ][:, 0]
     shift, keep, kick = out[0], out[1] - out[0], out[2] - out[0]
     e, v = 2 * (snr * sde.sigma(T)).square(), std.square()
 
@@ -93,7 +96,7 @@ def test_correctors_pull_wrong_samples_to_the_marginal(sde: SDE, corrector: Step
     denoiser, (mean, std) = GaussianDenoiser(sde, MEAN, STD), moments(sde, T)
     x, noise = mean + std + 2 * std * torch.randn(60, 64, dtype=torch.float64), lambda t, s: torch.randn_like(x)
     for _ in range(400):
-        x, _ = corrector.step(denoiser, x, T, T, noise, None)
+        x, _ = corrector.step(denoiser, x, Interval.between(denoiser, T, T), noise, None)
     bias = 0.03  # of the discretisation: v / (1 − e/(2v)), and the scatter of the norms
     assert abs(float((x.mean() - mean) / std)) < 4 / 3840**0.5 + bias
     assert abs(float(x.std() / std) - 1) < 4 / 7680**0.5 + bias
@@ -126,13 +129,15 @@ def test_orders_of_prediction_and_correction() -> None:
     denoiser, x, z = mixture(sde), torch.randn(3, 2, dtype=torch.float64), torch.randn(2, 3, 2, dtype=torch.float64)
     ald, predictor = AnnealedLangevin(), ReverseDiffusion()
 
-    first, _ = PredictorCorrector(corrector=ald).step(denoiser, x, T, S, replay(z), None)
-    expected, _ = ald.step(denoiser, x, T, S, replay(z[:1]), None)
-    expected, _ = predictor.step(denoiser, expected, T, S, replay(z[1:]), None)
+    first, _ = PredictorCorrector(corrector=ald).step(denoiser, x, Interval.between(denoiser, T, S), replay(z), None)
+    expected, _ = ald.step(denoiser, x, Interval.between(denoiser, T, S), replay(z[:1]), None)
+    expected, _ = predictor.step(denoiser, expected, Interval.between(denoiser, T, S), replay(z[1:]), None)
     torch.testing.assert_close(first, expected)
 
-    second, _ = PredictorCorrector(corrector=ald, order="predictor_first").step(denoiser, x, T, S, replay(z), None)
-    expected, _ = predictor.step(denoiser, x, T, S, replay(z[:1]), None)
+    second, _ = PredictorCorrector(corrector=ald, order="predictor_first").step(
+        denoiser, x, Interval.between(denoiser, T, S), replay(z), None
+    )
+    expected, _ = predictor.step(denoiser, x, Interval.between(denoiser, T, S), replay(z[:1]), None)
     e = 2 * (0.16 * sde.sigma(S)).square()
     expected = expected + e * denoiser.score(expected, S) + (2 * e).sqrt() * z[1]
     torch.testing.assert_close(second, expected)
@@ -158,7 +163,7 @@ def test_a_multistep_predictor_keeps_its_history() -> None:
             lambda: AnnealedLangevin(inner_steps=0),
             "AnnealedLangevin needs snr > 0 and inner_steps >= 1, got snr=0.16, inner_steps=0",
         ),
-        (lambda: PredictorCorrector(order="both"), "order 'corrector_first' or 'predictor_first', got 'both'"),
+        (lambda: PredictorCorrector(order="both"), "order corrector_first or predictor_first, got 'both'"),
     ],
 )
 def test_wrong_arguments_are_named(make: Any, words: str) -> None:

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from scoresde import SDE, VESDE, VPSDE, Denoiser
 from scoresde.sde.grids import Grid
+from scoresde.sde.levels import Interval
 from scoresde.solvers.adams import ExponentialAdams
-from scoresde.solvers.ancestral import DDIM
 from scoresde.solvers.base import StepSolver
+from scoresde.solvers.ddim import DDIM
 from scoresde.solvers.dpm_solver import DPMSolverPP2S, DPMSolverPP3S
-from scoresde.solvers.multistep import IPNDM, DPMSolverMultistep, DPMSolverPP2M, DPMSolverPP3M
+from scoresde.solvers.dpm_solver_pp import DPMSolverMultistep, DPMSolverPP2M, DPMSolverPP3M
+from scoresde.solvers.ipndm import IPNDM
 from scoresde.solvers.unipc import UniPC
 from scoresde.testing import convergence_order
 
@@ -132,16 +134,17 @@ def test_ipndm_has_its_order_on_equal_steps_of_the_noise_level(order: int) -> No
         solver = IPNDM(order=order)
         parts = 16
         for i, (t, s) in enumerate(pairwise(times)):
+            interval = Interval.between(sde, t, s)
             if i < order - 1:
                 sigma = torch.linspace(float(sde.sigma(t)), float(sde.sigma(s)), parts + 1, dtype=torch.float64)
                 inner = sde.time(-2 * sigma.log())
                 inner[0], inner[-1] = t, s
-                _, state = solver.step(denoiser, x, t, s, unheard, state)
+                _, state = solver.step(denoiser, x, interval, unheard, state)
                 x = ExponentialAdams(order=3, corrector=True, steps=parts, grid=placed(inner), denoise=False)(
                     denoiser, x
                 )
             else:
-                x, state = solver.step(denoiser, x, t, s, unheard, state)
+                x, state = solver.step(denoiser, x, interval, unheard, state)
         return x
 
     assert convergence_order(solve, exact, steps=(100, 200)) == pytest.approx(order, abs=0.35)

@@ -28,7 +28,8 @@ from scoresde import (
     uniform_grid,
 )
 from scoresde.solvers.dpm_solver import DPMSolver, DPMSolverFast, DPMSolverPP2S, DPMSolverPP3S
-from scoresde.solvers.multistep import IPNDM, DPMSolverMultistep, DPMSolverPP3M
+from scoresde.solvers.dpm_solver_pp import DPMSolverMultistep, DPMSolverPP3M
+from scoresde.solvers.ipndm import IPNDM
 from scoresde.solvers.unipc import UniPC
 from scoresde.testing import convergence_order
 
@@ -181,7 +182,7 @@ def test_heun_is_algorithm_1_of_karras_without_churn() -> None:
     torch.testing.assert_close(y, x, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("solver", [Heun(steps=1), DPMSolverPP2M(steps=1), DDIM(steps=1)], ids=str)
+@pytest.mark.parametrize("solver", [Heun(steps=1), DPMSolverPP2M(steps=1), DDIM(steps=1)], ids=name)
 def test_a_step_to_no_noise_lands_on_the_denoised_state(solver: StepSolver) -> None:
     denoiser, x = mixture(VPSDE()), torch.randn(8, 2, dtype=torch.float64)
     t, s = torch.tensor(0.3, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)

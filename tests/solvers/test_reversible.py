@@ -24,6 +24,7 @@ from scoresde import (
     GaussianMixtureDenoiser,
     Grid,
     Heun,
+    Interval,
     StepSolver,
     VPrediction,
     expand,
@@ -32,7 +33,9 @@ from scoresde import (
     uniform_grid,
 )
 from scoresde.denoiser import NetworkDenoiser
-from scoresde.solvers.reversible import OBELM, Reversible, ReversibleSolver, ReversibleState
+from scoresde.sde.grids import Start, StartedGrid
+from scoresde.solvers.obelm import OBELM
+from scoresde.solvers.reversible import Reversible, ReversibleSolver, ReversibleState
 from scoresde.testing import convergence_order
 
 SOLVERS = [Reversible(), Reversible(solver=Heun(), coupling=0.95), OBELM(), OBELM(clock="sigma")]
@@ -263,8 +266,9 @@ def test_steps_by_hand_are_the_run_and_times_may_differ_by_sample(solver: Revers
     state: Any = None
     rows: Any = None
     for t, s in pairwise(UNEVEN):
-        y, state = solver.step(denoiser, y, t, s, lambda t, s: x, state)
-        z, rows = solver.step(denoiser, z, t.expand(3), s.expand(3), lambda t, s: x, rows)
+        y, state = solver.step(denoiser, y, Interval.between(denoiser, t, s), lambda t, s: x, state)
+        each = Interval.between(denoiser, t.expand(3), s.expand(3), x)
+        z, rows = solver.step(denoiser, z, each, lambda t, s: x, rows)
     torch.testing.assert_close(y, solver(denoiser, x), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(z, y, rtol=1e-10, atol=1e-10)
 
@@ -286,14 +290,18 @@ def test_a_latent_goes_on_to_a_sample_and_edits_through_another_denoiser(solver:
     assert not torch.equal(plain(other, latent.x), solver.decode(other, latent))
 
 
-class Late:
+class Growing(Start):
+    def __call__(self, sde: SDE, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return x * (1.5 + s) / (1.5 + t)
+
+
+class Late(StartedGrid):
     """A grid that starts below t = 1 and says how to get there."""
 
-    def __call__(self, sde: SDE, steps: int, t_end: float) -> Tensor:
-        return UNEVEN[1:]
+    start = Growing()
 
-    def start(self, sde: SDE, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return x * (1.5 + s) / (1.5 + t)
+    def times(self, sde: SDE, steps: int, t_end: float) -> Tensor:
+        return UNEVEN[1:]
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=kind)
@@ -308,7 +316,7 @@ def test_a_grid_with_a_start_of_its_own(solver: ReversibleSolver) -> None:
     torch.testing.assert_close(late.encode(denoiser, data).x, z, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("solver, calls", [(Reversible(), 2), (Reversible(solver=Heun()), 4), (OBELM(), 1)], ids=str)
+@pytest.mark.parametrize("solver, calls", [(Reversible(), 2), (Reversible(solver=Heun()), 4), (OBELM(), 1)], ids=name)
 def test_network_calls(solver: ReversibleSolver, calls: int) -> None:
     asked = []
 
@@ -332,8 +340,11 @@ def test_network_calls(solver: ReversibleSolver, calls: int) -> None:
         (lambda: Reversible(coupling=1.1), "0 < coupling <= 1"),
         (lambda: Reversible(solver=DDPM()), "deterministic one-step solver, got DDPM"),
         (lambda: Reversible(solver=DDIM(eta=0.5)), "deterministic one-step solver, got DDIM"),
-        (lambda: Reversible(solver=DPMSolverPP2M()), "deterministic one-step solver, got DPMSolverPP2M"),
-        (lambda: OBELM(clock="t"), "clock 'flow' or 'sigma', got 't'"),
+        (
+            lambda: Reversible(solver=DPMSolverPP2M())(mixture(VPSDE()), torch.randn(2, 2)),
+            "deterministic one-step solver, got DPMSolverPP2M",
+        ),
+        (lambda: OBELM(clock="t"), "clock flow or sigma, got 't'"),
         (lambda: OBELM(t_end=0.0)(mixture(VPSDE()), torch.randn(2, 2)), "needs noise at the data end: σ is 0"),
         (lambda: Reversible(t_end=0.0).plan(mixture(VPSDE())), "needs noise at the data end"),
         (lambda: OBELM().plan(mixture(VPSDE()), backward=True), "runs back through the inverse of its steps"),

@@ -12,7 +12,7 @@ import torch
 from closed_forms import SDES, mixture, name, replay, std_of_chains
 from torch import Tensor
 
-from scoresde import DDPM, SDE, VPSDE, GaussianDenoiser, StepSolver
+from scoresde import DDPM, SDE, VPSDE, GaussianDenoiser, Interval, StepSolver
 from scoresde.solvers.adams import ExponentialAdams
 from scoresde.solvers.sa_solver import SASolver
 from scoresde.solvers.sde_dpm_solver import SDEDPMSolverPP
@@ -146,7 +146,7 @@ def test_sa_solver_reduces_to_ddpm_to_sde_dpm_solver_and_to_exponential_adams(sd
         (SASolver(predictor_order=2, corrector_order=3, tau=0, clock="ratio"), 2.5),
         (SASolver(predictor_order=2, corrector_order=0, tau=lambda ratio: ratio / (1 + ratio)), 0.9),
     ],
-    ids=str,
+    ids=name,
 )
 def test_variance_of_sa_solver_converges_at_the_weak_order(sde: SDE, solver: SASolver, order: float) -> None:
     solve, std = std_of_chains(sde, solver)
@@ -164,8 +164,9 @@ def test_steps_of_sa_solver_by_hand_with_times_per_sample(clock: str) -> None:
     whole = on_uneven_grid(solver, denoise=False)(denoiser, x, noise=replay(noises))
     noise, twin, state, joint, y, together = replay(noises), replay(noises), None, None, x, x
     for t, s in pairwise(UNEVEN):
-        y, state = solver.step(denoiser, y, t, s, noise, state)
-        together, joint = solver.step(denoiser, together, t.expand(4), s.expand(4), twin, joint)
+        y, state = solver.step(denoiser, y, Interval.between(denoiser, t, s), noise, state)
+        each = Interval.between(denoiser, t.expand(4), s.expand(4), x)
+        together, joint = solver.step(denoiser, together, each, twin, joint)
     torch.testing.assert_close(y, whole, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(together, whole, rtol=1e-9, atol=1e-9)
 

@@ -11,7 +11,18 @@ import torch
 from closed_forms import MEAN, SDES, STD, chain_moments, mixture, moments, name, replay, std_of_chains
 from torch import Tensor
 
-from scoresde import DDPM, SDE, VPSDE, CosineSDE, Denoiser, DPMSolverPP2M, GaussianDenoiser, StepSolver, logsnr_grid
+from scoresde import (
+    DDPM,
+    SDE,
+    VPSDE,
+    CosineSDE,
+    Denoiser,
+    DPMSolverPP2M,
+    GaussianDenoiser,
+    Interval,
+    StepSolver,
+    logsnr_grid,
+)
 from scoresde.solvers.sde_dpm_solver import DPMSolverPPSDE, SDEDPMSolverPP
 from scoresde.testing import convergence_order
 
@@ -147,7 +158,7 @@ def test_reductions(sde: SDE) -> None:
         (DPMSolverPPSDE(), 2, 1e-2),
         (DPMSolverPPSDE(eta=0.5, r=0.7), 2, 1e-2),
     ],
-    ids=str,
+    ids=name,
 )
 def test_variance_of_the_whole_chain_converges_at_the_weak_order(
     sde: SDE, solver: StepSolver, order: int, bound: float
@@ -172,7 +183,7 @@ def test_only_the_exact_third_order_solver_is_of_third_order(sde: SDE, exact: bo
 
 
 @pytest.mark.parametrize(
-    "solver", [SDEDPMSolverPP(order=1), SDEDPMSolverPP(order=2), SDEDPMSolverPP(order=3), DPMSolverPPSDE()], ids=str
+    "solver", [SDEDPMSolverPP(order=1), SDEDPMSolverPP(order=2), SDEDPMSolverPP(order=3), DPMSolverPPSDE()], ids=name
 )
 def test_steps_by_hand_per_sample_times_and_the_step_to_no_noise(solver: StepSolver) -> None:
     sde = VPSDE()
@@ -182,13 +193,14 @@ def test_steps_by_hand_per_sample_times_and_the_step_to_no_noise(solver: StepSol
     noise, state, y, together, joint = replay(noises), None, x, x, None
     twin = replay(noises)
     for t, s in pairwise(UNEVEN):
-        y, state = solver.step(denoiser, y, t, s, noise, state)
-        together, joint = solver.step(denoiser, together, t.expand(4), s.expand(4), twin, joint)
+        y, state = solver.step(denoiser, y, Interval.between(denoiser, t, s), noise, state)
+        each = Interval.between(denoiser, t.expand(4), s.expand(4), x)
+        together, joint = solver.step(denoiser, together, each, twin, joint)
     torch.testing.assert_close(together, y, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(whole, denoiser(y, UNEVEN[-1]), rtol=1e-9, atol=1e-9)
 
-    zero = torch.zeros((), dtype=torch.float64)
-    landed, _ = solver.step(denoiser, y, UNEVEN[-1], zero, lambda t, s: torch.ones_like(x), state)
+    last = Interval.between(denoiser, UNEVEN[-1], torch.zeros((), dtype=torch.float64))
+    landed, _ = solver.step(denoiser, y, last, lambda t, s: torch.ones_like(x), state)
     torch.testing.assert_close(landed, whole, rtol=1e-9, atol=1e-9)
 
 

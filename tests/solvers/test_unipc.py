@@ -14,7 +14,7 @@ from torch import Tensor
 from scoresde import SDE, VPSDE, Denoiser
 from scoresde.sde.grids import Grid
 from scoresde.solvers.adams import ExponentialAdams
-from scoresde.solvers.multistep import DPMSolverMultistep
+from scoresde.solvers.dpm_solver_pp import DPMSolverMultistep
 from scoresde.solvers.unipc import UniPC
 
 UNEVEN = torch.tensor([1.0, 0.8, 0.35, 0.3, 0.25, 0.12, 0.02], dtype=torch.float64)

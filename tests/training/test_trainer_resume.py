@@ -15,7 +15,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scoresde.training import CheckpointError, Interrupted, RunDirectory, Trainer, load_checkpoint
+from scoresde.denoiser import NetworkDenoiser
+from scoresde.interop import score_sde_keys
+from scoresde.models import NCSNpp
+from scoresde.parameterization import EDM
+from scoresde.sde import VPSDE
+from scoresde.training import (
+    CheckpointError,
+    Interrupted,
+    RunDirectory,
+    Trainer,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 
 Make = Callable[..., Trainer]
 TIMINGS = ("examples_per_second", "seconds")
@@ -83,6 +96,37 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert_same_bits(parts.last, whole.last)
     assert metrics(parts) == metrics(whole)
     assert final["loss"] == float(metrics(whole)[-1]["loss"])
+
+
+def test_a_run_from_before_the_layers_had_names_goes_on(make_trainer: Make, tmp_path: Path) -> None:
+    """Checkpoints then had the published names, `net.all_modules.4.Conv_0.weight`; the optimizer has no names."""
+
+    def trainer(run: RunDirectory, width: int = 4, **options: Any) -> Trainer:
+        torch.manual_seed(0)
+        net = NCSNpp(channels=1, image_size=4, width=width, channel_mults=(1, 2), num_res_blocks=1, num_classes=2)
+        denoiser = NetworkDenoiser(net, VPSDE(), EDM())
+        return make_trainer(denoiser=denoiser, run=run, **{"steps": 5, "sample_every": 1} | options)
+
+    whole, parts = (RunDirectory.create(tmp_path / name, "seed: 0\n") for name in ("whole", "parts"))
+    trainer(whole).fit()
+    with pytest.raises(Interrupted):
+        trainer(parts, preview=Stop(1, signal.SIGINT)).fit()
+    state = load_checkpoint(parts.last)
+    net = trainer(whole).denoiser.net
+    earlier = {f"net.{ours}": f"net.{published}" for ours, published in score_sde_keys(net).items()}  # type: ignore[arg-type]
+    state["model"] = {earlier[name]: value for name, value in state["model"].items()}
+    state["ema"]["params"] = {earlier[name]: value for name, value in state["ema"]["params"].items()}
+    assert "net.all_modules.3.Conv_0.weight" in state["ema"]["params"]
+    save_checkpoint(parts.last, state)
+
+    with pytest.raises(CheckpointError, match=r"another model: 'net.embed.dense.0.weight' is \(16, 4\) there and"):
+        trainer(parts, width=8).fit()
+    trainer(parts).fit()
+    assert_same_bits(parts.last, whole.last)
+    loaded = trainer(whole).denoiser
+    load_weights(loaded, state)
+    weights = state["ema"]["params"]
+    assert all(torch.equal(p, weights[earlier[name]]) for name, p in loaded.named_parameters())
 
 
 def test_a_crash_goes_back_to_the_last_checkpoint(make_trainer: Make, tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""First-order updates of the reverse SDE: Euler-Maruyama, and the reverse of the forward discretisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from scoresde.denoiser import Denoiser
+from scoresde.noise.sources import NoiseSource
+from scoresde.sde.levels import Interval
+from scoresde.solvers.base import StepSolver, add_noise, check_eta, linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class EulerMaruyama(StepSolver):
+    """Euler-Maruyama for the reverse SDE, and for the family between it and the probability-flow ODE.
+
+        x_s = x − (f x − ½ (1 + η²) g² score) (t − s) + η g √(t − s) z          (Song et al. 2021, eq. 6 and 13)
+
+    Args:
+        eta: η: 1 is the reverse SDE, 0 Euler's method for the probability-flow ODE.
+
+    References:
+        Song et al., "Score-Based Generative Modeling through SDEs", 2021, arXiv:2011.13456.
+    """
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_eta(self, self.eta)
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
+    ) -> tuple[Tensor, None]:
+        t = interval.t
+        if interval.denoising:
+            return denoiser.x0(x, t), None
+        dt = t.t - interval.s.t
+        push = 0.5 * (1 + self.eta**2) * t.g**2 * dt
+        x_s = linear((1 - t.f * dt, x), (push, denoiser.score_at(x, t)))
+        return add_noise(x_s, self.eta * t.g * dt**0.5 if self.eta else 0.0, noise, interval), None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReverseDiffusion(StepSolver):
+    """Reverse of the forward process's own discretisation.
+
+        x_t = a x_s + b z  forward, the exact transition from s to t
+        x_s = (2 − a) x_t + ½ (1 + η²) b² score + η b z                        (Song et al. 2021, App. E)
+
+    On a `DiscreteVPSDE`, a = √(1 − β_k) and b = √β_k.
+
+    Args:
+        eta: η: 1 samples, 0 follows the probability flow.
+
+    References:
+        Song et al., "Score-Based Generative Modeling through SDEs", 2021, arXiv:2011.13456.
+    """
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_eta(self, self.eta)
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
+    ) -> tuple[Tensor, None]:
+        t = interval.t
+        if interval.denoising:
+            return denoiser.x0(x, t), None
+        a, b = t.alpha / interval.s.alpha, t.sigma * interval.removed**0.5
+        x_s = linear((2 - a, x), (0.5 * (1 + self.eta**2) * b**2, denoiser.score_at(x, t)))
+        return add_noise(x_s, self.eta * b if self.eta else 0.0, noise, interval), None

@@ -1,0 +1,98 @@
+"""SEEDS: single-step exponential solvers of the reverse SDE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from scoresde.denoiser import Denoiser
+from scoresde.noise.sources import NoiseSource
+from scoresde.sde.grids import Grid, logsnr_grid
+from scoresde.sde.levels import Interval, Levels, Weights
+from scoresde.solvers.base import StepSolver, add_noise, check_choice, check_eta, linear
+from scoresde.solvers.exponential import inner_levels, kernel_moments, linear_part, predicted
+
+_FRACTIONS = {1: (1.0,), 2: (1 / 2, 1.0), 3: (1 / 3, 2 / 3, 1.0)}  # c_i
+
+
+@dataclass(frozen=True, kw_only=True)
+class SEEDS(StepSolver):
+    """Stochastic explicit exponential derivative-free solvers: Runge-Kutta stages along one noise path.
+
+        dy = −(1 + η²) (y − x̂0) dλ + η √2 e^(−λ) dw,              y = x/α, λ = ½ logsnr
+        x_i = A_i x_t + α_i Σ_j a_ij x̂0(x_j) + ζ_i                stages at λ_i = λ_t + c_i h, the last is s
+        ζ_i = A_ij ζ_j + σ_i √(1 − e^(−2η²(λ_i − λ_j))) z_i       the exact noise of the linear part
+
+    with A_i = σ_i/σ_t e^(−η²(λ_i − λ_t)), and a_ij integrals of polynomials against (1 + η²) e^(−(1+η²)(λ_i − λ)):
+    a line through stages 1 and 2 (order 2, c = ½), then through 1 and 3 (order 3, c = ⅓, ⅔). Order 1 is
+    `SDEDPMSolverPP(order=1)`. In "eps" the linear part is α_i/α_t x, and ε̂ is weighted with e^(−λ). For η = 0 the order
+    is `order`; else the strong order is 1, the weak order 1 for order 1 and 2 for the others. A step to σ_s = 0 is x̂0.
+
+    All noises belong to one path, so the stages see what the step will add. (The authors' code weights the z_i in a
+    different order at the last stage, which keeps variances but not the correlation between stages.)
+
+    Args:
+        order: 1, 2 or 3; also the number of network calls per step.
+        prediction: "data" or "eps".
+        eta: η: 1 is the reverse SDE, 0 the probability-flow ODE.
+
+    References:
+        Gonzalez et al., "SEEDS: Exponential SDE Solvers for Fast High-Quality Sampling from Diffusion Models", 2023,
+        arXiv:2305.14267.
+    """
+
+    steps: int = 20
+    grid: Grid = logsnr_grid
+    order: int = 2
+    prediction: str = "data"
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_eta(self, self.eta)
+        check_choice(self, "order", self.order, (1, 2, 3))
+        check_choice(self, "prediction", self.prediction, ("data", "eps"))
+
+    def weights(self, levels: Levels) -> Weights:
+        """The levels of the stages; A_i, and the weights of the first and the latest prediction; and of the path."""
+        start, end, fractions = levels[:-1], levels[1:], _FRACTIONS[self.order]
+        stages = [*(inner_levels(levels, c) for c in fractions[:-1]), end]
+        landing, columns = torch.isinf(end.lam), []
+        for i, (before, stage) in enumerate(pairwise((start, *stages))):
+            keep, _ = linear_part(start, stage, self.eta, self.prediction)
+            m0, m1 = self._integrals(start, stage)
+            slope = m1 * fractions[i] / fractions[i - 1] if i else 0 * m1
+            carry, std = linear_part(before, stage, self.eta, self.prediction)
+            columns.append((keep, m0 - slope, slope, carry, torch.where(landing, 0.0, std)))
+        keeps, firsts, latests, carries, stds = zip(*columns, strict=True)
+        return {"stages": stages, "keep": keeps, "first": firsts, "latest": latests, "carry": carries, "std": stds}
+
+    def step(
+        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
+    ) -> tuple[Tensor, None]:
+        t, w = interval.t, interval.weights(self)
+        if interval.to_data:
+            return interval.s.alpha * denoiser.x0(x, t), None
+        first, path, x_i = predicted(denoiser, x, t, self.prediction), torch.zeros_like(x), x
+        latest, level = first, t
+        for i, stage in enumerate(w.stages):
+            if i:
+                latest = predicted(denoiser, x_i, level, self.prediction)
+            x_i = linear((w.keep[i], x), (w.first[i], first), (w.latest[i], latest))
+            if self.eta:
+                path = add_noise(w.carry[i] * path, w.std[i], noise, Interval(level, stage, None, False))
+                x_i = x_i + path
+            level = stage
+        return x_i, None
+
+    def _integrals(self, start: Levels, end: Levels) -> tuple[Tensor, Tensor]:
+        """Weights of the value at t and of the slope in (λ − λ_t)/(λ_end − λ_t); in a step to noise 0, x̂0 stays."""
+        rate, h = 1 + self.eta**2, end.lam - start.lam
+        finite = torch.isfinite(h)
+        scale, decay = (end.alpha, rate * h) if self.prediction == "data" else (rate * end.sigma, -h)
+        m0, m1 = (scale * moment for moment in kernel_moments(torch.where(finite, decay, 1), 1))
+        last = end.alpha if self.prediction == "data" else -end.alpha / start.alpha * start.sigma
+        return torch.where(finite, m0, last), torch.where(finite, m1, 0)
