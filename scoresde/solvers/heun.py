@@ -13,7 +13,7 @@ from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, karras_grid
 from scoresde.sde.levels import Interval, Levels, Weights
 from scoresde.solvers.base import StepSolver, add_noise, linear
-from scoresde.solvers.transfer import signal_ratio
+from scoresde.solvers.exponential import signal_ratio
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, karras_grid
 from scoresde.sde.levels import Interval
 from scoresde.solvers.base import StepSolver, check_choice, linear
-from scoresde.solvers.transfer import transfer
+from scoresde.solvers.exponential import transfer
 
 ADAMS_BASHFORTH = {  # of equal steps, by order
     1: (1.0,),

@@ -17,8 +17,8 @@ from scoresde.sde.grids import Grid, karras_grid, logsnr_grid
 from scoresde.sde.levels import Interval
 from scoresde.solvers.base import StepSolver
 from scoresde.solvers.dpm_solver import DPMSolver, DPMSolverFast, DPMSolverPP2S, DPMSolverPP3S
+from scoresde.solvers.exponential import phi
 from scoresde.solvers.heun import Heun
-from scoresde.solvers.transfer import phi
 from scoresde.testing import convergence_order
 
 UNEVEN = torch.tensor([1.0, 0.8, 0.35, 0.3, 0.02], dtype=torch.float64)
