@@ -14,14 +14,14 @@ from scoresde.sde import SDE
 from scoresde.sde.grids import Grid, Start, logsnr_grid
 from scoresde.sde.levels import Interval, Levels, Weights
 from scoresde.solvers.base import StepSolver, check_choice, linear
-from scoresde.solvers.exponential import predict, shares, transfer, unbounded
+from scoresde.solvers.exponential import predicted, shares, transfer, unbounded
 
 
 @dataclass(frozen=True, kw_only=True)
 class DPMSolver(StepSolver):
     """Single-step DPM-Solver; `order` network calls per step.
 
-    With q = ε̂ and, from t to any u, x_u = a x_t + b q + ... as in `solvers.exponential`, φ at z = h or its part:
+    With q = ε̂ and, from t to any u, x_u = a x_t + b q + ... as in `scoresde.solvers.exponential`, φ at z of that part:
 
         1   x_s = a x_t + b q_t                                                      (DDIM)
         2   x_s = a x_t + b q_1                                                      (Lu et al. 2022, Algorithm 1)
@@ -167,11 +167,11 @@ def single_step(
     """The step of `DPMSolver`, with the `stage_weights` of the solver."""
     w = interval.weights(solver)
     order = 1 if unbounded(interval.h) else order
-    latest = q = predict(denoiser, x, interval.t, prediction)
+    latest = q = predicted(denoiser, x, interval.t, prediction)
     if order > 1:
-        latest = predict(denoiser, linear(*zip(w.to_first, (x, q), strict=True)), w.first, prediction)
+        latest = predicted(denoiser, linear(*zip(w.to_first, (x, q), strict=True)), w.first, prediction)
     if order > 2:
-        latest = predict(denoiser, linear(*zip(w.to_second, (x, q, latest), strict=True)), w.second, prediction)
+        latest = predicted(denoiser, linear(*zip(w.to_second, (x, q, latest), strict=True)), w.second, prediction)
     a, b, c = w.across
     if order < 3 and isinstance(b, float):  # then c = b, or the latest q is the first
         return linear((a, x), (b, latest))

@@ -13,7 +13,7 @@ from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, karras_grid
 from scoresde.sde.levels import Interval
 from scoresde.solvers.base import StepSolver, check_choice, linear
-from scoresde.solvers.exponential import predict, shares, transfer, unbounded
+from scoresde.solvers.exponential import difference_weights, predicted, shares, transfer, unbounded
 
 History = tuple[tuple[Tensor, Any], ...]  # q at the start of earlier steps, and their h; the latest first
 
@@ -130,7 +130,7 @@ class DPMSolverMultistep(StepSolver):
     def step(
         self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: History | None
     ) -> tuple[Tensor, History]:
-        q = predict(denoiser, x, interval.t, self.prediction)
+        q = predicted(denoiser, x, interval.t, self.prediction)
         order = min(self.order, interval.left or self.order) if self.lower_order_final else self.order
         return multistep(x, q, interval, state or (), self.prediction, order, self.exact)
 
@@ -155,5 +155,5 @@ def multistep(
     q_2, h_2 = older[0]
     # r'/(r' + r'') and 1/(r' + r'') are the parts of d_1 − (q' − q'')/r'' in r' d_2 and in d_2
     bend = slope * h_1 / (h_1 + h_2) + (2 if exact else 1) * curve * interval.over(h_1 + h_2)
-    near, far = (slope + bend) * d_1, bend * interval.over(h_2)
-    return linear((a, x), (b * (1 + near), q), (-b * (near + far), q_1), (b * far, q_2)), history
+    now, near, far = difference_weights(1.0, slope, bend, d_1, interval.over(h_2))
+    return linear((a, x), (b * now, q), (b * near, q_1), (b * far, q_2)), history

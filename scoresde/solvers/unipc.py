@@ -14,7 +14,7 @@ from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, karras_grid
 from scoresde.sde.levels import Interval, Levels, Weights
 from scoresde.solvers.base import StepSolver, check_choice, linear
-from scoresde.solvers.exponential import earlier, predict, shares, transfer
+from scoresde.solvers.exponential import predicted, shares, transfer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class UniPC(StepSolver):
         correct    x_s  = a x_t + b q_t + b B/β Σ_{m≤p} a*_m D_m/r_m                     (UniC-p)
         Σ_m r_m^(k−1) a_m B = z k! φ_{k+1}(z)      k = 1, 2, ...: as many equations as terms;      β = z φ_1(z)
 
-    with q = x̂0 or ε̂, and a, b, z, φ as in `solvers.exponential`. Where there is one term, a_1 = ½ as in the paper:
+    with q = x̂0 or ε̂ and a, b, z, φ as in `scoresde.solvers.exponential`. Where there is one term, a_1 = ½ as published:
     only there does B matter. The corrector is applied when q has been asked for at x'_s for the next step, so the last
     step has none, and states of a trajectory are the predicted ones. Without the corrector the order is p. The first
     steps are of lower order, and a step to σ_s = 0 of first; the very first limits the whole to order 3, or 2 without
@@ -67,7 +67,7 @@ class UniPC(StepSolver):
     ) -> tuple[Tensor, Any]:
         visited, history, before = ((), (), None) if state is None else state
         w = interval.weights(self, visited)
-        history = (predict(denoiser, x, interval.t, self.prediction), *history)
+        history = (predicted(denoiser, x, interval.t, self.prediction), *history)
         if self.corrector and before is not None:  # x'_t becomes x_t: once more the step before, which began there
             x = linear(*zip(w.correct, (before, *history), strict=False))
         x_s = linear(*zip(w.predict, (x, *history), strict=False))
@@ -81,13 +81,13 @@ class UniPC(StepSolver):
         a, b = transfer(t, s, -torch.expm1(-h), self.prediction)
         z = torch.where(finite, h if self.prediction == "eps" else -h, 1)
         orders = self._orders(finite, levels.whole)
-        ratios = [(earlier(t.lam, back, math.nan) - t.lam) / h for back in range(1, self.order)]
+        ratios = [(_earlier(t.lam, back, math.nan) - t.lam) / h for back in range(1, self.order)]
         ratios = [torch.where(torch.isfinite(r) & (r < 0), r, -back) for back, r in enumerate(ratios, 1)]
         predict = (a, *(b * weight for weight in self._weights(z, orders, ratios, corrects=False)))
         if not self.corrector:
             return {"predict": predict}
         correct = (a, *(b * weight for weight in self._weights(z, orders, ratios, corrects=True)))
-        return {"predict": predict, "correct": [earlier(weight, 1, 0.0) for weight in correct]}
+        return {"predict": predict, "correct": [_earlier(weight, 1, 0.0) for weight in correct]}
 
     def _orders(self, finite: Tensor, whole_run: bool) -> Tensor:
         """As many as there are levels to look back on, of which one without signal is none; 0 where h is infinite."""
@@ -120,3 +120,9 @@ class UniPC(StepSolver):
         powers = torch.arange(len(nodes), device=z.device).unsqueeze(-1)
         right = torch.stack([math.factorial(k + 1) * phis[k] for k in range(len(nodes))], -1)
         return torch.linalg.solve(torch.stack(nodes, -1).unsqueeze(-2) ** powers, right).unbind(-1)
+
+
+def _earlier(values: Tensor, back: int, missing: float) -> Tensor:
+    """Entry i − back in place of entry i, and `missing` before the first."""
+    pad = torch.full_like(values[:back], missing)
+    return torch.cat([pad, values[: max(len(values) - back, 0)]])
