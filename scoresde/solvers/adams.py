@@ -1,4 +1,4 @@
-"""Adams methods: exact weights in four predictions, with a corrector (DEIS, LMS, ...); iPNDM with equal-step weights."""
+"""Adams methods: exact weights in four predictions, corrected (DEIS, LMS, ...), and iPNDM with equal-step weights."""
 
 from __future__ import annotations
 
