@@ -94,11 +94,9 @@ class ExponentialAdams(StepSolver):
     def weights(self, levels: Levels) -> Weights:
         if self.prediction in ("v", "flow"):
             levels = levels.scaled(self.sigma_data)
-        keep, predict = adams_weights(levels, self.prediction, range(self.degree), self.clock)
-        if not self.corrects:
-            return {"keep": keep, "predict": predict}
-        _, correct = adams_weights(levels, self.prediction, range(-1, self.degree), self.clock)
-        return {"keep": keep, "predict": predict, "correct": correct}
+        offsets = (range(self.degree), range(-1, self.degree))[: 1 + self.corrects]
+        found = adams_weights(levels, self.prediction, *offsets, clock=self.clock)
+        return dict(zip(("keep", "predict", "correct"), found, strict=False))
 
     def step(
         self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: Past | None

@@ -42,26 +42,23 @@ _POINTS = 32
 def adams_weights(
     levels: Levels,
     prediction: str,
-    offsets: Sequence[int],
+    *offsets: Sequence[int],
     clock: str = "own",
-    *,
     rate: Tensor | float = 1.0,
     extrapolate: bool = False,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """a and b_j of every step of a run, from the values at the levels i − offset for the step from i to i + 1.
-
-    Levels before the first have weight 0, and the polynomial is then of lower degree: this is the start-up.
+) -> list[Any]:
+    """a of every step of a run, (n, ...), and for each polynomial one b_j per offset, (n, ...).
 
     Args:
         levels: n + 1 levels; the last may be noise 0.
         prediction: eps, data, v or flow.
-        offsets: 0 is the level where the step starts, 1 the one before, −1 the one where it ends.
-        clock: Variable of the polynomial: own, logsnr, ratio (σ/α) or time.
+        offsets: A polynomial goes through the values at the levels i − offset for the step from i to i + 1: 0 is where
+            the step starts, −1 where it ends. Levels before the first have weight 0, and the polynomial is then of
+            lower degree: this is the start-up.
+        clock: Variable of the polynomials: own, logsnr, ratio (σ/α) or time.
         rate: k, for data alone: a = σ_s/σ_t e^(−(k−1)h), kernel α_s k e^(−k(λ_s − λ)) dλ; 1 is the probability flow.
-        extrapolate: Whether the polynomial of data goes on to σ/α = 0, for clock "ratio". Else it is constant in a step
-            to noise 0, where λ has no limit.
-    Returns:
-        a, shape (n, ...), and one b_j per offset, each (n, ...).
+        extrapolate: Whether the polynomials of data go on to σ/α = 0, for clock "ratio". Else they are constant in a
+            step to noise 0, where λ has no limit.
     """
     keep, lam, mass = _quadrature(levels, prediction, clock, rate)
     place, at = (_clock(levels, values, prediction, clock) for values in (lam, levels.lam))
@@ -72,19 +69,23 @@ def adams_weights(
             place = torch.where(landing, 0, place)
         else:
             constant = constant | landing
+    return [keep, *(_integrals(mass, place, at, constant, polynomial) for polynomial in offsets)]
 
+
+def _integrals(mass: Tensor, place: Tensor, at: Tensor, constant: Tensor, offsets: Sequence[int]) -> tuple[Tensor, ...]:
+    """∫ kernel ℓ_j of every step, (n, ...), for each offset; `place` and `mass` (points, n, ...), `at` (n + 1, ...)."""
     shifts = torch.tensor(offsets, device=at.device)[:, None]
-    rows = torch.arange(len(keep), device=at.device) - shifts
+    rows = torch.arange(len(constant), device=at.device) - shifts
     exists, shifts = (values.reshape(*values.shape, *[1] * (at.ndim - 1)) for values in (rows >= 0, shifts))
     nodes = at[rows.clamp_min(0)]
     known = torch.where(constant, shifts == 0, exists & torch.isfinite(nodes))
     nodes = torch.where(known, nodes, 0)
     kernel = mass[None]
     for m, node in enumerate(nodes):  # times (c − c_m)/(c_j − c_m)
-        used = (known & known[m] & (shifts != offsets[m])).unsqueeze(1)
-        gap = torch.where(used, (nodes - node).unsqueeze(1), 1)
-        kernel = kernel * torch.where(used, (place - node) / gap, 1)
-    return keep, torch.where(known, kernel.sum(1), 0).unbind()
+        used = known & known[m] & (shifts != offsets[m])
+        gap = torch.where(used, nodes - node, 1)
+        kernel = kernel * torch.where(used.unsqueeze(1), (place - node) / gap.unsqueeze(1), 1)
+    return torch.where(known, kernel.sum(1), 0).unbind()
 
 
 def predicted(denoiser: Denoiser, x: Tensor, level: Level, prediction: str, sigma_data: float = 1.0) -> Tensor:
@@ -106,8 +107,8 @@ def prediction_coefficients(alpha: Any, sigma: Any, prediction: str) -> tuple[An
     return alpha / (sigma * norm), -norm / sigma
 
 
-def linear_part(start: Any, end: Any, eta: float, prediction: str = "data") -> tuple[Any, Any]:
-    """Factor of the state, and standard deviation of the noise, of the linear SDE from one level to the next.
+def linear_part(start: Any, end: Any, h: Any, eta: float, prediction: str = "data") -> tuple[Any, Any]:
+    """Factor of the state, and standard deviation of the noise, of the linear SDE over a step of length h in λ.
 
         data   σ_s/σ_t e^(−η²h),    σ_s √(1 − e^(−2η²h))
         eps    α_s/α_t,             η σ_s √(e^(2h) − 1)
@@ -118,7 +119,6 @@ def linear_part(start: Any, end: Any, eta: float, prediction: str = "data") -> t
     keep = end.alpha / start.alpha if prediction == "eps" else end.sigma / start.sigma
     if not eta:
         return keep, 0.0
-    h = end.lam - start.lam
     if prediction == "eps":
         return keep, eta * end.sigma * abs(expm1(2 * h)) ** 0.5
     fade = (keep * start.alpha / end.alpha) ** eta**2  # e^(−η²h)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,18 +75,12 @@ class SASolver(StepSolver):
         return not callable(self.tau) and self.tau == 0
 
     def weights(self, levels: Levels) -> Weights:
-        rate = 1 + self._tau(levels).square()
-        h = levels.lam.diff(dim=0)
+        rate, h = 1 + self._tau(levels).square(), levels.lam.diff(dim=0)
         fresh = -torch.expm1(-2 * (rate - 1) * torch.where(torch.isfinite(h), h, 1))
-
-        def adams(offsets: range) -> tuple[Tensor, tuple[Tensor, ...]]:
-            return adams_weights(levels, "data", offsets, self.clock, rate=rate, extrapolate=self.clock == "ratio")
-
-        keep, predict = adams(range(self.predictor_order))
-        named: dict[str, Any] = {"keep": keep, "std": levels.sigma[1:] * fresh.clamp_min(0).sqrt(), "predict": predict}
-        if self.corrector_order:
-            named["correct"] = adams(range(-1, self.corrector_order - 1))[1]
-        return named
+        std = levels.sigma[1:] * fresh.clamp_min(0).sqrt()
+        offsets = (range(self.predictor_order), range(-1, self.corrector_order - 1))[: 1 + (self.corrector_order > 0)]
+        found = adams_weights(levels, "data", *offsets, clock=self.clock, rate=rate, extrapolate=self.clock == "ratio")
+        return {"std": std, **dict(zip(("keep", "predict", "correct"), found, strict=False))}
 
     def step(
         self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: Past | None

@@ -80,7 +80,7 @@ class SDEDPMSolverPP(StepSolver):
             both = lengths[0] + lengths[1]
             far, bend = interval.over(lengths[1]), w.w1 * lengths[0] / both + w.w2 * interval.over(both)
         weights = difference_weights(-expm1(-(1 + self.eta**2) * h), w.w1, bend, near, far)
-        keep, std = linear_part(t, s, self.eta)
+        keep, std = linear_part(t, s, h, self.eta)
         values = (denoiser.x0(x, t), *values)
         mean = linear((keep, x), *((s.alpha * c, v) for c, v in zip(weights, values, strict=False)))
         kept = self.order - 1
@@ -127,12 +127,14 @@ class DPMSolverPPSDE(StepSolver):
         x0 = denoiser.x0(x, t)
         if interval.to_data:
             return s.alpha * x0, None
-        (keep_m, std_m), (keep_s, _), (carry, std_s) = (
-            linear_part(a, b, self.eta) for a, b in ((t, m), (t, s), (m, s))
-        )
-        rate, share, h_m = 1 + self.eta**2, 1 / (2 * self.r), m.lam - t.lam
-        path = add_noise(torch.zeros_like(x), std_m, noise, Interval(t, m, h_m, False))
-        x_m = linear((keep_m, x), (-m.alpha * expm1(-rate * h_m), x0), (1.0, path))
+        h_m = m.lam - t.lam
+        first, second = Interval(t, m, h_m, False), Interval(m, s, interval.h - h_m, False)
+        keep, std = linear_part(t, m, h_m, self.eta)
+        carry, std_s = linear_part(m, s, second.h, self.eta)
+        rate, share = 1 + self.eta**2, 1 / (2 * self.r)
+
+        path = add_noise(torch.zeros_like(x), std, noise, first)  # ζ_m
+        x_m = linear((keep, x), (-m.alpha * expm1(-rate * h_m), x0), (1.0, path))
         gain = -s.alpha * expm1(-rate * interval.h)
-        x_s = linear((keep_s, x), ((1 - share) * gain, x0), (share * gain, denoiser.x0(x_m, m)), (carry, path))
-        return add_noise(x_s, std_s, noise, Interval(m, s, interval.h - h_m, False)), None
+        terms = ((1 - share) * gain, x0), (share * gain, denoiser.x0(x_m, m)), (carry, path)
+        return add_noise(linear((keep * carry, x), *terms), std_s, noise, second), None

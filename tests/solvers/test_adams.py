@@ -153,10 +153,10 @@ def test_lms_weights_on_an_even_grid_are_the_classical_ones() -> None:
     sde = VESDE()
     ratios = torch.linspace(40.0, 10.0, 6, dtype=torch.float64)
     levels = Levels.of(sde, sde.time(-2 * ratios.log()))
-    _, weights = adams_weights(levels, "eps", (0, 1, 2, 3), "ratio")
+    _, weights = adams_weights(levels, "eps", (0, 1, 2, 3), clock="ratio")
     ours = torch.stack([column[4] for column in weights]) / -6.0
     torch.testing.assert_close(ours, torch.tensor([55, -59, 37, -9], dtype=torch.float64) / 24, rtol=1e-9, atol=1e-9)
-    _, weights = adams_weights(levels, "eps", (-1, 0, 1, 2), "ratio")
+    _, weights = adams_weights(levels, "eps", (-1, 0, 1, 2), clock="ratio")
     ours = torch.stack([column[4] for column in weights]) / -6.0
     torch.testing.assert_close(ours, torch.tensor([9, 19, -5, 1], dtype=torch.float64) / 24, rtol=1e-9, atol=1e-9)
 
