@@ -42,10 +42,10 @@ def learned_std(denoiser: Denoiser, x: Tensor, interval: Interval) -> tuple[Tens
     check_known(denoiser, "learned")
     assert isinstance(denoiser, PredictsRange)
     x0, v = denoiser.mean_and_range(x, interval.t.time)
-    if interval.to_data:
-        return x0, 0.0
-    std = interval.s.sigma * interval.removed**0.5
-    return x0, std * (interval.t.sigma / interval.s.sigma) ** v
+    small, large = interval.s.sigma, interval.t.sigma
+    noisy = small > 0
+    small = torch.where(noisy, small, large) if isinstance(small, Tensor) else small or large
+    return x0, small * interval.removed**0.5 * (large / small) ** v * noisy
 
 
 def optimal(denoiser: Denoiser, x: Tensor, interval: Interval, std: Any, gain: Any) -> tuple[Tensor, Any]:
@@ -58,7 +58,7 @@ def optimal(denoiser: Denoiser, x: Tensor, interval: Interval, std: Any, gain: A
     if interval.to_data:  # without noise
         return denoiser.x0(x, interval.t), std
     x0, covariance = denoiser.mean_and_covariance(x, interval.t.time)
-    return x0, (std**2 + gain**2 * covariance) ** 0.5
+    return x0, (std**2 + gain**2 * covariance) ** 0.5 * (interval.s.sigma > 0)
 
 
 def limited_std(std: Any, y: float, data_range: tuple[float, float] | None) -> Any:

@@ -272,13 +272,11 @@ def linear(first: tuple[Any, Tensor], *rest: tuple[Any, Tensor]) -> Tensor:
 
 
 def add_noise(mean: Tensor, std: Any, noise: NoiseSource, interval: Interval) -> Tensor:
-    """mean + std z; nothing is drawn where there is no noise to add, as in a step to noise 0. Uses up `mean`."""
-    if interval.to_data or (isinstance(std, float) and std == 0):
+    """mean + std z; nothing is drawn if std is the number 0. Uses up `mean`."""
+    if isinstance(std, float) and std == 0:
         return mean
     z = noise(interval.t.host_time, interval.s.host_time)
-    if isinstance(std, float):
-        return mean.add_(z, alpha=std)
-    return mean + std * (interval.s.sigma > 0) * z
+    return mean.add_(z, alpha=std) if isinstance(std, float) else mean + std * z
 
 
 def check_eta(solver: object, eta: float) -> None:

@@ -51,7 +51,7 @@ class DDPM(StepSolver):
     ) -> tuple[Tensor, None]:
         t, s, removed = interval.t, interval.s, interval.removed  # 1 − r
         gain = s.alpha * removed
-        std = (t if self.variance == "large" else s).sigma * removed**0.5  # √β or √β̃
+        std = (t if self.variance == "large" else s).sigma * removed**0.5 * (s.sigma > 0)  # √β or √β̃; none to noise 0
         if self.variance == "optimal":
             x0, std = optimal(denoiser, x, interval, std, gain)
         elif self.variance == "learned":
