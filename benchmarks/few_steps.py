@@ -1,6 +1,6 @@
 """Few-step sampling of a trained model: a figure of samples at 5, 10, 20, 50 calls, and their distance to fine runs.
 
-    python benchmarks/few_steps.py [--run runs/...] [--out docs/few_steps.png] [--json OUT]
+    python benchmarks/few_steps.py [--run runs/...] [--out docs/few_steps.png] [--json OUT] [--test 200] [--fit 512]
 
 Needs a run of images (the default: the newest). Every column has the same starts; the error of a solver is the rms
 distance of its samples to those of 300 steps from the same starts, divided by the data's rms.
@@ -17,15 +17,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from scoresde import (
-    DDIM,
-    DPMSolverPP2M,
-    ExponentialAdams,
-    Heun,
-    StepSolver,
-    UniPC,
-    logsnr_grid,
-)  # fmt: skip
+from scoresde import DDIM, DPMSolverPP2M, ExponentialAdams, Heun, StepSolver, UniPC, logsnr_grid
 from scoresde.commands.load import load_run, newest_run
 from scoresde.denoiser import Denoiser
 from scoresde.fitting import ReferencePaths, calibrate, reference_paths
@@ -45,6 +37,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path)
     parser.add_argument("--out", type=Path, default=Path("few_steps.png"))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--test", type=int, default=200, help="starts that solvers are compared on (%(default)s)")
+    parser.add_argument("--fit", type=int, default=512, help="paths that they are fitted to (%(default)s)")
+    parser.add_argument("--iterations", type=int, default=150, help="of the fits (%(default)s)")
     args = parser.parse_args()
     trained = load_run(newest_run(Denoiser).path if args.run is None else args.run)
     denoiser: Any = trained.model
@@ -55,14 +50,14 @@ def main() -> None:
         generator = torch.Generator().manual_seed(seed)
         return reference_paths(denoiser, trained.shape, count, steps=steps, generator=generator)
 
-    test, references = paths(200, 1, 300), paths(512, 2, 60)
+    test, references = paths(args.test, 1, 300), paths(args.fit, 2, 60)
     rows, pictures = [], {}
     for name in [*SOLVERS, "calibrated"]:
         for nfe in NFE:
             if name == "calibrated":
                 if nfe > 10:
                     continue
-                solver: Any = calibrate(denoiser, nfe, references, iterations=150, batch=32)
+                solver: Any = calibrate(denoiser, nfe, references, iterations=args.iterations, batch=32)
             else:
                 solver = SOLVERS[name](nfe)
             x = solver(denoiser, test.start)

@@ -1,11 +1,15 @@
 """What the README and the guides show is what works."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command_line import command
+
+from scoresde.cli import sample_main, train_main
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,12 +50,26 @@ def test_example_of_the_likelihood_guide(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out.count("tensor(") == 4
 
 
-def test_examples_of_own_classes() -> None:
-    variables: dict[str, Any] = {"__name__": "mine"}
-    for example in blocks("docs/extending.md")[:3]:  # a process, data, a solver
-        run(example, "extending.md", variables)
-    ring = variables["ring"]()
-    torch.testing.assert_close(ring.codec.decode(ring.codec.encode(ring.test.x)), ring.test.x)
+def test_examples_of_own_classes_are_a_module_that_the_command_lines_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text("\n".join(blocks("docs/extending.md")))  # its checks run when it is imported
+    page = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+    for path, text in re.findall(r"\| `(myconf/\S+)` \| `(\{.*?\})`", page):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = ("--config-dir", str(tmp_path / "myconf"), "extensions=[mine]")
+    try:
+        command(train_main, *own, "sde=mine", "data=mine", "model=mlp", "logger=csv", "trainer.steps=3", "run=runs/a")
+        groups = ("solver=mine", "guidance=mine", "likelihood=mine")
+        command(sample_main, *own, *groups, "solver.steps=3", "num_samples=4", "likelihood.num_examples=4")
+    finally:
+        sys.modules.pop("mine", None)
+    shown = capsys.readouterr().out
+    assert "ExponentialEuler(steps=3), 4 samples" in shown
+    assert "log p" in shown and "(quick)" in shown
 
 
 def test_set_up_lines_are_whole() -> None:

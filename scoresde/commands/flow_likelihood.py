@@ -61,6 +61,8 @@ class FlowLikelihood(Likelihood):
 
     def __post_init__(self) -> None:
         check_trace("likelihood", self.divergence, self.probes, self.probe)
+        if self.divergence == "exact" and self.probes != 1:
+            raise ValueError(f"likelihood=exact has no probes, got probes={self.probes}: use likelihood=hutchinson.")
         check_ode_arguments("likelihood", self.method, self.rtol, self.atol, self.steps)
         check_below("likelihood", self.below)
         if self.dequantization not in (None, *DEQUANTIZATIONS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as
+from scoresde.commands.build import ConfigError, build, build_as
 from scoresde.commands.examples import SPLITS, given_examples, own_examples
 from scoresde.commands.interfaces import Likelihood, Scorer, Scores, StoredBatch, Variance
 from scoresde.commands.likelihood_words import Unit, means, print_summary, with_error
@@ -50,9 +51,8 @@ class EvaluationOptions:
             if value not in allowed:
                 names = ", ".join(name for name in allowed if name is not None)
                 raise ConfigError(f"likelihood.{key} needs to be one of {names}, got {value!r}.")
-        for key, number, least in (("num_examples", self.num_examples, 0), ("batch_size", self.batch_size, 1),
-                                   ("seed", self.seed, 0)):  # fmt: skip
-            if number is not None and number < least:
+        for key, least in (("num_examples", 0), ("batch_size", 1), ("seed", 0)):
+            if (number := vars(self)[key]) is not None and number < least:
                 raise ConfigError(f"likelihood.{key} needs to be at least {least}, got {number}.")
 
 
@@ -64,7 +64,13 @@ def chosen_likelihood(node: Mapping[str, Any], extensions: Sequence[str]) -> tup
     shared = {key: node[key] for key in SHARED if key in node}
     own = {key: value for key, value in node.items() if key not in SHARED}
     options = build({"_target_": f"{__name__}.EvaluationOptions", **shared}, "likelihood")
-    return options, build_as(Likelihood, own, "likelihood", [*extensions, ANY_INTERFACE])
+    likelihood = build_as(Likelihood, own, "likelihood", extensions)
+    for key in SHARED:
+        if key in inspect.signature(type(likelihood)).parameters:
+            raise ConfigError(
+                f"likelihood.{key} is an option of every likelihood: {own['_target_']} needs another name."
+            )
+    return options, likelihood
 
 
 @dataclass(frozen=True, kw_only=True)

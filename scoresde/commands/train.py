@@ -20,7 +20,7 @@ from scoresde.commands.device import pick_device
 from scoresde.commands.fill import fill
 from scoresde.commands.interfaces import Task
 from scoresde.commands.pictures import save_picture
-from scoresde.commands.saved_config import meaning, read_config
+from scoresde.commands.saved_config import means
 from scoresde.covariance import LearnedRange
 from scoresde.data import Dataset, codec_state
 from scoresde.denoiser import Denoiser, NetworkDenoiser
@@ -106,7 +106,7 @@ class ModelTask(Task):
         model, _ = build_model(self, config, extensions)
         model.to(device)
         loss = self.loss(build_as(Loss, config["loss"], "loss", extensions))
-        path = run_path(config)
+        path = run_path(config, extensions)
         metrics = fit(
             config, model, parameter_groups(model), loss, data, path, identity(config), labelled=labelled,
             dequantize=loss.dequantize,
@@ -246,20 +246,24 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 def take_up(path: Path, config: dict[str, Any], extensions: Sequence[str]) -> RunDirectory:
     """The run directory, new or with the same configuration, whatever names an earlier version had for it."""
-    run = RunDirectory(path)
     text = yaml.safe_dump(config, sort_keys=False)
-    if run.config.is_file() and meaning(read_config(run), extensions) == meaning(yaml.safe_load(text), extensions):
-        text = run.config_text
+    if means(RunDirectory(path), yaml.safe_load(text), extensions):
+        text = RunDirectory(path).config_text
     return RunDirectory.create(path, text)
 
 
-def run_path(config: dict[str, Any]) -> Path:
+def run_path(config: dict[str, Any], extensions: Sequence[str] = ()) -> Path:
     """The run directory: `run`, or a name made from the configuration, so that the same command finds it again."""
     if config["run"] is not None:
         return Path(config["run"])
     digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
     names = [str(config[key]["_target_"]).rpartition(".")[2].lower() for key in ("data", "sde", "model")]
-    return Path("runs") / "-".join([*names, digest])
+    path = Path("runs") / "-".join([*names, digest])
+    if not path.exists():  # an earlier version named it after the words that it had
+        for other in sorted(path.parent.glob("-".join([*names, "????????"]))):
+            if means(RunDirectory(other), yaml.safe_load(yaml.safe_dump(identity(config))), extensions):
+                return other
+    return path
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from scoresde.fitting.gaussian_flow import GaussianFlow
 from scoresde.fitting.level_parameters import LevelParameters, first_guess, level_range
 from scoresde.fitting.reference_paths import ReferencePaths
 from scoresde.sde import SDE
-from scoresde.sde.grids import Start, StartedGrid
+from scoresde.sde.grids import Start, StartedGrid, uniform_grid
 from scoresde.sde.levels import Levels, Schedule
 from scoresde.solvers.base import Plan, Solver, StepSolver
 from scoresde.solvers.exponential import adams_weights
@@ -102,7 +102,8 @@ def optimise_grid(
         )
     sde, ends = denoiser.sde, level_range(denoiser.sde, solver.end(denoiser.sde))
     if gaussian_start:
-        own = first_guess(paths.gaussian.std, solver.steps + 1, within=ends)
+        count = len(replace(solver, grid=uniform_grid)._times(sde)[0])
+        own = first_guess(paths.gaussian.std, count, within=ends)
     else:
         own = sde.logsnr(solver._times(sde)[0])
     parts, start = LevelParameters(ends, own, free_start=gaussian_start), paths.gaussian if gaussian_start else None

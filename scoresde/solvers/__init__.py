@@ -1,6 +1,6 @@
 """Solvers of the reverse SDE and of the probability-flow ODE."""
 
-from scoresde.solvers.adams import ExponentialAdams
+from scoresde.solvers.adams import IPNDM, ExponentialAdams
 from scoresde.solvers.adaptive_sde import AdaptiveSDE
 from scoresde.solvers.base import Plan, Solver, Step, StepSolver
 from scoresde.solvers.ddim import DDIM
@@ -10,7 +10,6 @@ from scoresde.solvers.dpm_solver_pp import DPMSolverMultistep, DPMSolverPP2M, DP
 from scoresde.solvers.er_sde import ERSDE, er_sde_scale, power_scale
 from scoresde.solvers.euler_maruyama import EulerMaruyama, ReverseDiffusion
 from scoresde.solvers.heun import Heun
-from scoresde.solvers.ipndm import IPNDM
 from scoresde.solvers.langevin import AnnealedLangevin, Langevin, PredictorCorrector
 from scoresde.solvers.obelm import OBELM
 from scoresde.solvers.ode import ProbabilityFlowODE

@@ -1,4 +1,4 @@
-"""What exponential methods integrate exactly: polynomials against the kernel of a step, and the linear part of an SDE.
+"""Exponential integrators: what a step integrates exactly, the polynomials that it integrates, and their weights.
 
 The probability flow is linear in the state and in one of four predictions q, and becomes a plain integral of q:
 
@@ -7,7 +7,14 @@ The probability flow is linear in the state and in one of four predictions q, an
     v      d(x/ν) = v̂ dφ,               ν² = α² + σ²,  tan φ = σ/α,  v̂ = (α ε̂ − σ x̂0)/ν
     flow   d(x/(α+σ)) = (ε̂ − x̂0) dr,    r = σ/(α + σ)
 
-An Adams step replaces q by the polynomial through its values at some levels and integrates it without further error:
+A Taylor step (DPM-Solver) with derivatives q⁽ᵏ⁾ in λ = log(α/σ) at t, and h = λ_s − λ_t, is
+
+    x_s = a x_t + b (q + Σ_{k≥1} hᵏ q⁽ᵏ⁾ φ_{k+1}(z)/φ_1(z))
+
+    data   a = σ_s/σ_t,   b = α_s (1 − e^(−h)),    z = −h
+    eps    a = α_s/α_t,   b = −σ_s (e^h − 1),      z = h
+
+and an Adams step replaces q by the polynomial through its values at some levels:
 
     x_s = a x_t + Σ_j b_j q_j,           b_j = ∫ kernel ℓ_j
 

@@ -77,12 +77,10 @@ class SASolver(StepSolver):
     def weights(self, levels: Levels) -> Weights:
         rate, h = 1 + self._tau(levels).square(), levels.lam.diff(dim=0)
         fresh = -torch.expm1(-2 * (rate - 1) * torch.where(torch.isfinite(h), h, 1))
-        offsets = range(self.predictor_order), range(-1, self.corrector_order - 1)
-        keep, *polynomials = adams_weights(
-            levels, "data", *offsets, clock=self.clock, rate=rate, extrapolate=self.clock == "ratio"
-        )
         std = levels.sigma[1:] * fresh.clamp_min(0).sqrt()
-        return {"keep": keep, "std": std, "predict": polynomials[0], "correct": polynomials[1]}
+        offsets = (range(self.predictor_order), range(-1, self.corrector_order - 1))[: 1 + (self.corrector_order > 0)]
+        found = adams_weights(levels, "data", *offsets, clock=self.clock, rate=rate, extrapolate=self.clock == "ratio")
+        return {"std": std, **dict(zip(("keep", "predict", "correct"), found, strict=False))}
 
     def step(
         self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: Past | None

@@ -15,7 +15,7 @@ from scoresde.sde.levels import Interval, Levels, Weights
 from scoresde.solvers.base import StepSolver, add_noise, check_choice, check_eta, linear
 from scoresde.solvers.exponential import inner_levels, kernel_moments, linear_part, predicted
 
-_FRACTIONS = {1: (1.0,), 2: (1 / 2, 1.0), 3: (1 / 3, 2 / 3, 1.0)}  # c_i
+_PLACES = {1: (0, 1), 2: (0, 1 / 2, 1), 3: (0, 1 / 3, 2 / 3, 1)}  # c_i
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,44 +57,45 @@ class SEEDS(StepSolver):
         check_choice(self, "prediction", self.prediction, ("data", "eps"))
 
     def weights(self, levels: Levels) -> Weights:
-        """The levels of the stages; A_i, and the weights of the first and the latest prediction; and of the path."""
-        start, end, fractions = levels[:-1], levels[1:], _FRACTIONS[self.order]
-        stages = [*(inner_levels(levels, c) for c in fractions[:-1]), end]
-        landing, columns = torch.isinf(end.lam), []
-        keep: Tensor | float = 1.0
-        for i, (before, stage) in enumerate(pairwise((start, *stages))):
-            carry, std = linear_part(before, stage, stage.lam - before.lam, self.eta, self.prediction)
-            keep = keep * carry
-            m0, m1 = self._integrals(start, stage)
-            slope = m1 * fractions[i] / fractions[i - 1] if i else 0 * m1
-            columns.append((keep, m0 - slope, slope, carry, torch.where(landing, 0.0, std)))
-        keeps, firsts, latests, carries, stds = zip(*columns, strict=True)
-        return {"stages": stages, "keep": keeps, "first": firsts, "latest": latests, "carry": carries, "std": stds}
+        """Levels inside the step; per stage A_i, weights of the first and the latest prediction, and of the path."""
+        places = _PLACES[self.order]
+        stages = [levels[:-1], *(inner_levels(levels, c) for c in places[1:-1]), levels[1:]]
+        start, before, end = (Levels.joined(part) for part in ([stages[0]] * self.order, stages[:-1], stages[1:]))
+        keep, _ = linear_part(start, end, end.lam - start.lam, self.eta, self.prediction)
+        carry, std = linear_part(before, end, end.lam - before.lam, self.eta, self.prediction)
+        keep, carry, value, slope = (part.chunk(self.order) for part in (keep, carry, *self._integrals(start, end)))
+        latest = [
+            b * (c / c_before if c_before else 0) for b, (c_before, c) in zip(slope, pairwise(places), strict=True)
+        ]
+        first = [a - b for a, b in zip(value, latest, strict=True)]
+        std = torch.where(torch.isinf(end.lam), 0.0, std).chunk(self.order)
+        inner = {"inner": stages[1:-1]} if self.order > 1 else {}
+        return {"keep": keep, "first": first, "latest": latest, "carry": carry, "std": std, **inner}
 
     def step(
         self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
     ) -> tuple[Tensor, None]:
-        t, w = interval.t, interval.weights(self)
+        t, s, w = interval.t, interval.s, interval.weights(self)
         if interval.to_data:
-            return interval.s.alpha * denoiser.x0(x, t), None
+            return s.alpha * denoiser.x0(x, t), None
         first = latest = predicted(denoiser, x, t, self.prediction)
         path, x_i, level = torch.zeros_like(x), x, t
-        rows = zip(w.stages, w.keep, w.first, w.latest, w.carry, w.std, strict=True)
-        for i, (stage, keep, b_first, b_latest, carry, std) in enumerate(rows):
+        stages = (*w.inner, s) if self.order > 1 else (s,)
+        for i, stage in enumerate(stages):
             if i:
                 latest = predicted(denoiser, x_i, level, self.prediction)
-            x_i = linear((keep, x), (b_first, first), (b_latest, latest))
+            x_i = linear((w.keep[i], x), (w.first[i], first), (w.latest[i], latest))
             if self.eta:
-                path = add_noise(carry * path, std, noise, Interval.inside(level, stage, None))
+                path = add_noise(w.carry[i] * path, w.std[i], noise, Interval.inside(level, stage, None))
                 x_i = x_i + path
             level = stage
         return x_i, None
 
     def _integrals(self, start: Levels, end: Levels) -> tuple[Tensor, Tensor]:
-        """Weights of the value at t and of the slope in (λ − λ_t)/(λ_end − λ_t); in a step to noise 0, x̂0 stays."""
+        """Weights of the value at t and of the slope in (λ − λ_t)/(λ_end − λ_t); to noise 0, that of a constant x̂0."""
         rate, h = 1 + self.eta**2, end.lam - start.lam
         finite = torch.isfinite(h)
         scale, decay = (end.alpha, rate * h) if self.prediction == "data" else (rate * end.sigma, -h)
-        m0, m1 = (scale * moment for moment in kernel_moments(torch.where(finite, decay, 1), 1))
-        last = end.alpha if self.prediction == "data" else -end.alpha / start.alpha * start.sigma
-        return torch.where(finite, m0, last), torch.where(finite, m1, 0)
+        m0, m1 = kernel_moments(torch.where(finite, decay, 1), 1)
+        last = end.alpha if self.prediction == "data" else -end.alpha * start.ratio
+        return torch.where(finite, scale * m0, last), torch.where(finite, scale * m1, 0)

@@ -332,6 +332,7 @@ def test_which_solver_and_options_evaluate_a_likelihood(work: Path) -> None:
         (["likelihood=hutchinson", "likelihood.method=rk5"], "adams, dopri5, .*, rk4, got 'rk5'"),
         (["likelihood=hutchinson", "likelihood.probes=two"], "likelihood.probes needs a whole number, got 'two'"),
         (["likelihood=hutchinson", "likelihood.probes=null"], "likelihood.probes needs a whole number, got null"),
+        (["likelihood=exact", "likelihood.probes=8"], "likelihood=exact has no probes, got probes=8"),
         (["likelihood=hutchinson", "likelihood.probe=cauchy"], "rademacher.* got 'cauchy'"),
         (["likelihood=hutchinson", "likelihood.when=never"], "always, ode, got 'never'"),
         (["likelihood=hutchinson", "likelihood.t_start=early"], "t_start needs a number, or null, got 'early'"),
@@ -415,6 +416,10 @@ class Nearest(Likelihood):
         return score
 
 
+class Seeded(Nearest):
+    def __init__(self, seed: int = 0): pass
+
+
 class Stranger:
     pass
 """
@@ -430,6 +435,7 @@ def myconf(work: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "mine.yaml").write_text("_target_: my_likelihoods.Nearest\nwidth: 0.5\nt: 0.5\n")
     (folder / "short.yaml").write_text("_target_: my_likelihoods.Nearest\nt: 0.5\n")
     (folder / "nothing.yaml").write_text("width: 0.5\n")
+    (folder / "seeded.yaml").write_text("_target_: my_likelihoods.Seeded\n")
     (folder / "strange.yaml").write_text("_target_: my_likelihoods.Stranger\n")
     return folder
 
@@ -454,6 +460,7 @@ def test_a_likelihood_of_one_s_own_is_one_class_and_one_yaml(myconf: Path, capsy
         (["likelihood=mine", "likelihood.width=wide"], "likelihood.width needs a number, got 'wide'"),
         (["likelihood=mine", "likelihood.high=2"], "likelihood.high=2"),
         (["likelihood=nothing"], r"likelihood=... must be a Likelihood, got options without a class \(width\)"),
+        (["likelihood=seeded"], "likelihood.seed is an option of every likelihood: my_likelihoods.Seeded needs"),
         (["likelihood=strange"], "'my_likelihoods.Stranger', which is none of .*Likelihood"),
         (["likelihood=mine", "likelihood._target_=my_likelihoods.Nearer"], "'my_likelihoods.Nearer', which does not"),
     ],

@@ -84,6 +84,15 @@ def test_the_command_that_made_them_goes_on_with_them(options: list[str], capsys
     assert "already trained to step 5 of 5" in capsys.readouterr().out
 
 
+def test_a_run_that_an_earlier_version_named_is_found_again(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs/digits").rename("runs/digits-vpsde-ncsnpp-01234567")
+    options = ["conditional=true", "model.width=4", "model.num_res_blocks=1", "model.channel_mults=[1]"]
+    command(train_main, *TRAIN, *options)
+    assert "already trained to step 5 of 5" in capsys.readouterr().out
+    command(train_main, *TRAIN, *options, "seed=4")
+    assert len(list(Path("runs").glob("digits-*"))) == 2
+
+
 def test_another_command_does_not() -> None:
     with pytest.raises(SystemExit, match=r"runs/learned belongs to a run with another configuration"):
         command(train_main, *TRAIN, "run=runs/learned", "model=mlp")

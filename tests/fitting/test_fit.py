@@ -20,6 +20,7 @@ from scoresde import (
     VESDE,
     VPSDE,
     Denoiser,
+    DPMSolverFast,
     DPMSolverPP2M,
     DPMSolverPP2S,
     ExponentialAdams,
@@ -311,7 +312,7 @@ class FromTimes(StepSolver):
 
 
 @pytest.mark.parametrize("denoise", [True, False])
-@pytest.mark.parametrize("kind", [DDIM, FromTimes, OBELM, Reversible], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [DDIM, FromTimes, OBELM, Reversible, DPMSolverFast], ids=lambda kind: kind.__name__)
 def test_what_is_fitted_is_the_solver_as_it_runs(kind: Any, denoise: bool) -> None:
     """With or without the call at the end, and with steps that look at their times."""
     sde = VPSDE()

@@ -14,13 +14,12 @@ from torch import Tensor
 from scoresde import SDE, VESDE, VPSDE, Denoiser
 from scoresde.sde.grids import Grid
 from scoresde.sde.levels import Interval
-from scoresde.solvers.adams import ExponentialAdams
+from scoresde.solvers.adams import IPNDM, ExponentialAdams
 from scoresde.solvers.base import StepSolver
 from scoresde.solvers.ddim import DDIM
 from scoresde.solvers.dpm_solver import DPMSolver, DPMSolverPP2S, DPMSolverPP3S
 from scoresde.solvers.dpm_solver_pp import DPMSolverMultistep, DPMSolverPP2M, DPMSolverPP3M
 from scoresde.solvers.heun import Heun
-from scoresde.solvers.ipndm import IPNDM
 from scoresde.solvers.unipc import UniPC
 from scoresde.testing import convergence_order
 

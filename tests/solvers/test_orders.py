@@ -28,9 +28,9 @@ from scoresde import (
     logsnr_grid,
     uniform_grid,
 )
+from scoresde.solvers.adams import IPNDM
 from scoresde.solvers.dpm_solver import DPMSolver, DPMSolverFast, DPMSolverPP2S, DPMSolverPP3S
 from scoresde.solvers.dpm_solver_pp import DPMSolverMultistep, DPMSolverPP3M
-from scoresde.solvers.ipndm import IPNDM
 from scoresde.solvers.unipc import UniPC
 from scoresde.testing import convergence_order
 
