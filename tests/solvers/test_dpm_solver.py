@@ -175,6 +175,8 @@ def test_phi_agrees_with_quadrature_on_both_sides_of_its_switch() -> None:
     for k, value in enumerate(phi(z, 5), start=1):
         integrand = torch.exp((1 - tau) * z[:, None]) * tau ** (k - 1) / math.factorial(k - 1)
         torch.testing.assert_close(value, integrand.mean(1), rtol=1e-5, atol=0)
+    numbers = torch.tensor([phi(value, 5) for value in z.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(numbers.T, torch.stack(phi(z, 5)), rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ from scoresde.sde.levels import Interval
 from scoresde.solvers.adams import IPNDM, ExponentialAdams
 from scoresde.solvers.base import StepSolver
 from scoresde.solvers.ddim import DDIM
-from scoresde.solvers.dpm_solver import DPMSolverPP2S, DPMSolverPP3S
+from scoresde.solvers.dpm_solver import DPMSolver, DPMSolverPP2S, DPMSolverPP3S
 from scoresde.solvers.dpm_solver_pp import DPMSolverMultistep, DPMSolverPP2M, DPMSolverPP3M
+from scoresde.solvers.heun import Heun
 from scoresde.solvers.unipc import UniPC
 from scoresde.testing import convergence_order
 
@@ -235,3 +236,36 @@ def test_a_start_without_signal_is_left_by_a_first_order_step(solver: StepSolver
     y = replace(solver, steps=4, grid=placed(times), denoise=False)(denoiser, x)
     x = 0.2 * denoiser(x, times[0]) + 0.8 * x
     torch.testing.assert_close(y, replace(solver, steps=3, grid=placed(times[1:]), denoise=False)(denoiser, x))
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [IPNDM(), DPMSolverMultistep(prediction="eps"), UniPC(prediction="eps"), DPMSolver(), Heun(), Heun(s_churn=9.0)],
+    ids=["IPNDM", "2M-eps", "UniPC-eps", "2", "Heun", "Heun-churn"],
+)
+def test_a_step_in_the_noise_from_no_signal_is_refused(solver: StepSolver) -> None:
+    class Zero(Denoiser):
+        sde = Straight()
+
+        def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+            return torch.zeros_like(x)
+
+    with pytest.raises(ValueError, match="A step in ε̂ needs some signal at its start, got α = 0 there: take a solver"):
+        replace(solver, steps=3, grid=placed(torch.tensor([1.0, 0.6, 0.3, 0.1])))(Zero(), torch.randn(2, 2))
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [DPMSolverPP2M(lower_order_final=True), DPMSolverPP3M(lower_order_final=True), UniPC(lower_order_final=True)],
+    ids=["2M", "3M", "UniPC"],
+)
+def test_only_a_run_knows_its_last_steps(solver: StepSolver) -> None:
+    """By hand no step is the last one, however many there were before."""
+    denoiser, x = mixture(VPSDE()), torch.randn(8, 2, dtype=torch.float64)
+    solver = replace(solver, steps=len(UNEVEN) - 1, grid=placed(UNEVEN), denoise=False)
+    y, state = x, None
+    for t, s in pairwise(UNEVEN):
+        y, state = solver.step(denoiser, y, Interval.between(denoiser, t, s), unheard, state)
+    plain = replace(solver, lower_order_final=False)(denoiser, x)
+    torch.testing.assert_close(y, plain, rtol=1e-9, atol=1e-9)
+    assert float((solver(denoiser, x) - plain).abs().max()) > 1e-4
