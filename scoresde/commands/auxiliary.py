@@ -76,7 +76,7 @@ class AuxiliaryTask(Task):
                 f"with of=..., and start from experiment={self.experiment}."
             )
         extensions = [*config["extensions"], ANY_INTERFACE]
-        loss = build_as(self.loss, config["loss"], "loss", extensions)
+        loss = build_as(self.loss, config.get("loss"), "loss", extensions)
         device = pick_device(config["device"])
         of = newest_run(Denoiser, extensions=config["extensions"]).path if self.of is None else self.of
         trained = load_run(of, device=device, extensions=config["extensions"])

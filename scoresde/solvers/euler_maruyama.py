@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
-from scoresde.sde.levels import Interval
+from scoresde.sde.levels import Interval, Levels, Weights
 from scoresde.solvers.base import StepSolver, add_noise, check_eta, linear
 
 
@@ -65,12 +65,16 @@ class ReverseDiffusion(StepSolver):
         super().__post_init__()
         check_eta(self, self.eta)
 
+    def weights(self, levels: Levels) -> Weights:
+        a, b = levels.sde.transition(levels.t[1:], levels.t[:-1])
+        return {"a": a, "b": b}
+
     def step(
         self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
     ) -> tuple[Tensor, None]:
-        t = interval.t
         if interval.denoising:
-            return denoiser.x0(x, t), None
-        a, b = t.alpha / interval.s.alpha, t.sigma * interval.removed**0.5
-        x_s = linear((2 - a, x), (0.5 * (1 + self.eta**2) * b**2, denoiser.score_at(x, t)))
+            return denoiser.x0(x, interval.t), None
+        forward = interval.weights(self)
+        a, b = forward.a, forward.b
+        x_s = linear((2 - a, x), (0.5 * (1 + self.eta**2) * b**2, denoiser.score_at(x, interval.t)))
         return add_noise(x_s, self.eta * b if self.eta else 0.0, noise, interval), None

@@ -47,8 +47,7 @@ class Trainer:
 
     Args:
         denoiser: The module to train, called by the loss.
-        loss: loss(denoiser, x0, generator=..., **cond) -> (B,). If it has the `draw` of `DenoisingLoss`,
-            errors name the noise level. If it has a `state_dict`, what it learns on the way is saved and resumed.
+        loss: loss(denoiser, x0, generator=..., **cond) -> (B,), see `Loss` for what it may do besides.
         optimizer: Over the denoiser's parameters; its learning rates are those after the warm-up.
         batch: Function of the micro-batch index 0, 1, 2, ... that returns x0 (B, *) and a dict of conditions.
         run: Where to write; None writes nothing.
@@ -167,7 +166,7 @@ class Trainer:
             self._say(f"already trained to step {self.step} of {self.steps}: nothing left to do.")
             return {"step": float(self.step)}
         progress = Progress(self.step, self.steps, self.progress and self._rank == 0)
-        network = CompiledNetwork(getattr(self.denoiser, "net", self.denoiser), self.compile)
+        network = CompiledNetwork(dict(self.denoiser.named_children()).get("net", self.denoiser), self.compile)
         with ExitStack() as stack:
             stack.callback(self.logger.close)
             stack.callback(progress.close)

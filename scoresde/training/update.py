@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoresde.denoiser import Denoiser
+from scoresde.guidance import NoisyClassifier
+from scoresde.losses.loss import DrawsTimes, KeepsState
 from scoresde.noise import stream_generator, stream_seed
 from scoresde.training.meter import Meter
 
@@ -85,18 +88,18 @@ class Update:
             raise TrainingError(f"{what} is not finite at step {step + 1}{self._noise_level(step, example)}")
 
     def loss_state(self) -> dict[str, Any]:
-        """What the loss has learned so far; empty for a loss without a `state_dict`."""
-        return self.loss.state_dict() if hasattr(self.loss, "state_dict") else {}
+        """What the loss has learned so far; empty for a loss that keeps no state."""
+        return self.loss.state_dict() if isinstance(self.loss, KeepsState) else {}
 
     def load_loss_state(self, state: dict[str, Any]) -> None:
-        if hasattr(self.loss, "load_state_dict"):
+        if isinstance(self.loss, KeepsState):
             self.loss.load_state_dict(state)
 
     def _noise_level(self, step: int, example: int) -> str:
         """The time of the worst example, drawn once more from the step's generator."""
-        sde = getattr(self.denoiser, "sde", None)
-        if sde is None or not hasattr(self.loss, "draw"):
+        if not (isinstance(self.denoiser, Denoiser | NoisyClassifier) and isinstance(self.loss, DrawsTimes)):
             return ""
+        sde = self.denoiser.sde
         for index in self._indices(step):
             x0, _ = self._micro_batch(index)
             if example < len(x0):

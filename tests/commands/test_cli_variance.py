@@ -233,7 +233,7 @@ def test_options_of_heads_do_not_rename_other_runs(work: Path) -> None:
         (["solver=ddpm", "solver.variance=best"], "variance 'small', 'large', 'optimal' or 'learned', got 'best'"),
         ([*OPTIMAL, "variance=best"], "Could not find 'variance/best'"),
         ([*OPTIMAL, *ANALYTIC, "variance.samples=2"], "samples to be a whole number from 3, got 2"),
-        ([*OPTIMAL, *ANALYTIC, "variance.levels=many"], "levels to be a whole number from 2, got 'many'"),
+        ([*OPTIMAL, *ANALYTIC, "variance.levels=many"], "variance.levels needs a whole number, or null, got 'many'"),
         ([*OPTIMAL, "variance=hessian", "variance.probes=0"], "needs at least one probe"),
         ([*OPTIMAL, "variance=npr", "run=runs/labelled"],
          "no npr head: .* python train.py experiment=digits_npr of=runs/labelled"),
