@@ -128,8 +128,6 @@ class PredictsRange(Protocol):
 
     def mean_and_range(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]: ...
 
-    def eps_and_range(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]: ...
-
 
 class _Given(Denoiser):
     def __init__(self, denoiser: Denoiser, cond: dict[str, Any]) -> None:

@@ -13,6 +13,8 @@ from scoresde.sde.quadrature import integrate
 
 _FORMULAS = ("alpha", "sigma", "f", "g")
 
+__all__ = ["check_sde", "convergence_order"]
+
 
 def check_sde(sde: SDE, *, rtol: float = 1e-6) -> None:
     """Raise one sentence that says what is wrong with a process, or return in silence.

@@ -1,6 +1,8 @@
 """The package's names: about sixty at the top, every other one in the package that owns it."""
 
 import importlib
+import re
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,14 @@ def test_every_public_name_exists_and_is_documented() -> None:
             value = getattr(module, name)
             assert value.__doc__ or not isinstance(value, type), f"{home}.{name} has no docstring"
     assert set(scoresde.__all__) <= set(dir(scoresde))
+
+
+def test_every_public_name_is_in_the_docs() -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs" / "names.md").read_text(encoding="utf-8")
+    for package in scoresde._PACKAGES:
+        section = page.split(f"## scoresde.{package}\n")[1].split("\n## ")[0]
+        listed = set(re.findall(r"^- `(\w+)`", section, flags=re.MULTILINE))
+        assert listed == set(importlib.import_module(f"scoresde.{package}").__all__), f"docs/names.md, {package}"
 
 
 def test_no_name_has_two_homes() -> None:
