@@ -155,7 +155,7 @@ def _checkerboard(shape: tuple[int, ...]) -> Tensor:
 
 
 class _Network(nn.Module):
-    """(B, features, *shape) -> (B, *shape, outputs), 0 at first: convolutional for (C, H, W), otherwise a perceptron."""
+    """(B, features, *shape) -> (B, *shape, outputs), 0 at first: convolutional for (C, H, W), else dense."""
 
     def __init__(self, shape: tuple[int, ...], features: int, outputs: int, width: int, depth: int) -> None:
         super().__init__()

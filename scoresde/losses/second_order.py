@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.covariance.reverse_variance import check_choice
 from scoresde.denoiser import Denoiser
+from scoresde.likelihood.elbo import random_probe
 from scoresde.losses.loss import SampledLoss, check_one_of
 from scoresde.losses.times import TimeLaw, uniform_times
 from scoresde.losses.weightings import Weighting, simple_weighting
@@ -57,8 +59,7 @@ class SecondOrderLoss(SampledLoss):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_one_of("SecondOrderLoss", "order2", self.order2, ("jacobian", "trace", "both"))
-        if self.probe not in ("rademacher", "gaussian"):
-            raise ValueError(f"SecondOrderLoss needs probe 'rademacher' or 'gaussian', got {self.probe!r}.")
+        check_choice("SecondOrderLoss", "probe", self.probe, ("rademacher", "gaussian"))
         if self.probes is not None and self.probes < 1:
             raise ValueError(f"SecondOrderLoss needs probes >= 1, or None for the exact term, got {self.probes}.")
         if not self.weight >= 0:
@@ -116,10 +117,7 @@ class SecondOrderLoss(SampledLoss):
     def _vectors(self, x0: Tensor, generator: torch.Generator | None) -> Tensor | None:
         if self.probes is None:
             return None
-        shape = (self.probes, *x0.shape)
-        if self.probe == "gaussian":
-            return torch.randn(shape, generator=generator, device=x0.device, dtype=x0.dtype)
-        return torch.randint(0, 2, shape, generator=generator, device=x0.device).to(x0.dtype) * 2 - 1
+        return random_probe(x0.expand(self.probes, *x0.shape), self.probe, generator)
 
 
 def _unit_vector(x: Tensor, index: int) -> Tensor:

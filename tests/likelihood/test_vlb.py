@@ -28,7 +28,16 @@ from scoresde import (
     subsequence_grid,
 )
 from scoresde.likelihood import DiscretizedGaussian
-from scoresde.likelihood.chain import chain_term, chain_times, predict, prior_kl, reconstruction, transition_kl
+from scoresde.likelihood.chain import (
+    chain_term,
+    chain_times,
+    decoder_nll,
+    posterior_kl,
+    predict,
+    prior_kl,
+    reconstruction,
+    transition_kl,
+)
 from scoresde.likelihood.vlb import vlb
 
 VARIANCES = ["small", "large", "learned", "optimal", "full"]
@@ -262,10 +271,11 @@ def test_terms_are_differentiable_and_the_mean_can_be_detached() -> None:
             return scale[0] * self(x, t), scale[1] * torch.sin(3 * x)
 
     for detach in (False, True):
-        options = {"variance": "learned", "detach_mean": detach}
+        prediction = predict(Scaled(sde), x_t, t, "learned")
+        prediction = prediction.detached_mean() if detach else prediction
         for value in (
-            transition_kl(Scaled(sde), x0, x_t, t, s, **options),
-            reconstruction(Scaled(sde), x0, x_t, s, before=t, **options),
+            posterior_kl(sde, x0, prediction, t, s, "learned"),
+            decoder_nll(sde, x0, prediction, s, t, "learned"),
         ):
             (gradient,) = torch.autograd.grad(value.sum(), scale)
             assert (gradient[0] == 0) == detach and gradient[1] != 0
