@@ -149,12 +149,6 @@ def _combined(
         terms = samples * share  # weights over their mean
     else:
         value, share, terms = log_w.mean(0), torch.full_like(log_w, 1 / samples), log_w
-    unknown = torch.full_like(value, math.nan)
-    return DiscreteLogProb(
-        value,
-        terms.std(0) / math.sqrt(samples) if samples > 1 else unknown,
-        (share * probe_error).square().sum(0).sqrt(),
-        (share * solver_error).sum(0),
-        nfe.sum(0).round().long(),
-        failures,
-    )
+    std_error = terms.std(0) / math.sqrt(samples) if samples > 1 else torch.full_like(value, math.nan)
+    probe_error, solver_error = (share * probe_error).square().sum(0).sqrt(), (share * solver_error).sum(0)
+    return DiscreteLogProb(value, std_error, probe_error, solver_error, nfe.sum(0).round().long(), failures)

@@ -124,10 +124,9 @@ def _spline(u: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         raw: Widths, heights and derivatives before normalisation, (*u.shape, 3 bins + 1); 0 is the identity.
     """
     bins = raw.shape[-1] // 3
-    widths, heights = (
-        SMALLEST_BIN + (1 - SMALLEST_BIN * bins) * part.softmax(-1)
-        for part in (raw[..., :bins], raw[..., bins : 2 * bins])
-    )
+    shared = 1 - SMALLEST_BIN * bins
+    widths = SMALLEST_BIN + shared * raw[..., :bins].softmax(-1)
+    heights = SMALLEST_BIN + shared * raw[..., bins : 2 * bins].softmax(-1)
     # softplus shifted so that 0 gives a derivative of 1
     slopes = SMALLEST_SLOPE + F.softplus(raw[..., 2 * bins :] + math.log(math.expm1(1 - SMALLEST_SLOPE)))
     left = F.pad(widths.cumsum(-1)[..., :-1], (1, 0))

@@ -122,9 +122,8 @@ class VDMLoss(SampledLoss):
     def _levels(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
         """Times and the weights of ½ ‖ε − ε̂‖², (B,), float64."""
         u = u.double()
-        time_of, density = (
-            (uniform_times, likelihood_weighting) if self.clock == "own" else (logsnr_times, importance_weighting)
-        )
+        own, logsnr = (uniform_times, likelihood_weighting), (logsnr_times, importance_weighting)
+        time_of, density = own if self.clock == "own" else logsnr
         if self.steps is None:
             t = time_of(sde, u)
             return t, (1 - sde.t_min) * density(sde, t)
