@@ -221,7 +221,8 @@ def decoder_nll(
         posterior = decoder_variance == "posterior" and isinstance(sde, DiscreteVPSDE)
         table = len(sde.betas) if posterior else 0  # type: ignore[attr-defined]
         first = (2 / table, 1 / table) if table > 1 else (before.double(), t.double())
-        std = _posterior_std(sde, *(torch.as_tensor(time, dtype=torch.float64, device=x0.device) for time in first))
+        ends = torch.broadcast_tensors(*(torch.as_tensor(t, dtype=torch.float64, device=x0.device) for t in first))
+        std = posterior_std(Levels.of(sde, torch.stack(ends)))[0]
         if variance == "learned" and decoder_variance is None:
             log_ratio = sde.sigma(t.double()).log() - std.log()
             std = torch.exp(expand(std.log(), x0) + expand(log_ratio, x0) * _uncertainty(prediction))
@@ -246,11 +247,6 @@ def check_variances(owner: str, variance: str, decoder_variance: float | str | N
             f"{owner} needs decoder_variance 'posterior', a number > 0, or None for that of the steps, got "
             f"{decoder_variance!r}."
         )
-
-
-def _posterior_std(sde: SDE, t: Tensor, s: Tensor) -> Tensor:
-    """√β̃ of the step from t to s, () or (B,)."""
-    return posterior_std(Levels.of(sde, torch.stack(torch.broadcast_tensors(t, s))))[0]
 
 
 def _full_kl(weight: Tensor, error: Tensor, covariance: Tensor) -> Tensor:

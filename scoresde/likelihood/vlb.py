@@ -102,14 +102,15 @@ def vlb(
     calls = samples * sums.shape[1]
     return Bound(
         -(prior + total.sum(1) + recon).to(x.dtype),
-        _std_error(*sums, samples).to(x.dtype),
+        _std_error(sums, samples).to(x.dtype),
         {"prior": prior.to(x.dtype), "transitions": total.to(x.dtype), "reconstruction": recon.to(x.dtype)},
         torch.full((x.shape[0],), calls, device=x.device),
     )
 
 
-def _std_error(sums: Tensor, squares: Tensor, samples: int) -> Tensor:
-    """Of a sum of independent columns, from Σ and Σ² of the draws of each, (K, B)."""
+def _std_error(moments: Tensor, samples: int) -> Tensor:
+    """Of a sum of independent columns, from Σ and Σ² of the draws of each, (2, K, B)."""
+    sums, squares = moments
     if samples == 1:
         return torch.full_like(sums[0], math.nan)
     deviations = (squares - sums.square() / samples).clamp_min(0)
