@@ -15,6 +15,7 @@ from scoresde.denoiser import Denoiser
 from scoresde.sde import SDE, expand
 
 Law = TypeVar("Law", bound="AnalyticDenoiser")
+Rowwise = Callable[[Tensor, Tensor], tuple[Tensor, ...]]  # of y (b, d) and s, () or (b, 1)
 
 
 class AnalyticDenoiser(Denoiser):
@@ -138,9 +139,7 @@ def flat(y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     return rows, s if s.ndim == 0 else s.reshape(-1, 1)
 
 
-def blockwise(
-    function: Callable[[Tensor, Tensor], tuple[Tensor, ...]], y: Tensor, s: Tensor, rows: int
-) -> tuple[Tensor, ...]:
+def blockwise(function: Rowwise, y: Tensor, s: Tensor, rows: int) -> tuple[Tensor, ...]:
     """function(y, s) of flattened events (B, d), a block of rows at a time."""
     y, s = flat(y, s)
     parts = y.split(max(1, rows))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoresde.analytic.analytic_denoiser import AnalyticDenoiser, blockwise, flat
+from scoresde.analytic.analytic_denoiser import AnalyticDenoiser, Rowwise, blockwise, flat
 from scoresde.sde import SDE
 
 BLOCK_ENTRIES = 2**21  # entries of a temporary
@@ -134,9 +134,7 @@ class EmpiricalDenoiser(AnalyticDenoiser):
         for points, weights in zip(self.data.flatten(1).split(self.chunk), self.weights.split(self.chunk), strict=True):
             yield points, _SquaredDistance.apply(y, points) - 2 * s.square() * weights.log()
 
-    def _blockwise(
-        self, function: Callable[[Tensor, Tensor], tuple[Tensor, ...]], y: Tensor, s: Tensor, *, width: int = 1
-    ) -> tuple[Tensor, ...]:
+    def _blockwise(self, function: Rowwise, y: Tensor, s: Tensor, *, width: int = 1) -> tuple[Tensor, ...]:
         """function(y, s) with temporaries of (rows, chunk, width)."""
         return blockwise(function, y, s, rows=BLOCK_ENTRIES // (min(self.chunk, len(self.data)) * width))
 

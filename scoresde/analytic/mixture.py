@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from scoresde.analytic.analytic_denoiser import AnalyticDenoiser, blockwise
+from scoresde.analytic.analytic_denoiser import AnalyticDenoiser, Rowwise, blockwise
 from scoresde.analytic.gaussian import principal_axes
 from scoresde.sde import SDE
 
@@ -166,9 +165,7 @@ class GaussianMixtureDenoiser(AnalyticDenoiser):
     def _from_axes(self, z: Tensor) -> Tensor:
         return z if self.axes is None else torch.einsum("kij,bkj->bki", self.axes, z)
 
-    def _blockwise(
-        self, function: Callable[[Tensor, Tensor], tuple[Tensor, ...]], y: Tensor, s: Tensor
-    ) -> tuple[Tensor, ...]:
+    def _blockwise(self, function: Rowwise, y: Tensor, s: Tensor) -> tuple[Tensor, ...]:
         return blockwise(function, y, s, rows=BLOCK_ENTRIES // self.means.numel())
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.covariance.covariance_denoiser import CovarianceDenoiser, DataRange
+from scoresde.covariance.reverse_variance import check_choice
 from scoresde.denoiser import Denoiser
 from scoresde.sde import expand
 
@@ -48,8 +49,7 @@ class VarianceHead(CovarianceDenoiser):
         data_range: DataRange | None = None,
     ) -> None:
         super().__init__(denoiser, data_range)
-        if kind not in ("npr", "sn"):
-            raise ValueError(f"VarianceHead needs kind 'npr' or 'sn', got {kind!r}.")
+        check_choice("VarianceHead", "kind", kind, ("npr", "sn"))
         if not sigma_data > 0:
             raise ValueError(f"VarianceHead needs sigma_data > 0, got {sigma_data}.")
         self.net, self.kind, self.sigma_data = net, kind, sigma_data

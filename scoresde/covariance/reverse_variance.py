@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -87,12 +88,17 @@ def check_known(denoiser: Denoiser, variance: str) -> None:
         )
 
 
+def check_choice(owner: str, name: str, value: object, allowed: Sequence[str]) -> None:
+    """Raise ValueError if an option has none of its values."""
+    if value not in allowed:
+        names = ", ".join(map(repr, allowed[:-1]))
+        raise ValueError(f"{owner} needs {name} {names} or {allowed[-1]!r}, got {value!r}.")
+
+
 def check_variance(solver: HasVariance, allowed: tuple[str, ...]) -> None:
     """Raise ValueError if the options of the variance make no sense; `clip_denoised` becomes a pair of numbers."""
     name, clip, last = type(solver).__name__, solver.clip_denoised, solver.clip_last_noise
-    if solver.variance not in allowed:
-        names = ", ".join(f"'{kind}'" for kind in allowed[:-1])
-        raise ValueError(f"{name} needs variance {names} or '{allowed[-1]}', got {solver.variance!r}.")
+    check_choice(name, "variance", solver.variance, allowed)
     if last is not None and not last > 0:
         raise ValueError(f"{name} needs clip_last_noise > 0, in levels of 8 bits, or None, got {last}.")
     if clip is not None and (len(clip) != 2 or not clip[0] < clip[1]):

@@ -37,12 +37,7 @@ class AnalyticVariance(CovarianceDenoiser):
     share: Tensor
 
     def __init__(
-        self,
-        denoiser: Denoiser,
-        moments: SecondMoment,
-        data_range: DataRange | None = None,
-        *,
-        corrected: bool = False,
+        self, denoiser: Denoiser, moments: SecondMoment, data_range: DataRange | None = None, *, corrected: bool = False
     ) -> None:
         super().__init__(denoiser, data_range)
         self.register_buffer("logsnr", moments.logsnr.double())

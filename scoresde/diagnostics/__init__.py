@@ -9,6 +9,5 @@ from scoresde.diagnostics.symmetry import Asymmetry, asymmetry_by_noise, jacobia
 __all__ = [
     "Asymmetry", "Curve", "FokkerPlanckResidual", "LossByNoise", "MarginalGap", "asymmetry_by_noise",
     "fokker_planck_by_noise", "fokker_planck_residual", "gaussian_loss", "jacobian_asymmetry", "logsnr_edges",
-    "loss_by_noise", "marginal_gap", "optimal_loss", "optimum_by_noise",
-    "sliced_wasserstein",
+    "loss_by_noise", "marginal_gap", "optimal_loss", "optimum_by_noise", "sliced_wasserstein",
 ]  # fmt: skip

@@ -9,15 +9,7 @@ from torch import Tensor
 
 from scoresde.covariance.moments import Examples
 from scoresde.denoiser import Denoiser
-from scoresde.diagnostics.noise_bins import (
-    Curve,
-    Progress,
-    directions,
-    logsnr_edges,
-    logsnr_ends,
-    noisy_examples,
-    root_curve,
-)
+from scoresde.diagnostics.noise_bins import Curve, Progress, directions, logsnr_edges, logsnr_ends, measured, root_curve
 from scoresde.sde import expand
 
 STENCIL = ((-2, 1 / 12), (-1, -2 / 3), (1, 2 / 3), (2, -1 / 12))  # fourth-order central difference
@@ -110,14 +102,14 @@ def fokker_planck_by_noise(
     if probes is not None and probes < 2:
         raise ValueError(f"fokker_planck_by_noise needs at least 2 probes, or None for all entries, got {probes}.")
     edges = logsnr_edges(denoiser.sde, bins)
-    squares: list[list[Tensor]] = [[] for _ in edges[1:]]
     margin = 4.01 * spacing  # two steps in n, doubled in logsnr
-    for at in noisy_examples(denoiser.sde, examples, edges, margin=margin, generator=generator, progress=progress):
-        result = fokker_planck_residual(
-            denoiser, at.x, at.t, probes=probes, spacing=spacing, generator=generator, **at.cond
-        )
-        squares[at.bin].append(result.mean_square)
-    return root_curve(edges, squares, None, "fokker_planck_by_noise")
+    options: dict[str, Any] = {"probes": probes, "spacing": spacing, "generator": generator}
+    table = measured(
+        denoiser.sde, examples, edges,
+        lambda at: [fokker_planck_residual(denoiser, at.x, at.t, **options, **at.cond).mean_square],
+        "fokker_planck_by_noise", margin=margin, generator=generator, progress=progress,
+    )  # fmt: skip
+    return root_curve(edges, table[0])
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 from scoresde.analytic import AnalyticDenoiser
 from scoresde.covariance.moments import Examples
 from scoresde.denoiser import Denoiser
-from scoresde.diagnostics.noise_bins import Curve, Progress, logsnr_edges, mean_and_error, noisy_examples
+from scoresde.diagnostics.noise_bins import Curve, Noisy, Progress, logsnr_edges, mean_curve, measured
 from scoresde.sde import expand
 
 
@@ -69,30 +69,26 @@ def loss_by_noise(
         Kingma et al., "Variational Diffusion Models", 2021, arXiv:2107.00630.
     """
     edges = logsnr_edges(denoiser.sde, bins)
-    losses: list[list[Tensor]] = [[] for _ in edges[1:]]
-    optima: list[list[Tensor]] = [[] for _ in edges[1:]]
-    excesses: list[list[Tensor]] = [[] for _ in edges[1:]]
     exact, entries = None if reference is None else reference.on(denoiser.sde), 0
-    for at in noisy_examples(denoiser.sde, examples, edges, generator=generator, progress=progress):
+
+    def columns(at: Noisy) -> list[Tensor]:
+        nonlocal entries
         entries = at.x[0].numel()
         eps = denoiser.eps(at.x, at.t, **at.cond)
-        losses[at.bin].append(_mean_square(at.noise - eps))
-        if exact is not None:
-            optima[at.bin].append(optimal_loss(exact, at.x, at.t))
-            excesses[at.bin].append(_mean_square(eps - exact.eps(at.x, at.t)))
+        if exact is None:
+            return [_mean_square(at.noise - eps)]
+        optimum, excess = optimal_loss(exact, at.x, at.t), _mean_square(eps - exact.eps(at.x, at.t))
+        return [_mean_square(at.noise - eps), optimum, excess]
 
-    def curve(values: list[list[Tensor]]) -> Curve:
-        value, error = mean_and_error(values, "loss_by_noise")
-        return Curve(edges=edges, value=value, std_error=error)
-
-    loss = curve(losses)
+    table = measured(denoiser.sde, examples, edges, columns, "loss_by_noise", generator=generator, progress=progress)
+    loss = mean_curve(edges, table[0])
     half = 0.5 * edges.diff() * entries
-    per_example = (half[:, None] * torch.stack([torch.cat(parts).double().cpu() for parts in losses])).sum(0)
+    per_example = (half[:, None] * table[0]).sum(0)
     return LossByNoise(
         loss=loss,
         nats=Curve(edges=edges, value=half * loss.value, std_error=half * loss.std_error),
-        optimum=None if exact is None else curve(optima),
-        excess=None if exact is None else curve(excesses),
+        optimum=None if exact is None else mean_curve(edges, table[1]),
+        excess=None if exact is None else mean_curve(edges, table[2]),
         total=float(per_example.mean()),
         total_std_error=float(per_example.std()) / len(per_example) ** 0.5,
         entries=entries,
@@ -110,11 +106,11 @@ def optimum_by_noise(
 ) -> Curve:
     """The least loss on a known distribution in bins of log-SNR, from examples of it; arguments as before."""
     edges = logsnr_edges(exact.sde, bins)
-    optima: list[list[Tensor]] = [[] for _ in edges[1:]]
-    for at in noisy_examples(exact.sde, examples, edges, generator=generator, progress=progress):
-        optima[at.bin].append(optimal_loss(exact, at.x, at.t))
-    value, error = mean_and_error(optima, "optimum_by_noise")
-    return Curve(edges=edges, value=value, std_error=error)
+    table = measured(
+        exact.sde, examples, edges, lambda at: [optimal_loss(exact, at.x, at.t)],
+        "optimum_by_noise", generator=generator, progress=progress,
+    )  # fmt: skip
+    return mean_curve(edges, table[0])
 
 
 def optimal_loss(exact: AnalyticDenoiser, x: Tensor, t: Tensor) -> Tensor:

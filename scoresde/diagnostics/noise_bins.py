@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,6 +24,9 @@ class Noisy(NamedTuple):
     t: Tensor
     noise: Tensor
     cond: dict[str, Any]
+
+
+Measure = Callable[[Noisy], Sequence[Tensor]]  # to columns (B,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,21 +101,31 @@ def noisy_examples(
                 progress(count)
 
 
-def mean_and_error(values: list[list[Tensor]], owner: str) -> tuple[Tensor, Tensor]:
-    """Mean and its standard error of each bin's values, given in parts (B,); float64 on the CPU, both (bins,).
+def measured(sde: SDE, examples: Examples, edges: Tensor, measure: Measure, owner: str, **options: Any) -> Tensor:
+    """Numbers of noisy examples, float64 on the CPU, (columns, bins, n).
 
-    The standard error is that of independent levels: stratified ones have no more.
+    Args:
+        sde, examples, edges, options: As for `noisy_examples`.
+        measure: What to find for the examples of one part.
+        owner: Named in the error message.
+    Raises:
+        ValueError: If there are fewer than two examples.
     """
-    rows = [
-        torch.cat([part.detach().double().cpu() for part in parts]) if parts else torch.empty(0) for parts in values
-    ]
-    if min(map(len, rows)) < 2:
-        raise ValueError(f"{owner} needs at least two examples, whose scatter is the error bar, got {len(rows[0])}.")
-    table = torch.stack(rows)
-    return table.mean(1), table.std(1) / table.shape[1] ** 0.5
+    rows: list[list[Tensor]] = [[] for _ in edges[1:]]
+    for at in noisy_examples(sde, examples, edges, **options):
+        rows[at.bin].append(torch.stack([column.detach().double().cpu() for column in measure(at)]))
+    count = sum(part.shape[1] for part in rows[0])
+    if count < 2:
+        raise ValueError(f"{owner} needs at least two examples, whose scatter is the error bar, got {count}.")
+    return torch.stack([torch.cat(parts, 1) for parts in rows], 1)
 
 
-def root_curve(edges: Tensor, squares: list[list[Tensor]], scales: list[list[Tensor]] | None, owner: str) -> Curve:
+def mean_curve(edges: Tensor, table: Tensor) -> Curve:
+    """Mean of each bin's values (bins, n), with its error for independent levels: stratified ones have no more."""
+    return Curve(edges=edges, value=table.mean(1), std_error=table.std(1) / table.shape[1] ** 0.5)
+
+
+def root_curve(edges: Tensor, squares: Tensor, scales: Tensor | None = None) -> Curve:
     """√(E square / E scale) of each bin, with the error of the root from that of the ratio.
 
     std_error = √(R + δ) − √R for a ratio R ± δ: δ / (2 √R) where δ is small, and finite at R = 0. An unbiased estimate
@@ -120,20 +133,14 @@ def root_curve(edges: Tensor, squares: list[list[Tensor]], scales: list[list[Ten
 
     Args:
         edges: Of the bins.
-        squares, scales: Parts (B,) per bin; no scales are ones.
-        owner: Named in the error message.
+        squares, scales: Values (bins, n); no scales are ones.
     """
-    if scales is None:
-        ratio, error = mean_and_error(squares, owner)
-    else:
-        scale = mean_and_error(scales, owner)[0].clamp_min(torch.finfo(torch.float64).tiny)
-        ratio = mean_and_error(squares, owner)[0] / scale
-        offsets = [
-            [a.double().cpu() - ratio[k] * b.double().cpu() for a, b in zip(square, part, strict=True)]
-            for k, (square, part) in enumerate(zip(squares, scales, strict=True))
-        ]
-        error = mean_and_error(offsets, owner)[1] / scale
-    ratio = ratio.clamp_min(0)
+    ratio, scale = squares.mean(1), torch.ones(())
+    if scales is not None:
+        scale = scales.mean(1).clamp_min(torch.finfo(torch.float64).tiny)
+        ratio = ratio / scale
+        squares = squares - ratio[:, None] * scales
+    error, ratio = mean_curve(edges, squares).std_error / scale, ratio.clamp_min(0)
     return Curve(edges=edges, value=ratio.sqrt(), std_error=(ratio + error).sqrt() - ratio.sqrt())
 
 

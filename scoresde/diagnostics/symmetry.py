@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scoresde.covariance.moments import Examples
 from scoresde.denoiser import Denoiser
-from scoresde.diagnostics.noise_bins import Curve, Progress, directions, logsnr_edges, noisy_examples, root_curve
+from scoresde.diagnostics.noise_bins import Curve, Progress, directions, logsnr_edges, measured, root_curve
 from scoresde.sde import expand
 
 
@@ -84,10 +84,9 @@ def asymmetry_by_noise(
         examples, bins, generator, progress: As for `loss_by_noise`.
     """
     edges = logsnr_edges(denoiser.sde, bins)
-    minus: list[list[Tensor]] = [[] for _ in edges[1:]]
-    plus: list[list[Tensor]] = [[] for _ in edges[1:]]
-    for at in noisy_examples(denoiser.sde, examples, edges, generator=generator, progress=progress):
-        result = jacobian_asymmetry(denoiser, at.x, at.t, probes=probes, generator=generator, **at.cond)
-        minus[at.bin].append(result.antisymmetric)
-        plus[at.bin].append(result.symmetric)
-    return root_curve(edges, minus, plus, "asymmetry_by_noise")
+    options: dict[str, Any] = {"probes": probes, "generator": generator}
+    table = measured(
+        denoiser.sde, examples, edges, lambda at: jacobian_asymmetry(denoiser, at.x, at.t, **options, **at.cond),
+        "asymmetry_by_noise", generator=generator, progress=progress,
+    )  # fmt: skip
+    return root_curve(edges, *table)

@@ -12,11 +12,7 @@ from scoresde.likelihood.cells import Cells
 
 
 def bits_per_dim(
-    log_prob: Tensor,
-    shape: Sequence[int],
-    *,
-    levels: int | None = 256,
-    value_range: tuple[float, float] = (-1.0, 1.0),
+    log_prob: Tensor, shape: Sequence[int], *, levels: int | None = 256, value_range: tuple[float, float] = (-1.0, 1.0)
 ) -> Tensor:
     """Bits per entry of quantised data, from the log density of its uniformly dequantised version.
 

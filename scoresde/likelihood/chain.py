@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde.covariance.reverse_variance import FIXED, check_known, posterior_std, removed
+from scoresde.covariance.reverse_variance import FIXED, check_choice, check_known, posterior_std, removed
 from scoresde.denoiser import Denoiser, KnowsFullCovariance, PredictsRange
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
 from scoresde.sde import SDE, DiscreteVPSDE, expand
@@ -54,15 +54,7 @@ def predict(denoiser: Denoiser, x: Tensor, t: Tensor, variance: str, **cond: Any
 
 
 def transition_kl(
-    denoiser: Denoiser,
-    x0: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    s: Tensor,
-    *,
-    variance: str = "small",
-    detach_mean: bool = False,
-    **cond: Any,
+    denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, variance: str = "small", **cond: Any
 ) -> Tensor:
     """KL(q(x_s | x_t, x0) ‖ N(μ(x_t), Σ(x_t))) in nats; see `posterior_kl`.
 
@@ -71,12 +63,10 @@ def transition_kl(
         x0, x_t: Data and a draw of q(x_t | x0), (B, *).
         t, s: The step's times, () or (B,), s < t, with noise at s.
         variance: Σ, see `vlb`.
-        detach_mean: Whether μ gets no gradient.
     Returns:
         (B,), differentiable.
     """
-    prediction = predict(denoiser, x_t, t, variance, **cond)
-    return posterior_kl(denoiser.sde, x0, prediction.detached_mean() if detach_mean else prediction, t, s, variance)
+    return posterior_kl(denoiser.sde, x0, predict(denoiser, x_t, t, variance, **cond), t, s, variance)
 
 
 def reconstruction(
@@ -89,7 +79,6 @@ def reconstruction(
     variance: str = "small",
     decoder: Decoder = gaussian_decoder,
     decoder_variance: float | str | None = None,
-    detach_mean: bool = False,
     **cond: Any,
 ) -> Tensor:
     """−log p(x0 | x_t) in nats at the last state t of a chain, whose state before it is `before`; see `decoder_nll`.
@@ -98,7 +87,6 @@ def reconstruction(
         (B,), differentiable.
     """
     prediction = predict(denoiser, x_t, t, variance, **cond)
-    prediction = prediction.detached_mean() if detach_mean else prediction
     return decoder_nll(
         denoiser.sde, x0, prediction, t, before, variance, decoder=decoder, decoder_variance=decoder_variance
     )
@@ -189,9 +177,8 @@ def posterior_kl(sde: SDE, x0: Tensor, prediction: Prediction, t: Tensor, s: Ten
     if variance == "small":
         return 0.5 * (weight * error.square()).flatten(1).sum(1)
     if variance == "full":
-        return _full_kl(
-            weight.flatten()[:, None] if weight.ndim else weight, error.flatten(1), _uncertainty(prediction)
-        )
+        weight = weight.flatten()[:, None] if weight.ndim else weight
+        return _full_kl(weight, error.flatten(1), _uncertainty(prediction))
     if variance == "optimal":
         log_ratio = torch.log1p(weight * _uncertainty(prediction))
     else:
@@ -234,7 +221,8 @@ def decoder_nll(
         posterior = decoder_variance == "posterior" and isinstance(sde, DiscreteVPSDE)
         table = len(sde.betas) if posterior else 0  # type: ignore[attr-defined]
         first = (2 / table, 1 / table) if table > 1 else (before.double(), t.double())
-        std = _posterior_std(sde, *(torch.as_tensor(time, dtype=torch.float64, device=x0.device) for time in first))
+        ends = torch.broadcast_tensors(*(torch.as_tensor(t, dtype=torch.float64, device=x0.device) for t in first))
+        std = posterior_std(Levels.of(sde, torch.stack(ends)))[0]
         if variance == "learned" and decoder_variance is None:
             log_ratio = sde.sigma(t.double()).log() - std.log()
             std = torch.exp(expand(std.log(), x0) + expand(log_ratio, x0) * _uncertainty(prediction))
@@ -249,9 +237,7 @@ def check_chain(denoiser: Denoiser, variance: str, decoder_variance: float | str
 
 def check_variances(owner: str, variance: str, decoder_variance: float | str | None) -> None:
     """Raise one sentence if the variances of a chain make no sense."""
-    if variance not in VARIANCES:
-        names = ", ".join(f"'{name}'" for name in VARIANCES[:-1])
-        raise ValueError(f"{owner} needs variance {names} or '{VARIANCES[-1]}', got {variance!r}.")
+    check_choice(owner, "variance", variance, VARIANCES)
     if isinstance(decoder_variance, int | float):
         known = 0 < decoder_variance < math.inf
     else:
@@ -261,11 +247,6 @@ def check_variances(owner: str, variance: str, decoder_variance: float | str | N
             f"{owner} needs decoder_variance 'posterior', a number > 0, or None for that of the steps, got "
             f"{decoder_variance!r}."
         )
-
-
-def _posterior_std(sde: SDE, t: Tensor, s: Tensor) -> Tensor:
-    """√β̃ of the step from t to s, () or (B,)."""
-    return posterior_std(Levels.of(sde, torch.stack(torch.broadcast_tensors(t, s))))[0]
 
 
 def _full_kl(weight: Tensor, error: Tensor, covariance: Tensor) -> Tensor:
@@ -282,9 +263,8 @@ def _full_log_prob(error: Tensor, covariance: Tensor) -> Tensor:
     """log N(error; 0, covariance), (B, d) and (B, d, d) -> (B,)."""
     factor = _cholesky(covariance)
     white = torch.linalg.solve_triangular(factor, error[..., None], upper=False)[..., 0]
-    return gaussian_decoder(white, torch.zeros_like(white), torch.ones_like(white)) - factor.diagonal(
-        dim1=1, dim2=2
-    ).log().sum(1)
+    density = gaussian_decoder(white, torch.zeros_like(white), torch.ones_like(white))
+    return density - factor.diagonal(dim1=1, dim2=2).log().sum(1)
 
 
 def _cholesky(matrix: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde.covariance.reverse_variance import check_choice
 from scoresde.likelihood.cells import Cells
 
 Decoder = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x0 (B, *), mean (B, *), std broadcastable) -> nats (B,)
@@ -41,8 +42,7 @@ class DiscretizedGaussian(Cells):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.cdf not in ("exact", "tanh"):
-            raise ValueError(f"DiscretizedGaussian needs cdf 'exact' or 'tanh', got {self.cdf!r}.")
+        check_choice("DiscretizedGaussian", "cdf", self.cdf, ("exact", "tanh"))
 
     def __call__(self, x0: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         k = self.level(x0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -31,8 +32,28 @@ class Dequantized(NamedTuple):
 Dequantization = Callable[..., Dequantized]  # (k (B, *), sde, *, generator=None, u=None, dtype=float32) -> Dequantized
 
 
+class _Cellwise(Cells, ABC):
+    """A dequantisation that turns one uniform number into one entry."""
+
+    def __call__(
+        self,
+        k: Tensor,
+        sde: SDE,
+        *,
+        generator: torch.Generator | None = None,
+        u: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Dequantized:
+        """Draw x for k (B, *), integers in 0..levels−1; u (B, *) in [0, 1) replaces the uniform numbers."""
+        k = checked_levels(type(self).__name__, k, self)
+        return self._draw(k, sde, uniforms(k, generator, u), dtype)
+
+    @abstractmethod
+    def _draw(self, k: Tensor, sde: SDE, u: Tensor, dtype: torch.dtype) -> Dequantized: ...
+
+
 @dataclass(frozen=True, kw_only=True)
-class UniformDequantization(Cells):
+class UniformDequantization(_Cellwise):
     """Uniform noise over the cell of each level.
 
         x = lo + (k + u) w,   u ~ U(0, 1)                               (Uria et al. 2013; Theis et al. 2016, §3.1)
@@ -46,24 +67,13 @@ class UniformDequantization(Cells):
         Theis et al., "A note on the evaluation of generative models", 2016, arXiv:1511.01844.
     """
 
-    def __call__(
-        self,
-        k: Tensor,
-        sde: SDE,
-        *,
-        generator: torch.Generator | None = None,
-        u: Tensor | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> Dequantized:
-        """Draw x for k (B, *), integers in 0..levels−1; u (B, *) in [0, 1) replaces the uniform numbers."""
-        k = checked_levels("UniformDequantization", k, self)
-        u = uniforms(k, generator, u)
+    def _draw(self, k: Tensor, sde: SDE, u: Tensor, dtype: torch.dtype) -> Dequantized:
         log_q = u.new_full(k.shape[:1], -k[0].numel() * math.log(self.width))
         return Dequantized(self.inside(k, u, dtype), log_q, None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TruncatedNormalDequantization(Cells):
+class TruncatedNormalDequantization(_Cellwise):
     """The forward process's own noise, cut where the cells end: at t the data need no other noise.
 
         x = α c_k + σ ε,   ε ~ N(0, 1) on (−τ, τ),   τ = α w / (2σ)                (Zheng et al. 2023)
@@ -83,21 +93,10 @@ class TruncatedNormalDequantization(Cells):
 
     t: float | None = None
 
-    def __call__(
-        self,
-        k: Tensor,
-        sde: SDE,
-        *,
-        generator: torch.Generator | None = None,
-        u: Tensor | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> Dequantized:
-        """Draw x for k (B, *), integers in 0..levels−1; u (B, *) in [0, 1) replaces the uniform numbers."""
-        k = checked_levels("TruncatedNormalDequantization", k, self)
+    def _draw(self, k: Tensor, sde: SDE, u: Tensor, dtype: torch.dtype) -> Dequantized:
         alpha, sigma = self._alpha_sigma(sde, k.device)
         tau = alpha * self.width / (2 * sigma)
         mass = torch.erf(tau / math.sqrt(2))
-        u = uniforms(k, generator, u)
         open_unit = (2 * u - 1).clamp_min(-1 + 2**-53)  # rand may return 0, where the quantile of N(0, 1) is infinite
         eps = (math.sqrt(2) * torch.erfinv(mass * open_unit)).clamp(-tau, tau)
         each = -0.5 * eps.square() - 0.5 * math.log(2 * math.pi) - (sigma * mass).log()

@@ -103,8 +103,9 @@ def discrete_log_prob(
     first = 0
     while first < samples:
         draws = min(samples - first, max(1, (batch or len(k)) // len(k)))
-        model = _repeated(denoiser, len(k), draws, k.device)
-        if model is None:
+        again = torch.arange(len(k), device=k.device).repeat(draws)
+        model = denoiser if draws == 1 else denoiser.select(again, len(k))
+        if model is None:  # it may hold conditions that it cannot repeat
             model, draws = denoiser, 1
         repeated = k.repeat(draws, *[1] * (k.ndim - 1))
         u, randomness = _randomness(seeds, repeated, first, draws, generator)
@@ -148,17 +149,6 @@ def _combined(
         terms = samples * share  # weights over their mean
     else:
         value, share, terms = log_w.mean(0), torch.full_like(log_w, 1 / samples), log_w
-    unknown = torch.full_like(value, math.nan)
-    return DiscreteLogProb(
-        value,
-        terms.std(0) / math.sqrt(samples) if samples > 1 else unknown,
-        (share * probe_error).square().sum(0).sqrt(),
-        (share * solver_error).sum(0),
-        nfe.sum(0).round().long(),
-        failures,
-    )
-
-
-def _repeated(denoiser: Denoiser, rows: int, draws: int, device: torch.device) -> Denoiser | None:
-    """The denoiser for a batch repeated `draws` times, or None if it may hold conditions that it cannot repeat."""
-    return denoiser if draws == 1 else denoiser.select(torch.arange(rows, device=device).repeat(draws), rows)
+    std_error = terms.std(0) / math.sqrt(samples) if samples > 1 else torch.full_like(value, math.nan)
+    probe_error, solver_error = (share * probe_error).square().sum(0).sqrt(), (share * solver_error).sum(0)
+    return DiscreteLogProb(value, std_error, probe_error, solver_error, nfe.sum(0).round().long(), failures)

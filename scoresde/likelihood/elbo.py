@@ -7,11 +7,12 @@ import math
 import torch
 from torch import Tensor
 
+from scoresde.covariance.reverse_variance import check_choice
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.chain import prior_kl
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
-from scoresde.likelihood.standard_error import standard_error
+from scoresde.likelihood.trace import standard_error
 from scoresde.sde import SDE, expand
 
 
@@ -78,7 +79,7 @@ def elbo(
         z = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         t = path.time(u)
         if form == "ssm":
-            value = _divergence_integrand(denoiser, path, t, z, _probe(z, probe, generator))
+            value = _divergence_integrand(denoiser, path, t, z, random_probe(z, probe, generator))
         elif below == "density":
             value = _paired_integrand(denoiser, path, t, z)
         else:
@@ -222,7 +223,8 @@ def _std_error(draws: Tensor) -> Tensor:
     return standard_error(sizes * torch.stack([cell.var(0) for cell in cells]) / samples**2, sizes - 1)
 
 
-def _probe(x: Tensor, probe: str, generator: torch.Generator | None) -> Tensor:
+def random_probe(x: Tensor, probe: str, generator: torch.Generator | None) -> Tensor:
+    """ "rademacher" or "gaussian" entries for x, (B, *)."""
     if probe == "gaussian":
         return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
     return torch.randint(0, 2, x.shape, generator=generator, device=x.device).to(x.dtype) * 2 - 1
@@ -232,13 +234,9 @@ def check_elbo(
     owner: str, form: str, samples: int, sampling: str, below: str = "decoder", probe: str = "rademacher"
 ) -> None:
     """Raise one sentence if the arguments of `elbo` make no sense."""
-    for name, value, allowed in (
-        ("form", form, ("dsm", "ssm")),
-        ("sampling", sampling, ("stratified", "antithetic")),
-        ("below", below, ("decoder", "density")),
-        ("probe", probe, ("rademacher", "gaussian")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{owner} needs {name} '{allowed[0]}' or '{allowed[1]}', got {value!r}.")
+    check_choice(owner, "form", form, ("dsm", "ssm"))
+    check_choice(owner, "sampling", sampling, ("stratified", "antithetic"))
+    check_choice(owner, "below", below, ("decoder", "density"))
+    check_choice(owner, "probe", probe, ("rademacher", "gaussian"))
     if samples < 1:
         raise ValueError(f"{owner} needs samples of at least 1, got {samples}.")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scoresde.covariance.reverse_variance import check_choice
 from scoresde.denoiser import Denoiser
 from scoresde.integrate.adaptive import QuantityOfInterest, integrate
 from scoresde.integrate.coordinates import FlowCoordinates
@@ -119,8 +120,7 @@ def log_prob(
     check_trace("log_prob", divergence, probes, probe)
     check_ode_arguments("log_prob", method, rtol, atol, steps)
     check_below("log_prob", below)
-    if on_error not in ("raise", "nan"):
-        raise ValueError(f"log_prob needs on_error 'raise' or 'nan', got {on_error!r}.")
+    check_choice("log_prob", "on_error", on_error, ("raise", "nan"))
     failures = _check_data(x, on_error)
     t_start = denoiser.sde.t_min if t_start is None else t_start
     flow = FlowCoordinates(denoiser.sde, t_start, "log_prob")
@@ -239,15 +239,12 @@ def _failed_rows(y: Tensor, delta: Tensor, known: dict[int, str], on_error: str)
     finite = y.detach().flatten(1).isfinite().all(1) & delta.detach().isfinite().all(1)
     rows = [row for row in (~finite).nonzero().flatten().tolist() if row not in known]
     sentence = "log_prob found NaN or infinity for sample {}: check the model's output, or take more steps."
-    if rows and on_error == "raise":
-        raise FloatingPointError(sentence.format(rows[0]))
-    return {row: sentence.format(row) for row in rows}
+    return _named(rows, sentence, FloatingPointError, on_error)
 
 
 def check_below(owner: str, below: str) -> None:
     """Raise one sentence if there is no such way to treat 0 < t < t_start."""
-    if below not in ("density", "decoder"):
-        raise ValueError(f"{owner} needs below 'density' or 'decoder', got {below!r}.")
+    check_choice(owner, "below", below, ("density", "decoder"))
 
 
 def _check_data(x: Tensor, on_error: str) -> dict[int, str]:
@@ -257,9 +254,14 @@ def _check_data(x: Tensor, on_error: str) -> dict[int, str]:
         )
     bad = (~x.detach().flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
     sentence = "log_prob needs finite data, got NaN or infinity in row {}: remove it or fill it in."
-    if bad and on_error == "raise":
-        raise ValueError(sentence.format(bad[0]))
-    return {row: sentence.format(row) for row in bad}
+    return _named(bad, sentence, ValueError, on_error)
+
+
+def _named(rows: list[int], sentence: str, error: type[Exception], on_error: str) -> dict[int, str]:
+    """The sentence for each row, or the first of them raised."""
+    if rows and on_error == "raise":
+        raise error(sentence.format(rows[0]))
+    return {row: sentence.format(row) for row in rows}
 
 
 def _check_resolution(flow: FlowCoordinates, x: Tensor) -> None:

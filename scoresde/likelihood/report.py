@@ -65,9 +65,8 @@ class Report:
     unit: str = "nats"
 
     def __str__(self) -> str:
-        cells = [
-            ("", f"−log p, {self.unit}", "std. error", "of which estimator", "NFE", "examples", "what it is about")
-        ]
+        heads = f"−log p, {self.unit}", "std. error", "of which estimator", "NFE", "examples"
+        cells = [("", *heads, "what it is about")]
         for row in self.rows:
             s = row.summary
             failed = f" ({s.failed} failed)" if s.failed else ""

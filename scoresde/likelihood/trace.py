@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from scoresde.covariance.reverse_variance import check_choice
 from scoresde.noise.keyed import deliver, keyed_normals
 from scoresde.noise.streams import stream_seed
 
@@ -80,17 +81,11 @@ def trace_of(divergence: str, x: Tensor, probes: int, probe: str, seeds: Sequenc
 
 def check_trace(owner: str, divergence: str, probes: int, probe: str) -> None:
     """Raise one sentence if the arguments of a trace do not fit together."""
-    if divergence not in DIVERGENCES:
-        raise ValueError(f"{owner} needs divergence {_either(DIVERGENCES)}, got {divergence!r}.")
-    if probe not in PROBES:
-        raise ValueError(f"{owner} needs probe {_either(PROBES)}, got {probe!r}.")
+    check_choice(owner, "divergence", divergence, DIVERGENCES)
+    check_choice(owner, "probe", probe, PROBES)
     least = 3 if divergence == "hutch++" else 1
     if probes < least:
         raise ValueError(f"{owner} with divergence {divergence!r} needs probes >= {least}, got {probes}.")
-
-
-def _either(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:-1])) + f" or {names[-1]!r}"
 
 
 def draw_probes(probe: str, x: Tensor, count: int, seeds: Sequence[int], purpose: str = "probe") -> Tensor:
@@ -134,6 +129,26 @@ def student_factor(freedom: Freedom) -> Freedom:
     """
     u = 1 / freedom
     return 1 + u * (1.25 + u * (1.53125 + u * (1.4297 + 0.9220 * u)))
+
+
+def standard_error(variances: Tensor, freedom: int | Tensor) -> Tensor:
+    """Standard error of a sum, such that ± 2 of it holds the expectation with 95 %.
+
+        error = c(ν) √Σ v_k,     c(ν) = t_ν(0.977) / 2
+        ν     = (Σ v_k)² / Σ v_k²/(ν_k + 2) − 2          (Satterthwaite 1946, corrected for estimated v_k)
+
+    Where few parts carry the variance, few degrees of freedom tell it, whatever the number of parts.
+
+    Args:
+        variances: Unbiased estimates of the parts' variances, (K, B).
+        freedom: Degrees of freedom ν_k of each, () or (K, 1).
+    Returns:
+        (B,).
+    """
+    total = variances.sum(0)
+    weights = (variances / total.clamp_min(1e-300)).square() / (freedom + 2)
+    combined = (1 / weights.sum(0).clamp_min(1e-12) - 2).clamp_min(1)
+    return total.sqrt() * student_factor(combined)
 
 
 def _exact(output: Tensor, x: Tensor, create_graph: bool) -> Tensor:

@@ -64,8 +64,7 @@ class VariationalDequantization(nn.Module):
                 f"VariationalDequantization needs a positive shape, width and layers, depth >= 0 and bins >= 2, got "
                 f"shape={self.shape}, width={width}, layers={layers}, depth={depth}, bins={bins}."
             )
-        network = _Convolutional if len(self.shape) == 3 else _Perceptron
-        self.networks = nn.ModuleList(network(self.shape, 3, 3 * bins + 1, width, depth) for _ in range(layers))
+        self.networks = nn.ModuleList(_Network(self.shape, 3, 3 * bins + 1, width, depth) for _ in range(layers))
         self.register_buffer("colour", _checkerboard(self.shape), persistent=False)
 
     def forward(
@@ -125,10 +124,9 @@ def _spline(u: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         raw: Widths, heights and derivatives before normalisation, (*u.shape, 3 bins + 1); 0 is the identity.
     """
     bins = raw.shape[-1] // 3
-    widths, heights = (
-        SMALLEST_BIN + (1 - SMALLEST_BIN * bins) * part.softmax(-1)
-        for part in (raw[..., :bins], raw[..., bins : 2 * bins])
-    )
+    shared = 1 - SMALLEST_BIN * bins
+    widths = SMALLEST_BIN + shared * raw[..., :bins].softmax(-1)
+    heights = SMALLEST_BIN + shared * raw[..., bins : 2 * bins].softmax(-1)
     # softplus shifted so that 0 gives a derivative of 1
     slopes = SMALLEST_SLOPE + F.softplus(raw[..., 2 * bins :] + math.log(math.expm1(1 - SMALLEST_SLOPE)))
     left = F.pad(widths.cumsum(-1)[..., :-1], (1, 0))
@@ -155,51 +153,29 @@ def _checkerboard(shape: tuple[int, ...]) -> Tensor:
     return torch.stack(axes).sum(0) % 2
 
 
-class _Convolutional(nn.Module):
-    """(B, features, C, H, W) -> (B, C, H, W, outputs)."""
+class _Network(nn.Module):
+    """(B, features, *shape) -> (B, *shape, outputs), 0 at first: convolutional for (C, H, W), else dense."""
 
     def __init__(self, shape: tuple[int, ...], features: int, outputs: int, width: int, depth: int) -> None:
         super().__init__()
-        channels = shape[0]
-        self.input = nn.Conv2d(features * channels, width, 3, padding=1)
+        self.places = shape[1:] if len(shape) == 3 else ()  # each has its own features, the rest share one vector
+        entries = shape[0] if self.places else math.prod(shape)
+
+        def layer(inputs: int, outputs: int, size: int = 1) -> nn.Linear | nn.Conv2d:
+            return nn.Conv2d(inputs, outputs, size, padding=size // 2) if self.places else nn.Linear(inputs, outputs)
+
+        self.input = layer(features * entries, width, 3)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, width, 1))
-            for _ in range(depth)
+            nn.Sequential(nn.SiLU(), layer(width, width, 3), nn.SiLU(), layer(width, width)) for _ in range(depth)
         )
-        self.output = _silent(nn.Conv2d(width, outputs * channels, 1))
+        self.output = layer(width, outputs * entries)
+        for parameter in self.output.parameters():  # the flow starts as the identity
+            nn.init.zeros_(parameter)
 
     def forward(self, z: Tensor) -> Tensor:
-        h = self.input(z.flatten(1, 2))
+        h = self.input(z.flatten(1, -1 - len(self.places)))
         for block in self.blocks:
             h = h + block(h)
         out: Tensor = self.output(F.silu(h))
-        return out.unflatten(1, (z.shape[2], -1)).movedim(2, -1)
-
-
-class _Perceptron(nn.Module):
-    """(B, features, *shape) -> (B, *shape, outputs)."""
-
-    def __init__(self, shape: tuple[int, ...], features: int, outputs: int, width: int, depth: int) -> None:
-        super().__init__()
-        entries = math.prod(shape)
-        self.shape = shape
-        self.input = nn.Linear(features * entries, width)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(depth)
-        )
-        self.output = _silent(nn.Linear(width, outputs * entries))
-
-    def forward(self, z: Tensor) -> Tensor:
-        h = self.input(z.flatten(1))
-        for block in self.blocks:
-            h = h + block(h)
-        out: Tensor = self.output(F.silu(h))
-        return out.unflatten(1, (*self.shape, -1))
-
-
-def _silent(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
-    """With zero weights, so that the flow starts as the identity."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
+        events = z.shape[2 : z.ndim - len(self.places)]
+        return out.unflatten(1, (*events, -1)).movedim(1 + len(events), -1)

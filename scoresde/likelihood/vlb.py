@@ -11,7 +11,7 @@ from scoresde.denoiser import Denoiser
 from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.chain import chain_times, check_chain, prior_kl, reconstruction, transition_kl
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
-from scoresde.likelihood.standard_error import standard_error
+from scoresde.likelihood.trace import standard_error
 from scoresde.sde.grids import Grid, uniform_grid
 
 
@@ -69,7 +69,8 @@ def vlb(
     times = chain_times(denoiser.sde, steps, grid, t_start).to(x.device)
     _check_draws(samples, draws, probabilities, len(times) - 1)
     total = x.new_zeros(x.shape[0], len(times) - 1, dtype=torch.float64)
-    seen = _Columns(samples)
+    first: Tensor | None = None
+    sums = x.new_zeros(2, 1 + (len(times) - 1 if draws is None else draws), x.shape[0], dtype=torch.float64)
 
     def noisy(t: Tensor) -> Tensor:
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
@@ -77,7 +78,8 @@ def vlb(
 
     recon = x.new_zeros(x.shape[0], dtype=torch.float64)
     for _ in range(samples):
-        for column, (k, weight) in enumerate(_schedule(x, len(times) - 1, draws, probabilities, generator)):
+        columns = []
+        for k, weight in _schedule(x, len(times) - 1, draws, probabilities, generator):
             t, s = times[k], times[k + 1]
             kl = weight * transition_kl(denoiser, x, noisy(t), t, s, variance=variance).double()
             state = len(times) - 2 - k
@@ -85,45 +87,34 @@ def vlb(
                 total[:, state] += kl
             else:
                 total.scatter_add_(1, state[:, None], kl[:, None])
-            seen.add(column, kl)
+            columns.append(kl)
         nll = reconstruction(
             denoiser, x, noisy(times[-1]), times[-1], before=times[-2],
             variance=variance, decoder=decoder, decoder_variance=decoder_variance,
         ).double()  # fmt: skip
         recon += nll
-        seen.add(-1, nll)
+        values = torch.stack([*columns, nll])
+        first = values if first is None else first
+        offset = values - first  # against the first draw, so that nothing cancels
+        sums += torch.stack([offset, offset.square()])
 
     prior, total, recon = prior_kl(denoiser.sde, x, times[0]).double(), total / samples, recon / samples
-    calls = samples * (1 + (len(times) - 1 if draws is None else draws))
+    calls = samples * sums.shape[1]
     return Bound(
         -(prior + total.sum(1) + recon).to(x.dtype),
-        seen.std_error(recon).to(x.dtype),
+        _std_error(sums, samples).to(x.dtype),
         {"prior": prior.to(x.dtype), "transitions": total.to(x.dtype), "reconstruction": recon.to(x.dtype)},
         torch.full((x.shape[0],), calls, device=x.device),
     )
 
 
-class _Columns:
-    """Standard error of a sum of independent columns, each seen `samples` times."""
-
-    def __init__(self, samples: int) -> None:
-        self.samples = samples
-        self.first: dict[int, Tensor] = {}
-        self.squares: dict[int, Tensor] = {}
-
-    def add(self, column: int, value: Tensor) -> None:
-        if self.samples == 1:
-            return
-        offset = value - self.first.setdefault(column, value)  # against the first draw, so that nothing cancels
-        sums = torch.stack([offset, offset.square()])
-        self.squares[column] = self.squares[column] + sums if column in self.squares else sums
-
-    def std_error(self, like: Tensor) -> Tensor:
-        if self.samples == 1:
-            return torch.full_like(like, math.nan)
-        sums, squares = torch.stack(list(self.squares.values()), 1)
-        deviations = (squares - sums.square() / self.samples).clamp_min(0)
-        return standard_error(deviations / (self.samples * (self.samples - 1)), self.samples - 1)
+def _std_error(moments: Tensor, samples: int) -> Tensor:
+    """Of a sum of independent columns, from Σ and Σ² of the draws of each, (2, K, B)."""
+    sums, squares = moments
+    if samples == 1:
+        return torch.full_like(sums[0], math.nan)
+    deviations = (squares - sums.square() / samples).clamp_min(0)
+    return standard_error(deviations / (samples * (samples - 1)), samples - 1)
 
 
 def _schedule(

@@ -22,8 +22,7 @@ from scoresde.losses.weightings import (
 
 __all__ = [
     "ClassifierLoss", "DenoisingLoss", "DequantizationLoss", "DequantizedDenoiser", "Loss", "LossSecondMoment",
-    "SecondMomentLoss",
-    "SecondOrderLoss", "TimeLaw", "VDMLoss", "VLBLoss", "Weighting", "discrete_times", "edm_weighting",
-    "importance_weighting", "likelihood_weighting", "lognormal_times", "logsnr_times", "simple_weighting",
-    "snr_weighting", "uniform_times", "velocity_weighting",
+    "SecondMomentLoss", "SecondOrderLoss", "TimeLaw", "VDMLoss", "VLBLoss", "Weighting", "discrete_times",
+    "edm_weighting", "importance_weighting", "likelihood_weighting", "lognormal_times", "logsnr_times",
+    "simple_weighting", "snr_weighting", "uniform_times", "velocity_weighting",
 ]  # fmt: skip

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
-from scoresde.losses.loss import Loss
+from scoresde.losses.loss import SampledLoss, check_one_of
 from scoresde.losses.times import TimeLaw, uniform_times
 from scoresde.losses.weightings import Weighting, simple_weighting
 from scoresde.sde import SDE
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoisingLoss(Loss):
+class DenoisingLoss(SampledLoss):
     """Weighted denoising score matching, one value per example.
 
         L = w(t) mean_d (ε − ε̂(x_t, t))²,      x_t = α_t x0 + σ_t ε            (Song et al. 2021, eq. 7; λ = σ² w)
@@ -25,10 +25,8 @@ class DenoisingLoss(Loss):
         weighting: Weight of the squared ε-error: `simple_weighting`, `likelihood_weighting`, `snr_weighting`,
             `edm_weighting`, or any function (sde, t) -> weight.
         time: Quantile function of t, (sde, u) -> t: `uniform_times`, `discrete_times`, `lognormal_times`.
-        sampling: How the uniforms u of a batch are drawn. "independent"; "stratified": one per cell of width 1/B;
-            "antithetic": one draw shifted by multiples of 1/B (arXiv:2107.00630, App. I.1). Each u alone is uniform.
         reduction: Over the entries of an event: "mean", or "half_sum", the reference's `reduce_mean=False`.
-        label_dropout: Probability of replacing a label by −1 (no label), for classifier-free guidance.
+        sampling, label_dropout: See `SampledLoss`.
 
     References:
         Vincent, "A Connection Between Score Matching and Denoising Autoencoders", 2011.
@@ -38,19 +36,11 @@ class DenoisingLoss(Loss):
 
     weighting: Weighting = simple_weighting
     time: TimeLaw = uniform_times
-    sampling: str = "stratified"
     reduction: str = "mean"
-    label_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("sampling", self.sampling, ("independent", "stratified", "antithetic")),
-            ("reduction", self.reduction, ("mean", "half_sum")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"DenoisingLoss needs {name} to be one of {', '.join(allowed)}, got {value!r}.")
-        if not 0 <= self.label_dropout < 1:
-            raise ValueError(f"DenoisingLoss needs 0 <= label_dropout < 1, got {self.label_dropout}.")
+        super().__post_init__()
+        check_one_of("DenoisingLoss", "reduction", self.reduction, ("mean", "half_sum"))
 
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, *, generator: torch.Generator | None = None, **cond: Any
@@ -59,32 +49,8 @@ class DenoisingLoss(Loss):
         t, noise = self.draw(denoiser.sde, x0, generator)
         return self.at(denoiser, x0, t, noise, **self.drop_labels(cond, x0, generator))
 
-    def draw(self, sde: SDE, x0: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Random times (B,) and noise (B, *) for a batch."""
-        u = self.uniforms(x0, generator)
-        noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
-        return self.time(sde, u), noise
-
-    def uniforms(self, x0: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The uniforms u of a batch, (B,), in x0's dtype."""
-        batch = x0.shape[0]
-        cells = torch.arange(batch, device=x0.device, dtype=x0.dtype)
-        if self.sampling == "antithetic":
-            u = (torch.rand(1, generator=generator, device=x0.device, dtype=x0.dtype) + cells / batch) % 1
-        else:
-            u = torch.rand(batch, generator=generator, device=x0.device, dtype=x0.dtype)
-            if self.sampling == "stratified":
-                u = (cells + u) / batch
-        if self.sampling != "independent":  # which example gets which cell must not depend on its position
-            u = u[torch.randperm(batch, generator=generator, device=x0.device)]
-        return u
-
-    def drop_labels(self, cond: dict[str, Any], x0: Tensor, generator: torch.Generator | None = None) -> dict[str, Any]:
-        """The conditions with every label replaced by −1 with probability `label_dropout`."""
-        if self.label_dropout == 0 or cond.get("label") is None:
-            return cond
-        drop = torch.rand(x0.shape[0], generator=generator, device=x0.device) < self.label_dropout
-        return {**cond, "label": cond["label"].masked_fill(drop, -1)}
+    def times(self, sde: SDE, u: Tensor) -> Tensor:
+        return self.time(sde, u)
 
     def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, **cond: Any) -> Tensor:
         """Loss at given times (B,) and noise (B, *): deterministic, for evaluation and reproduction."""

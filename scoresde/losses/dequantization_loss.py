@@ -12,8 +12,7 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.chain import prior_kl
 from scoresde.likelihood.variational import VariationalDequantization
-from scoresde.losses.denoising import DenoisingLoss
-from scoresde.losses.loss import Loss
+from scoresde.losses.loss import SampledLoss
 from scoresde.losses.times import logsnr_times
 from scoresde.sde import SDE
 from scoresde.sde.levels import Level
@@ -58,7 +57,7 @@ class DequantizedDenoiser(Denoiser):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DequantizationLoss(Loss):
+class DequantizationLoss(SampledLoss):
     """The bound on −log P(k) that a dequantisation and a model give together, in bits/dim, one value per example.
 
         L = E [KL(q(x_1 | x) ‖ π) + ½ ∫ ‖ε − ε̂‖² d logsnr − log p(x | x_ε) + log q(x | k)] / (d log 2),   x ~ q(x | k)
@@ -81,26 +80,21 @@ class DequantizationLoss(Loss):
         Kingma et al., "Variational Diffusion Models", 2021, arXiv:2107.00630.
     """
 
-    sampling: str = "stratified"
-    label_dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._draws()
-
     def __call__(
         self, module: DequantizedDenoiser, x0: Tensor, *, generator: torch.Generator | None = None, **cond: Any
     ) -> Tensor:
         """Loss of one batch: x0 (B, *) anywhere in the cells of the data's levels -> (B,)."""
         if not isinstance(module, DequantizedDenoiser):
             raise TypeError(f"DequantizationLoss trains a DequantizedDenoiser, got {type(module).__name__}.")
-        draws = self._draws()
-        t, noise = draws.draw(module.sde, x0, generator)
-        cond = draws.drop_labels(cond, x0, generator)
+        t, noise = self.draw(module.sde, x0, generator)
+        cond = self.drop_labels(cond, x0, generator)
         return self.at(module, x0, t, noise, generator=generator, **cond)
 
-    def draw(self, sde: SDE, x0: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Random times (B,) and noise (B, *) for a batch; dequantisation draws after them."""
-        return self._draws().draw(sde, x0, generator)
+    def times(self, sde: SDE, u: Tensor) -> Tensor:
+        """logsnr uniform from logsnr(t_min) + 1 to logsnr(1); what lies above logsnr(t_min) is at t_min."""
+        ends = _ends(sde, u.device)
+        length = ends[0] - ends[1]
+        return logsnr_times(sde, (((length + 1) * u - 1) / length).clamp_min(0).to(u.dtype))
 
     def at(
         self,
@@ -126,16 +120,6 @@ class DequantizationLoss(Loss):
         cost = 0.5 * (ends[0] - ends[1] + 1) * (squares - excess).double()
         constant = 0.5 * entries * (math.log(2 * math.pi) - ends[0])
         return ((prior + cost + constant + log_q) / (entries * math.log(2))).to(x0.dtype)
-
-    def _draws(self) -> DenoisingLoss:
-        return DenoisingLoss(time=_places, sampling=self.sampling, label_dropout=self.label_dropout)
-
-
-def _places(sde: SDE, u: Tensor) -> Tensor:
-    """logsnr uniform from logsnr(t_min) + 1 to logsnr(1); what lies above logsnr(t_min) is at t_min."""
-    ends = _ends(sde, u.device)
-    length = ends[0] - ends[1]
-    return logsnr_times(sde, (((length + 1) * u - 1) / length).clamp_min(0).to(u.dtype))
 
 
 def _ends(sde: SDE, device: torch.device) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -43,3 +45,65 @@ class KeepsState(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledLoss(Loss):
+    """A loss at one random time per example, for models whose labels may be dropped at random.
+
+    Args:
+        sampling: How the uniforms u of a batch are drawn. "independent"; "stratified": one per cell of width 1/B;
+            "antithetic": one draw shifted by multiples of 1/B (arXiv:2107.00630, App. I.1). Each u alone is uniform.
+        label_dropout: Probability of replacing a label by −1 (no label), for classifier-free guidance.
+    """
+
+    sampling: str = "stratified"
+    label_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        check_one_of(name, "sampling", self.sampling, ("independent", "stratified", "antithetic"))
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"{name} needs 0 <= label_dropout < 1, got {self.label_dropout}.")
+
+    @abstractmethod
+    def times(self, sde: SDE, u: Tensor) -> Tensor:
+        """The times that uniforms u stand for, (B,) -> (B,)."""
+
+    def draw(self, sde: SDE, x0: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Random times (B,) and noise (B, *) for a batch."""
+        u = self.uniforms(x0, generator)
+        noise = standard_normal(x0, generator)
+        return self.times(sde, u), noise
+
+    def uniforms(self, x0: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The uniforms u of a batch, (B,), in x0's dtype."""
+        batch = x0.shape[0]
+        cells = torch.arange(batch, device=x0.device, dtype=x0.dtype)
+        if self.sampling == "antithetic":
+            u = (torch.rand(1, generator=generator, device=x0.device, dtype=x0.dtype) + cells / batch) % 1
+        else:
+            u = torch.rand(batch, generator=generator, device=x0.device, dtype=x0.dtype)
+            if self.sampling == "stratified":
+                u = (cells + u) / batch
+        if self.sampling != "independent":  # which example gets which cell must not depend on its position
+            u = u[torch.randperm(batch, generator=generator, device=x0.device)]
+        return u
+
+    def drop_labels(self, cond: dict[str, Any], x0: Tensor, generator: torch.Generator | None = None) -> dict[str, Any]:
+        """The conditions with every label replaced by −1 with probability `label_dropout`."""
+        if self.label_dropout == 0 or cond.get("label") is None:
+            return cond
+        drop = torch.rand(x0.shape[0], generator=generator, device=x0.device) < self.label_dropout
+        return {**cond, "label": cond["label"].masked_fill(drop, -1)}
+
+
+def standard_normal(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """ε ~ N(0, I) for x, (B, *)."""
+    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+
+def check_one_of(owner: str, name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise one sentence if an option has none of its values."""
+    if value not in allowed:
+        raise ValueError(f"{owner} needs {name} to be one of {', '.join(allowed)}, got {value!r}.")

@@ -8,18 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.covariance.reverse_variance import check_choice
 from scoresde.denoiser import Denoiser
-from scoresde.losses.denoising import DenoisingLoss
-from scoresde.losses.loss import Loss
+from scoresde.likelihood.elbo import random_probe
+from scoresde.losses.loss import SampledLoss, check_one_of
 from scoresde.losses.times import TimeLaw, uniform_times
 from scoresde.losses.weightings import Weighting, simple_weighting
 from scoresde.sde import SDE, expand
 
-ORDER2 = ("jacobian", "trace", "both")
-
 
 @dataclass(frozen=True, kw_only=True)
-class SecondOrderLoss(Loss):
+class SecondOrderLoss(SampledLoss):
     """Denoising score matching of the score and of its Jacobian, one value per example.
 
         L  = w(t) [mean_d (ε − ε̂)² + weight L₂]
@@ -52,19 +51,15 @@ class SecondOrderLoss(Loss):
 
     weighting: Weighting = simple_weighting
     time: TimeLaw = uniform_times
-    sampling: str = "stratified"
-    label_dropout: float = 0.0
     weight: float = 0.1
     order2: str = "trace"
     probes: int | None = 1
     probe: str = "rademacher"
 
     def __post_init__(self) -> None:
-        self._first()
-        if self.order2 not in ORDER2:
-            raise ValueError(f"SecondOrderLoss needs order2 to be one of {', '.join(ORDER2)}, got {self.order2!r}.")
-        if self.probe not in ("rademacher", "gaussian"):
-            raise ValueError(f"SecondOrderLoss needs probe 'rademacher' or 'gaussian', got {self.probe!r}.")
+        super().__post_init__()
+        check_one_of("SecondOrderLoss", "order2", self.order2, ("jacobian", "trace", "both"))
+        check_choice("SecondOrderLoss", "probe", self.probe, ("rademacher", "gaussian"))
         if self.probes is not None and self.probes < 1:
             raise ValueError(f"SecondOrderLoss needs probes >= 1, or None for the exact term, got {self.probes}.")
         if not self.weight >= 0:
@@ -75,12 +70,11 @@ class SecondOrderLoss(Loss):
     ) -> Tensor:
         """Loss of one batch at random times: x0 (B, *) -> (B,)."""
         t, noise = self.draw(denoiser.sde, x0, generator)
-        cond = self._first().drop_labels(cond, x0, generator)
+        cond = self.drop_labels(cond, x0, generator)
         return self.at(denoiser, x0, t, noise, self._vectors(x0, generator), **cond)
 
-    def draw(self, sde: SDE, x0: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Random times (B,) and noise (B, *) for a batch."""
-        return self._first().draw(sde, x0, generator)
+    def times(self, sde: SDE, u: Tensor) -> Tensor:
+        return self.time(sde, u)
 
     def at(
         self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, vectors: Tensor | None = None, **cond: Any
@@ -93,8 +87,8 @@ class SecondOrderLoss(Loss):
             residual = (noise - eps).detach()
             products = self._products(eps, x, expand(denoiser.sde.sigma(t), x), residual, vectors, learning)
             second = self._second(*products, x0[0].numel())
-            loss = self._first().of_error(denoiser.sde, t, eps - noise)
-            loss = loss + self.weight * self.weighting(denoiser.sde, t) * second
+            weights, squares = self.weighting(denoiser.sde, t), (eps - noise).square().flatten(1)
+            loss = weights * squares.mean(1) + self.weight * weights * second
         return loss if learning else loss.detach()
 
     def _products(
@@ -123,15 +117,7 @@ class SecondOrderLoss(Loss):
     def _vectors(self, x0: Tensor, generator: torch.Generator | None) -> Tensor | None:
         if self.probes is None:
             return None
-        shape = (self.probes, *x0.shape)
-        if self.probe == "gaussian":
-            return torch.randn(shape, generator=generator, device=x0.device, dtype=x0.dtype)
-        return torch.randint(0, 2, shape, generator=generator, device=x0.device).to(x0.dtype) * 2 - 1
-
-    def _first(self) -> DenoisingLoss:
-        return DenoisingLoss(
-            weighting=self.weighting, time=self.time, sampling=self.sampling, label_dropout=self.label_dropout
-        )
+        return random_probe(x0.expand(self.probes, *x0.shape), self.probe, generator)
 
 
 def _unit_vector(x: Tensor, index: int) -> Tensor:

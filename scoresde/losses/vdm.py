@@ -13,17 +13,14 @@ from scoresde.denoiser import Denoiser
 from scoresde.likelihood.cells import Cells
 from scoresde.likelihood.chain import prior_kl
 from scoresde.likelihood.decoder import CategoricalDecoder, Decoder
-from scoresde.losses.denoising import DenoisingLoss
-from scoresde.losses.loss import Loss
+from scoresde.losses.loss import SampledLoss, check_one_of, standard_normal
 from scoresde.losses.times import discrete_times, logsnr_times, uniform_times
 from scoresde.losses.weightings import importance_weighting, likelihood_weighting
 from scoresde.sde import SDE, LearnedVPSDE
 
-CLOCKS = ("own", "logsnr")
-
 
 @dataclass(frozen=True, kw_only=True)
-class VDMLoss(Loss):
+class VDMLoss(SampledLoss):
     """The variational bound of −log p(x0) in bits per entry, one unbiased draw per example.
 
         L    = (KL(q(x_1 | x0) ‖ π) − log p(x0 | z) + diffusion) / (D log 2),   z = x_{t_min}
@@ -56,28 +53,25 @@ class VDMLoss(Loss):
     steps: int | None = None
     clock: str = "own"
     sampling: str = "antithetic"
-    label_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.clock not in CLOCKS:
-            raise ValueError(f"VDMLoss needs clock to be one of {', '.join(CLOCKS)}, got {self.clock!r}.")
+        super().__post_init__()
+        check_one_of("VDMLoss", "clock", self.clock, ("own", "logsnr"))
         if self.steps is not None and (isinstance(self.steps, bool) or self.steps < 1):
             raise ValueError(f"VDMLoss needs steps of at least 1, or None for continuous time, got {self.steps}.")
-        _ = self._draws
 
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, *, generator: torch.Generator | None = None, **cond: Any
     ) -> Tensor:
         """Loss of one batch at random times: x0 (B, *) -> (B,) bits per entry."""
-        draws = self._draws
-        u, noise, end_noise = draws.uniforms(x0, generator), _normal(x0, generator), _normal(x0, generator)
-        terms = self.terms(denoiser, x0, u, noise, end_noise, **draws.drop_labels(cond, x0, generator))
+        u = self.uniforms(x0, generator)
+        noise, end_noise = standard_normal(x0, generator), standard_normal(x0, generator)
+        terms = self.terms(denoiser, x0, u, noise, end_noise, **self.drop_labels(cond, x0, generator))
         return torch.stack(list(terms.values())).sum(0)
 
-    def draw(self, sde: SDE, x0: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Times (B,) and noise (B, *) of the diffusion term for a batch."""
-        u = self._draws.uniforms(x0, generator)
-        return self._levels(sde, u)[0], _normal(x0, generator)
+    def times(self, sde: SDE, u: Tensor) -> Tensor:
+        """Those of the diffusion term."""
+        return self._levels(sde, u)[0]
 
     def terms(
         self, denoiser: Denoiser, x0: Tensor, u: Tensor, noise: Tensor, end_noise: Tensor, **cond: Any
@@ -110,10 +104,6 @@ class VDMLoss(Loss):
         """Whether batches of quantised data should be dequantised."""
         return not isinstance(self.decoder, Cells)
 
-    @property
-    def _draws(self) -> DenoisingLoss:
-        return DenoisingLoss(sampling=self.sampling, label_dropout=self.label_dropout)
-
     def _diffusion(self, denoiser: Denoiser, x0: Tensor, u: Tensor, noise: Tensor, cond: dict[str, Any]) -> Tensor:
         """In nats, (B,)."""
         t, weight = self._levels(denoiser.sde, u)
@@ -132,9 +122,8 @@ class VDMLoss(Loss):
     def _levels(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
         """Times and the weights of ½ ‖ε − ε̂‖², (B,), float64."""
         u = u.double()
-        time_of, density = (
-            (uniform_times, likelihood_weighting) if self.clock == "own" else (logsnr_times, importance_weighting)
-        )
+        own, logsnr = (uniform_times, likelihood_weighting), (logsnr_times, importance_weighting)
+        time_of, density = own if self.clock == "own" else logsnr
         if self.steps is None:
             t = time_of(sde, u)
             return t, (1 - sde.t_min) * density(sde, t)
@@ -174,7 +163,3 @@ class _Interior:
         missing = 2 * losses / mean_of_others - 1
         for change in self.changes:
             change.register_hook(lambda gradient: gradient * missing.to(gradient.dtype))
-
-
-def _normal(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)

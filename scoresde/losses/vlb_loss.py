@@ -13,16 +13,13 @@ from scoresde.covariance import LearnedRange
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.chain import Prediction, chain_term, chain_times, check_chain, predict, prior_kl
 from scoresde.likelihood.decoder import Decoder, DiscretizedGaussian, gaussian_decoder
-from scoresde.losses.denoising import DenoisingLoss
-from scoresde.losses.loss import Loss
+from scoresde.losses.loss import SampledLoss, check_one_of, standard_normal
 from scoresde.losses.resampling import LossSecondMoment
 from scoresde.sde import SDE, expand
 
-OBJECTIVES = ("simple", "vlb", "hybrid")
-
 
 @dataclass(frozen=True, kw_only=True)
-class VLBLoss(Loss):
+class VLBLoss(SampledLoss):
     """The losses of Improved DDPM on a chain of T = steps states, at one random state k per example.
 
         L_simple = mean_d (ε − ε̂)²
@@ -60,13 +57,10 @@ class VLBLoss(Loss):
     cdf: str = "exact"
     prior: bool = False
     resampling: LossSecondMoment | None = None
-    sampling: str = "stratified"
-    label_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        self._draws()
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"VLBLoss needs objective to be one of {', '.join(OBJECTIVES)}, got {self.objective!r}.")
+        super().__post_init__()
+        check_one_of("VLBLoss", "objective", self.objective, ("simple", "vlb", "hybrid"))
         if self.objective == "hybrid" and self.variance != "learned":
             raise ValueError(
                 f"VLBLoss with objective='hybrid' trains only the variance by the bound, so it needs "
@@ -101,23 +95,22 @@ class VLBLoss(Loss):
         """Loss of one batch at random states: x0 (B, *) -> (B,). In training mode, `resampling` learns from it."""
         if self.resampling is not None:
             self.resampling.update()
-        term, weight, noise = self._draw(x0, generator)
-        cond = self._draws().drop_labels(cond, x0, generator)
-        losses = self.at(denoiser, x0, self._times(denoiser.sde, x0)[-1 - term], noise, **cond)
+        term, weight = self._terms(self.uniforms(x0, generator))
+        noise = standard_normal(x0, generator)
+        cond = self.drop_labels(cond, x0, generator)
+        losses = self.at(denoiser, x0, self._chain(denoiser.sde, x0)[-1 - term], noise, **cond)
         if self.resampling is not None and denoiser.training:
             self.resampling.record(term, losses)
         return losses if weight is None else weight.to(losses.dtype) * losses
 
-    def draw(self, sde: SDE, x0: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Random times (B,), float64, and noise (B, *) for a batch."""
-        term, _, noise = self._draw(x0, generator)
-        return self._times(sde, x0)[-1 - term], noise
+    def times(self, sde: SDE, u: Tensor) -> Tensor:
+        return self._chain(sde, u)[-1 - self._terms(u)[0]]
 
     def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, **cond: Any) -> Tensor:
         """Loss at given times (B,), rounded to states of the chain, and noise (B, *): unweighted, deterministic."""
         if self.objective != "simple":
             check_chain(denoiser, self.variance, None, owner="VLBLoss")
-        sde, times = denoiser.sde, self._times(denoiser.sde, x0)
+        sde, times = denoiser.sde, self._chain(denoiser.sde, x0)
         rising = times.flip(0)
         k = 1 + torch.searchsorted((rising[1:] + rising[:-1]) / 2, t.double().contiguous())
         t = times[-k]
@@ -146,22 +139,15 @@ class VLBLoss(Loss):
     def _bits(self, nats: Tensor, x0: Tensor) -> Tensor:
         return nats / (x0[0].numel() * math.log(2))
 
-    def _draw(self, x0: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor | None, Tensor]:
-        """k − 1 (B,), weights (B,) or None, noise (B, *)."""
-        u = self._draws().uniforms(x0, generator)
-        weight = None
-        if self.resampling is None:
-            term = (u.double() * self.steps).long().clamp(max=self.steps - 1)
-        else:
-            term, weight = self.resampling.draw(u, self.steps)
-        return term, weight, torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+    def _terms(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        """k − 1 and weights, (B,), or None."""
+        if self.resampling is not None:
+            return self.resampling.draw(u, self.steps)
+        return (u.double() * self.steps).long().clamp(max=self.steps - 1), None
 
-    def _times(self, sde: SDE, x0: Tensor) -> Tensor:
+    def _chain(self, sde: SDE, x: Tensor) -> Tensor:
         """t_T ... t_1."""
-        return chain_times(sde, self.steps, owner="VLBLoss").to(x0.device)
-
-    def _draws(self) -> DenoisingLoss:
-        return DenoisingLoss(sampling=self.sampling, label_dropout=self.label_dropout)
+        return chain_times(sde, self.steps, owner="VLBLoss").to(x.device)
 
 
 def _eps_and_prediction(denoiser: Denoiser, x: Tensor, t: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Prediction]:

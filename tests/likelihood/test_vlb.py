@@ -20,6 +20,7 @@ from scoresde import (
     Denoiser,
     DiscreteVPSDE,
     GaussianDenoiser,
+    Interval,
     NetworkDenoiser,
     cosine_betas,
     expand,
@@ -28,7 +29,16 @@ from scoresde import (
     subsequence_grid,
 )
 from scoresde.likelihood import DiscretizedGaussian
-from scoresde.likelihood.chain import chain_term, chain_times, predict, prior_kl, reconstruction, transition_kl
+from scoresde.likelihood.chain import (
+    chain_term,
+    chain_times,
+    decoder_nll,
+    posterior_kl,
+    predict,
+    prior_kl,
+    reconstruction,
+    transition_kl,
+)
 from scoresde.likelihood.vlb import vlb
 
 VARIANCES = ["small", "large", "learned", "optimal", "full"]
@@ -149,8 +159,9 @@ def test_a_transition_is_the_gaussian_that_ddpm_samples(sde: SDE, variance: str)
     denoiser, (t, s) = Crooked(sde), torch.tensor([0.6, 0.45], dtype=torch.float64)
     x0, x_t = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     solver = DDPM(variance=variance)
-    mean = solver.step(denoiser, x_t, t, s, lambda t, s: torch.zeros_like(x_t), None)[0]
-    std = solver.step(denoiser, x_t, t, s, lambda t, s: torch.ones_like(x_t), None)[0] - mean
+    interval = Interval.between(denoiser, t, s, x_t)
+    mean = solver.step(denoiser, x_t, interval, lambda t, s: torch.zeros_like(x_t), None)[0]
+    std = solver.step(denoiser, x_t, interval, lambda t, s: torch.ones_like(x_t), None)[0] - mean
 
     # q(x_s | x_t, x0) by Bayes' rule
     forward = sde.transition(s, t)
@@ -262,10 +273,11 @@ def test_terms_are_differentiable_and_the_mean_can_be_detached() -> None:
             return scale[0] * self(x, t), scale[1] * torch.sin(3 * x)
 
     for detach in (False, True):
-        options = {"variance": "learned", "detach_mean": detach}
+        prediction = predict(Scaled(sde), x_t, t, "learned")
+        prediction = prediction.detached_mean() if detach else prediction
         for value in (
-            transition_kl(Scaled(sde), x0, x_t, t, s, **options),
-            reconstruction(Scaled(sde), x0, x_t, s, before=t, **options),
+            posterior_kl(sde, x0, prediction, t, s, "learned"),
+            decoder_nll(sde, x0, prediction, s, t, "learned"),
         ):
             (gradient,) = torch.autograd.grad(value.sum(), scale)
             assert (gradient[0] == 0) == detach and gradient[1] != 0
