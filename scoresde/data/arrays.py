@@ -56,11 +56,7 @@ def array(
                 f"like identifiers; number them from 0, set data.num_classes, or set data.label_key=null"
             )
     return Dataset(
-        name=found.stem,
-        train=train,
-        test=test,
-        codec=_codec(train.x, standardize, levels),
-        num_classes=num_classes,
+        name=found.stem, train=train, test=test, codec=_codec(train.x, standardize, levels), num_classes=num_classes
     )
 
 

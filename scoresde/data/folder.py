@@ -62,10 +62,7 @@ def image_folder(
     if top != root and (root / "test").is_dir():
         test_names = _list_images(root / "test", seed)
         train = Split(x=x, label=label)
-        test = Split(
-            x=_load(test_names, size, channels, levels),
-            label=_labels(root / "test", test_names, classes),
-        )
+        test = Split(x=_load(test_names, size, channels, levels), label=_labels(root / "test", test_names, classes))
     else:
         train, test = (
             Split(x=x[index], label=None if label is None else label[index])

@@ -62,12 +62,7 @@ class MLP(nn.Module):
         nn.init.zeros_(self.output.weight)
 
     def forward(
-        self,
-        x: Tensor,
-        c_noise: Tensor | float,
-        *,
-        label: Tensor | None = None,
-        condition: Tensor | None = None,
+        self, x: Tensor, c_noise: Tensor | float, *, label: Tensor | None = None, condition: Tensor | None = None
     ) -> Tensor:
         """Evaluate the network.
 
