@@ -57,9 +57,7 @@ class ResidualBlock(nn.Module):
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        self.resample = resample
-        self.skip_rescale = skip_rescale
-        self.checkpoint = checkpoint
+        self.resample, self.skip_rescale, self.checkpoint = resample, skip_rescale, checkpoint
         self.GroupNorm_0 = group_norm(in_channels, norm_groups)
         self.Conv_0 = conv3x3(in_channels, out_channels)
         if embed_dim is not None:
@@ -82,8 +80,7 @@ class ResidualBlock(nn.Module):
         h = self.Conv_0(h)
         if embedding is not None:
             h = h + self.Dense_0(F.silu(embedding))[:, :, None, None]
-        h = self.Dropout_0(F.silu(self.GroupNorm_1(h)))
-        h = self.Conv_1(h)
+        h = self.Conv_1(self.Dropout_0(F.silu(self.GroupNorm_1(h))))
         shortcut = self.NIN_0 if self.Conv_2 is None else self.Conv_2
         return add_skip(x if shortcut is None else shortcut(x), h, self.skip_rescale)
 
@@ -112,12 +109,9 @@ class AttentionBlock(nn.Module):
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        self.skip_rescale = skip_rescale
-        self.checkpoint = checkpoint
+        self.skip_rescale, self.checkpoint = skip_rescale, checkpoint
         self.GroupNorm_0 = group_norm(channels, norm_groups)
-        self.NIN_0 = NIN(channels, channels)
-        self.NIN_1 = NIN(channels, channels)
-        self.NIN_2 = NIN(channels, channels)
+        self.NIN_0, self.NIN_1, self.NIN_2 = (NIN(channels, channels) for _ in range(3))
         self.NIN_3 = NIN(channels, channels, init_scale=init_scale)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,5 +135,4 @@ def evaluate(function: Callable[..., Tensor], *args: Tensor | None, checkpoint: 
     """function(*args); with checkpoint its intermediate values are recomputed in the backward pass, not kept."""
     if not (checkpoint and torch.is_grad_enabled()):
         return function(*args)
-    out: Tensor = torch.utils.checkpoint.checkpoint(function, *args, use_reentrant=False)
-    return out
+    return torch.utils.checkpoint.checkpoint(function, *args, use_reentrant=False)

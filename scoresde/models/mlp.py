@@ -77,9 +77,7 @@ class MLP(nn.Module):
             raise ValueError(f"MLP with shape={self.shape} needs x of shape (B, *{self.shape}), got {tuple(x.shape)}.")
         embedding = self.embed(self.fourier(noise_levels(c_noise, x)).to(x.dtype))
         conditions = self.conditions(x, label, condition)
-        if conditions is not None:
-            embedding = embedding + conditions
-        embedding = F.silu(embedding)
+        embedding = F.silu(embedding if conditions is None else embedding + conditions)
 
         h = self.input(x.flatten(1))
         for block in self.blocks:
@@ -104,5 +102,4 @@ class MLPBlock(nn.Module):
         """Args: x, embedding (B, width)."""
         scale, shift = self.affine(embedding).chunk(2, dim=1)
         h = torch.addcmul(shift, 1 + scale, self.norm(self.first(F.silu(x))))
-        out: Tensor = x + self.second(self.dropout(F.silu(h)))
-        return out
+        return x + self.second(self.dropout(F.silu(h)))
