@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scoresde.data.codec import Quantized, Standardized
-from scoresde.data.dataset import Dataset, Split, check_finite, find, split_indices
+from scoresde.data.dataset import Dataset, Split, check_finite, find, split_indices, take
 
 
 def array(
@@ -43,7 +43,7 @@ def array(
     found = find(path, "data=array needs a .npy or .npz file; set data.path to it")
     if test_path is None:
         whole = _read_split(found, label_key, levels, channels_last)
-        train, test = (_take(whole, index) for index in split_indices(len(whole), test_fraction, seed))
+        train, test = (take(whole, index) for index in split_indices(len(whole), test_fraction, seed))
     else:
         train = _read_split(found, label_key, levels, channels_last)
         test_found = find(test_path, "data=array needs the .npy or .npz file of data.test_path")
@@ -66,11 +66,6 @@ def _codec(x: Tensor, standardize: bool, levels: int | None) -> Quantized | Stan
     if standardize:
         return Standardized.fit(x)
     return Standardized(mean=x.new_zeros(()), std=x.new_ones(()), shape=tuple(x.shape[1:]))
-
-
-def _take(split: Split, index: Tensor) -> Split:
-    label, condition = (None if value is None else value[index] for value in (split.label, split.condition))
-    return Split(x=split.x[index], label=label, condition=condition)
 
 
 def _read_split(path: Path, label_key: str | None, levels: int | None, channels_last: bool) -> Split:

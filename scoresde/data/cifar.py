@@ -73,17 +73,13 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 def _read_batches(folder: Path, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    xs, labels = [], []
-    for name in names:
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"data=cifar10 needs {name} in {folder}")
-        x, label = _read_batch(folder / name)
-        xs.append(x)
-        labels.append(label)
+    xs, labels = zip(*(_read_batch(folder / name) for name in names), strict=True)
     return torch.cat(xs), torch.cat(labels)
 
 
 def _read_batch(path: Path) -> tuple[Tensor, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"data=cifar10 needs {path.name} in {path.parent}")
     try:
         with path.open("rb") as file:
             stored = ArrayUnpickler(file, encoding="latin1").load()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.data.codec import Quantized, Standardized
+from scoresde.data.codec import Quantized, Standardized, uniform
 from scoresde.noise import stream_seed
 
 
@@ -171,9 +171,14 @@ def random_flip(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         x: Images, (B, *, W), stored levels or encoded values.
         generator: Source of the coin flips.
     """
-    device = x.device if generator is None else generator.device
-    coin = torch.rand(len(x), generator=generator, device=device).to(x.device) < 0.5
+    coin = uniform((len(x),), x.device, generator) < 0.5
     return torch.where(coin.reshape(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
+
+
+def take(split: Split, index: Tensor) -> Split:
+    """Some of the examples of a split."""
+    label, condition = (None if value is None else value[index] for value in (split.label, split.condition))
+    return Split(x=split.x[index], label=label, condition=condition)
 
 
 def check_finite(x: Tensor, where: str) -> None:

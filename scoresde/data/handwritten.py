@@ -28,14 +28,8 @@ def digits() -> Dataset:
     with files("scoresde.data").joinpath("digits.npz").open("rb") as file, np.load(file, allow_pickle=False) as stored:
         x, label = torch.from_numpy(stored["x"]).unsqueeze(1), torch.from_numpy(stored["y"]).long()
     order = torch.from_numpy(np.random.RandomState(0).permutation(len(x)))
-    train, test = order[:897], order[897:]
-    return Dataset(
-        name="digits",
-        train=Split(x=x[train], label=label[train]),
-        test=Split(x=x[test], label=label[test]),
-        codec=Quantized(levels=17),
-        num_classes=10,
-    )
+    train, test = (Split(x=x[index], label=label[index]) for index in (order[:897], order[897:]))
+    return Dataset(name="digits", train=train, test=test, codec=Quantized(levels=17), num_classes=10)
 
 
 def mnist(path: str | Path | None = None) -> Dataset:

@@ -134,10 +134,8 @@ def integrate(
         FloatingPointError: If the field returns NaN or infinity, or if steps become too small or too many.
     """
     batch, device = state[0].shape[0], state[0].device
-    ones, zeros = (
-        torch.ones(batch, dtype=torch.float64, device=device),
-        torch.zeros(batch, dtype=torch.long, device=device),
-    )
+    ones = torch.ones(batch, dtype=torch.float64, device=device)
+    zeros = torch.zeros(batch, dtype=torch.long, device=device)
     first = abs(end - start) * method.first_steps
     rows = Rows(torch.arange(batch, device=device), start * ones, first * ones, ones, zeros, zeros)
     done, done_rows, tolerances = state, rows, f"rtol={rtol:g}, atol={atol:g}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from scoresde.training.loggers import CSVLogger, Logger, MultiLogger
 from scoresde.training.run import RunDirectory
 
 
+@dataclass(eq=False, repr=False)
 class WandbLogger:
     """Logs to wandb: offline unless WANDB_API_KEY is set, or WANDB_MODE says otherwise.
 
@@ -27,18 +29,15 @@ class WandbLogger:
         timeout: Seconds to wait for the server at the start, and for uploads at the end.
     """
 
-    def __init__(
-        self,
-        run: RunDirectory,
-        *,
-        project: str = "scoresde",
-        entity: str | None = None,
-        name: str | None = None,
-        tags: Sequence[str] = (),
-        timeout: float = 20.0,
-    ) -> None:
-        self.run = run
-        self.project, self.entity, self.name, self.tags, self.timeout = project, entity, name, tags, timeout
+    run: RunDirectory
+    _: KW_ONLY
+    project: str = "scoresde"
+    entity: str | None = None
+    name: str | None = None
+    tags: Sequence[str] = ()
+    timeout: float = 20.0
+
+    def __post_init__(self) -> None:
         self._wandb: Any = None
         self._session: Any = None
 
