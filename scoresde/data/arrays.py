@@ -14,16 +14,10 @@ from scoresde.data.dataset import Dataset, Split, check_finite, find, split_indi
 
 
 def array(
-    path: str | Path | None = None,
-    test_path: str | Path | None = None,
-    standardize: bool = True,
-    test_fraction: float = 0.1,
-    seed: int = 0,
-    label_key: str | None = "y",
-    levels: int | None = None,
-    num_classes: int | None = None,
-    channels_last: bool = False,
-) -> Dataset:
+    path: str | Path | None = None, test_path: str | Path | None = None, standardize: bool = True,
+    test_fraction: float = 0.1, seed: int = 0, label_key: str | None = "y", levels: int | None = None,
+    num_classes: int | None = None, channels_last: bool = False,
+) -> Dataset:  # fmt: skip
     """Examples in a .npy or .npz file, of any shape (N, *); an array of shape (N,) is read as (N, 1).
 
     In .npz, the examples are `x`, or the only array; `condition`, if there is one, goes with them.

@@ -20,14 +20,9 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 
 
 def image_folder(
-    path: str | Path | None = None,
-    size: int | None = None,
-    channels: int = 3,
-    test_fraction: float = 0.1,
-    seed: int = 0,
-    flip: bool = False,
-    levels: int = 256,
-) -> Dataset:
+    path: str | Path | None = None, size: int | None = None, channels: int = 3, test_fraction: float = 0.1,
+    seed: int = 0, flip: bool = False, levels: int = 256,
+) -> Dataset:  # fmt: skip
     """Pictures (png, jpg, bmp, webp) in a folder, at any depth; names that start with a dot are passed over.
 
     Folders directly under `path` are classes, numbered by their sorted names; a folder without sub-folders is
@@ -66,13 +61,9 @@ def image_folder(
     else:
         train, test = (take(train, index) for index in split_indices(len(train), test_fraction, seed))
     return Dataset(
-        name=root.resolve().name or "image_folder",
-        train=train,
-        test=test,
-        codec=Quantized(levels=levels),
-        num_classes=len(classes) or None,
-        flip=flip,
-    )
+        name=root.resolve().name or "image_folder", train=train, test=test, codec=Quantized(levels=levels),
+        num_classes=len(classes) or None, flip=flip,
+    )  # fmt: skip
 
 
 def _list_images(folder: Path, seed: int) -> list[Path]:

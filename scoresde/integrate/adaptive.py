@@ -94,20 +94,10 @@ class Rows(NamedTuple):
 
 
 def integrate(
-    field: Field,
-    state: State,
-    start: float,
-    end: float,
-    method: Method,
-    *,
-    rtol: float,
-    atol: float,
-    controlled: Sequence[int] = (0,),
-    noise: AdditiveNoise | None = None,
-    quantity: QuantityOfInterest | None = None,
-    failures: dict[int, str] | None = None,
-    owner: str = "integrate",
-) -> Integral:
+    field: Field, state: State, start: float, end: float, method: Method, *, rtol: float, atol: float,
+    controlled: Sequence[int] = (0,), noise: AdditiveNoise | None = None, quantity: QuantityOfInterest | None = None,
+    failures: dict[int, str] | None = None, owner: str = "integrate",
+) -> Integral:  # fmt: skip
     """Integrate every sample from start to end with its own steps.
 
         error ratio  r = max over controlled parts of rms(error / (atol + rtol max(|y|, |y'|))), the effect on the

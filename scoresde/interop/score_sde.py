@@ -166,20 +166,15 @@ def _build_network(sections: Mapping[str, Mapping[str, Any]]) -> NCSNpp:
     if str(model.get("nonlinearity", "swish")).lower() != "swish":
         raise ValueError(f"load_score_sde reads swish networks, got model.nonlinearity={model['nonlinearity']!r}.")
     common: dict[str, Any] = {
-        "channels": int(data.get("num_channels", 3)),
-        "image_size": int(_need(sections, "data.image_size")),
-        "width": int(_need(sections, "model.nf")),
-        "channel_mults": tuple(_need(sections, "model.ch_mult")),
+        "channels": int(data.get("num_channels", 3)), "image_size": int(_need(sections, "data.image_size")),
+        "width": int(_need(sections, "model.nf")), "channel_mults": tuple(_need(sections, "model.ch_mult")),
         "num_res_blocks": int(_need(sections, "model.num_res_blocks")),
         "attention_resolutions": tuple(_need(sections, "model.attn_resolutions")),
-        "dropout": float(model.get("dropout", 0.1)),
-        "resample_with_conv": bool(model.get("resamp_with_conv", True)),
-        "scale_by_sigma": bool(model.get("scale_by_sigma", False)),
-        "centered": bool(_need(sections, "data.centered")),
-        "num_scales": int(model.get("num_scales", 1000)),
-        "sigma_min": float(model.get("sigma_min", 0.01)),
+        "dropout": float(model.get("dropout", 0.1)), "resample_with_conv": bool(model.get("resamp_with_conv", True)),
+        "scale_by_sigma": bool(model.get("scale_by_sigma", False)), "centered": bool(_need(sections, "data.centered")),
+        "num_scales": int(model.get("num_scales", 1000)), "sigma_min": float(model.get("sigma_min", 0.01)),
         "sigma_max": float(model.get("sigma_max", 50.0)),
-    }
+    }  # fmt: skip
     conditional = bool(model.get("conditional", True))
     if name == "ddpm":
         if not conditional:
@@ -235,25 +230,14 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 # what a reader of damaged bytes may meet
 _DAMAGE = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    EOFError,
-    struct.error,
-    zipfile.BadZipFile,
-)
+    RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, EOFError,
+    struct.error, zipfile.BadZipFile,
+)  # fmt: skip
 _scalar = np.float64(0).__reduce__()[0]
 _NUMPY_NUMBERS: list[Any] = [
-    (_scalar, "numpy.core.multiarray.scalar"),
-    (_scalar, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32")),
-    codecs.encode,
-]
+    (_scalar, "numpy.core.multiarray.scalar"), (_scalar, "numpy._core.multiarray.scalar"), np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32")), codecs.encode,
+]  # fmt: skip
 
 
 def _state_dict(content: Mapping[str, Any], net: NCSNpp, ema: bool, source: str) -> dict[str, Tensor]:

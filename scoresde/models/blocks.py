@@ -43,19 +43,10 @@ class ResidualBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        embed_dim: int | None,
-        *,
-        style: Literal["ddpm", "biggan"] = "biggan",
-        resample: nn.Module | None = None,
-        dropout: float = 0.0,
-        init_scale: float = 0.0,
-        skip_rescale: bool = True,
-        norm_groups: int | None = None,
-        checkpoint: bool = False,
-    ) -> None:
+        self, in_channels: int, out_channels: int, embed_dim: int | None, *,
+        style: Literal["ddpm", "biggan"] = "biggan", resample: nn.Module | None = None, dropout: float = 0.0,
+        init_scale: float = 0.0, skip_rescale: bool = True, norm_groups: int | None = None, checkpoint: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.resample, self.skip_rescale, self.checkpoint = resample, skip_rescale, checkpoint
         self.GroupNorm_0 = group_norm(in_channels, norm_groups)
@@ -100,14 +91,9 @@ class AttentionBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        *,
-        init_scale: float = 0.0,
-        skip_rescale: bool = True,
-        norm_groups: int | None = None,
+        self, channels: int, *, init_scale: float = 0.0, skip_rescale: bool = True, norm_groups: int | None = None,
         checkpoint: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.skip_rescale, self.checkpoint = skip_rescale, checkpoint
         self.GroupNorm_0 = group_norm(channels, norm_groups)

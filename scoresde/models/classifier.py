@@ -36,19 +36,10 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        num_classes: int = 10,
-        channels: int = 3,
-        image_size: int = 32,
-        width: int = 32,
-        channel_mults: Sequence[int] = (1, 2, 2),
-        num_res_blocks: int = 1,
-        attention_resolutions: Sequence[int] = (),
-        dropout: float = 0.1,
-        fir: bool = False,
-        fourier_scale: float = 1.0,
-    ) -> None:
+        self, *, num_classes: int = 10, channels: int = 3, image_size: int = 32, width: int = 32,
+        channel_mults: Sequence[int] = (1, 2, 2), num_res_blocks: int = 1, attention_resolutions: Sequence[int] = (),
+        dropout: float = 0.1, fir: bool = False, fourier_scale: float = 1.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         mults = tuple(channel_mults)
         if min((num_classes, channels, width, num_res_blocks, len(mults), *mults)) < 1:

@@ -33,17 +33,10 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        shape: Sequence[int] = (2,),
-        out_channels: int | None = None,
-        width: int = 128,
-        depth: int = 4,
-        fourier_scale: float = 1.0,
-        dropout: float = 0.0,
-        num_classes: int | None = None,
+        self, *, shape: Sequence[int] = (2,), out_channels: int | None = None, width: int = 128, depth: int = 4,
+        fourier_scale: float = 1.0, dropout: float = 0.0, num_classes: int | None = None,
         condition_dim: int | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.shape = tuple(shape)
         if min((width, depth, *self.shape)) < 1:
