@@ -35,11 +35,10 @@ def array(
         channels_last: The last axis holds channels, as in (N, H, W, C), and moves to the front of each event.
     """
     found = find(path, "data=array needs a .npy or .npz file; set data.path to it")
+    train = _read_split(found, label_key, levels, channels_last)
     if test_path is None:
-        whole = _read_split(found, label_key, levels, channels_last)
-        train, test = (take(whole, index) for index in split_indices(len(whole), test_fraction, seed))
+        train, test = (take(train, index) for index in split_indices(len(train), test_fraction, seed))
     else:
-        train = _read_split(found, label_key, levels, channels_last)
         test_found = find(test_path, "data=array needs the .npy or .npz file of data.test_path")
         test = _read_split(test_found, label_key, levels, channels_last)
     if num_classes is None and train.label is not None:
@@ -75,10 +74,9 @@ def _read_split(path: Path, label_key: str | None, levels: int | None, channels_
     label = None if label_key is None or label_key == x_key else stored.get(label_key)
     condition = None if x_key == "condition" else stored.get("condition")
     return Split(
-        x=values,
-        label=None if label is None else class_labels(path, label_key, label, len(x)),
+        x=values, label=None if label is None else class_labels(path, label_key, label, len(x)),
         condition=None if condition is None else given_conditions(path, condition, len(x)),
-    )
+    )  # fmt: skip
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:

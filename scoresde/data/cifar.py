@@ -65,11 +65,9 @@ def _latin1(text: str, encoding: str = "latin1") -> bytes:
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy._core.multiarray", "_reconstruct"): np.zeros(1).__reduce__()[0],
     ("numpy._core.multiarray", "scalar"): np.int64(0).__reduce__()[0],
-    ("numpy._core.numeric", "_frombuffer"): np.zeros(1).__reduce_ex__(5)[0],
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _latin1,
-}
+    ("numpy._core.numeric", "_frombuffer"): np.zeros(1).__reduce_ex__(5)[0], ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype, ("_codecs", "encode"): _latin1,
+}  # fmt: skip
 
 
 def _read_batches(folder: Path, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:

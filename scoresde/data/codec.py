@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from warnings import warn
@@ -65,7 +65,7 @@ class Quantized:
         if k.is_floating_point():
             raise TypeError(f"Quantized.encode needs integer levels, got {k.dtype}")
         k = k.long()
-        return self.cells.inside(k, uniform(k.shape, k.device, generator)) if dequantize else self.cells.centre(k)
+        return self.cells.inside(k, _uniform(k, generator)) if dequantize else self.cells.centre(k)
 
     def decode(self, x: Tensor) -> Tensor:
         """The level whose cell holds x, int64; values outside the range belong to the outermost cells."""
@@ -192,6 +192,6 @@ def codec_from_state(state: Mapping[str, Any]) -> Quantized | Standardized:
     raise ValueError(f"unknown codec {state['codec']!r}; known: quantized, standardized")
 
 
-def uniform(shape: Sequence[int], device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """U[0, 1), drawn where the generator is."""
-    return torch.rand(shape, generator=generator, device=device if generator is None else generator.device).to(device)
+def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    device = like.device if generator is None else generator.device
+    return torch.rand(like.shape, generator=generator, device=device).to(like.device)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.data.codec import Quantized, Standardized, uniform
+from scoresde.data.codec import Quantized, Standardized
 from scoresde.noise import stream_seed
 
 
@@ -69,17 +69,12 @@ class Dataset:
     def __post_init__(self) -> None:
         if len(self.train) == 0:
             raise ValueError(f"data {self.name!r} has no training examples")
-        if self.train.x.shape[1:] != self.test.x.shape[1:]:
-            raise ValueError(
-                f"data {self.name!r} needs training and test examples of one shape, "
-                f"got {tuple(self.train.x.shape[1:])} and {tuple(self.test.x.shape[1:])}"
-            )
-        conditions = [None if part.condition is None else part.condition.shape[1:] for part in (self.train, self.test)]
-        if conditions[0] != conditions[1]:
-            raise ValueError(
-                f"data {self.name!r} needs training and test conditions of one shape, "
-                f"got {conditions[0]} and {conditions[1]}"
-            )
+        conditions = tuple(None if s.condition is None else s.condition.shape[1:] for s in (self.train, self.test))
+        shapes = {"examples": (self.shape, tuple(self.test.x.shape[1:])), "conditions": conditions}
+        for what, (train, test) in shapes.items():
+            if train != test:
+                parts = f"training and test {what} of one shape, got {train} and {test}"
+                raise ValueError(f"data {self.name!r} needs {parts}")
         for part, split in (("training", self.train), ("test", self.test)):
             if len(split) > 0:
                 self._check_values(part, split)
@@ -171,7 +166,8 @@ def random_flip(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         x: Images, (B, *, W), stored levels or encoded values.
         generator: Source of the coin flips.
     """
-    coin = uniform((len(x),), x.device, generator) < 0.5
+    device = x.device if generator is None else generator.device
+    coin = torch.rand(len(x), generator=generator, device=device).to(x.device) < 0.5
     return torch.where(coin.reshape(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
 
 
