@@ -93,10 +93,8 @@ def _times() -> Tensor:
 
 def _check_t_min(sde: SDE) -> None:
     t_min = getattr(sde, "t_min", None)
-    _require(
-        isinstance(t_min, float) and 0 < t_min < 1,
-        sde, f"t_min must be a float between 0 and 1, got {t_min!r}: 1e-5 is the usual value",
-    )  # fmt: skip
+    if not (isinstance(t_min, float) and 0 < t_min < 1):
+        raise _failure(sde, f"t_min must be a float between 0 and 1, got {t_min!r}: 1e-5 is the usual value")
 
 
 def _check_elementwise(sde: SDE) -> None:
@@ -110,143 +108,107 @@ def _check_elementwise(sde: SDE) -> None:
                 try:
                     value = method(view)
                 except Exception as error:
-                    raise AssertionError(
-                        f"{type(sde).__name__}: {label} raised {type(error).__name__} ({error}): "
-                        f"write it with elementwise torch functions of t."
-                    ) from error
-                _require(
-                    isinstance(value, Tensor),
-                    sde, f"{label} returned a {type(value).__name__}, not a tensor: for a constant return "
-                    f"torch.full_like(t, value)",
-                )  # fmt: skip
-                _require(
-                    value.shape == view.shape,
-                    sde, f"{label} must have t's shape, got {tuple(value.shape)}: for a constant return "
-                    f"torch.full_like(t, value)",
-                )  # fmt: skip
-                _require(
-                    value.dtype == dtype,
-                    sde, f"{label} must keep t's dtype, got {value.dtype}: compute in it, or end with .to(t.dtype)",
-                )  # fmt: skip
+                    advice = "write it with elementwise torch functions of t"
+                    raise _failure(sde, f"{label} raised {type(error).__name__} ({error}): {advice}") from error
+                constant = "for a constant return torch.full_like(t, value)"
+                if not isinstance(value, Tensor):
+                    raise _failure(sde, f"{label} returned a {type(value).__name__}, not a tensor: {constant}")
+                if value.shape != view.shape:
+                    raise _failure(sde, f"{label} must have t's shape, got {tuple(value.shape)}: {constant}")
+                if value.dtype != dtype:
+                    advice = "compute in it, or end with .to(t.dtype)"
+                    raise _failure(sde, f"{label} must keep t's dtype, got {value.dtype}: {advice}")
             together, alone = method(t).nan_to_num(), torch.stack([method(one) for one in t]).nan_to_num()
             rtol = 1e-3 if dtype == torch.float32 else 1e-9
-            _compare(
-                sde, f"{name}(t), asked for many t at once, against one at a time", t, t, together, alone, rtol,
-                "it must be elementwise", atol=0.1 * rtol * alone.abs().max(),
-            )  # fmt: skip
+            what, atol = f"{name}(t), asked for many t at once, against one at a time", 0.1 * rtol * alone.abs().max()
+            _compare(sde, what, t, t, together, alone, rtol, "it must be elementwise", atol=atol)
 
 
 def _check_positive(sde: SDE, t: Tensor) -> None:
-    for name in ("alpha", "sigma"):
+    end_before = ": end the process just before the signal or the noise is gone"
+    for name, demand, holds, advice in (
+        ("alpha", "positive and finite", lambda value: value > 0, end_before),
+        ("sigma", "positive and finite", lambda value: value > 0, end_before),
+        ("f", "finite", torch.isfinite, ""),
+        ("g", "finite and not negative", lambda value: value >= 0, ""),
+    ):
         value = getattr(sde, name)(t)
-        bad = ~(torch.isfinite(value) & (value > 0))
-        _require(
-            not bool(bad.any()),
-            sde, f"{name}(t) must be positive and finite on (0, 1], got {_first(value, bad)} at t={_first(t, bad)}: "
-            f"end the process just before the signal or the noise is gone",
-        )  # fmt: skip
-    for name in ("f", "g"):
-        value = getattr(sde, name)(t)
-        bad = ~torch.isfinite(value) | ((value < 0) if name == "g" else torch.zeros_like(value, dtype=torch.bool))
-        _require(
-            not bool(bad.any()),
-            sde, f"{name}(t) must be finite{' and not negative' if name == 'g' else ''} on (0, 1], "
-            f"got {_first(value, bad)} at t={_first(t, bad)}",
-        )  # fmt: skip
+        bad = ~(torch.isfinite(value) & holds(value))
+        if bool(bad.any()):
+            got = f"got {_first(value, bad)} at t={_first(t, bad)}"
+            raise _failure(sde, f"{name}(t) must be {demand} on (0, 1], {got}{advice}")
 
 
 def _check_logsnr(sde: SDE, t: Tensor, rtol: float) -> None:
     logsnr = sde.logsnr(t)
     expected = 2 * (sde.alpha(t).log() - sde.sigma(t).log())
     _compare(sde, "logsnr(t) = 2 log(alpha/sigma)", t, t, logsnr, expected, rtol, "correct logsnr", atol=rtol)
-    rising = torch.cat([logsnr.diff() >= 0, torch.zeros(1, dtype=torch.bool)])
-    _require(
-        not bool(rising.any()),
-        sde, f"logsnr(t) must be strictly decreasing, but it does not fall after t={_first(t, rising)}: "
-        f"noise must grow relative to the signal",
-    )  # fmt: skip
+    rising = logsnr.diff() >= 0
+    if bool(rising.any()):
+        where = f"but it does not fall after t={_first(t[:-1], rising)}: noise must grow relative to the signal"
+        raise _failure(sde, f"logsnr(t) must be strictly decreasing, {where}")
 
 
 def _check_derivatives(sde: SDE, t: Tensor, rtol: float) -> None:
     low, high = t[:-1], t[1:]
-    log_alpha = sde.alpha(t).log()
-    actual, span = _integral(sde.f, low, high), high - low
-    _compare(
-        sde, "f(t) = d/dt log alpha(t), averaged", low, high, actual / span, log_alpha.diff() / span, rtol,
-        "correct f, or drop f and g and let them be derived from alpha and sigma", atol=1e-14 / span,
-    )  # fmt: skip
+    span, advice = high - low, "correct {}, or drop f and g and let them be derived from alpha and sigma"
+    actual, expected = _integral(sde.f, low, high) / span, sde.alpha(t).log().diff() / span
+    what = "f(t) = d/dt log alpha(t), averaged"
+    _compare(sde, what, low, high, actual, expected, rtol, advice.format("f"), atol=1e-14 / span)
     # (σ²)' = 2 f σ² + g² in the form (σ²/α²)' = g²/α², then multiplied by α² again to read like g²
     variance, scale = torch.exp(-sde.logsnr(t)), sde.alpha(high).square() / span
     actual = _integral(lambda u: (sde.g(u) / sde.alpha(u)).square(), low, high) * scale
-    rounding = 1e-14 * variance[1:] * scale
-    _compare(
-        sde, "g(t)^2 = d/dt sigma(t)^2 - 2 f(t) sigma(t)^2, averaged", low, high, actual, variance.diff() * scale,
-        rtol, "correct g, or drop f and g and let them be derived from alpha and sigma", atol=rounding,
-    )  # fmt: skip
+    expected, rounding = variance.diff() * scale, 1e-14 * variance[1:] * scale
+    what = "g(t)^2 = d/dt sigma(t)^2 - 2 f(t) sigma(t)^2, averaged"
+    _compare(sde, what, low, high, actual, expected, rtol, advice.format("g"), atol=rounding)
 
 
 def _check_time(sde: SDE, t: Tensor, rtol: float) -> None:
     again = sde.time(sde.logsnr(t))
     _compare(sde, "time(logsnr(t)) = t", t, t, again, t, rtol, "drop time and let it be found by bisection", atol=1e-9)
     single = sde.time(sde.logsnr(t[:3].float()))
-    _require(
-        single.dtype == torch.float32 and single.shape == (3,),
-        sde, f"time(logsnr) must keep shape and dtype, got {tuple(single.shape)} in {single.dtype} for (3,) in float32",
-    )  # fmt: skip
+    if single.dtype != torch.float32 or single.shape != (3,):
+        got = f"got {tuple(single.shape)} in {single.dtype} for (3,) in float32"
+        raise _failure(sde, f"time(logsnr) must keep shape and dtype, {got}")
 
 
 def _check_transition(sde: SDE, t: Tensor, rtol: float) -> None:
     early, middle, late = t[:-40:3], t[20:-20:3], t[40::3]
     first, second, both = sde.transition(early, middle), sde.transition(middle, late), sde.transition(early, late)
     advice = "correct transition, or drop it and let it be derived"
-    _compare(
-        sde, "transition(t, s).scale = alpha(s)/alpha(t)", early, late, both.scale, sde.alpha(late) / sde.alpha(early),
-        rtol, advice,
-    )  # fmt: skip
+    what, scale = "transition(t, s).scale = alpha(s)/alpha(t)", sde.alpha(late) / sde.alpha(early)
+    _compare(sde, what, early, late, both.scale, scale, rtol, advice)
+    what = "transition(t, s): scale^2 sigma(t)^2 + std^2 = sigma(s)^2"
     marginal = (both.scale * sde.sigma(early)).square() + both.std.square()
-    _compare(
-        sde, "transition(t, s): scale^2 sigma(t)^2 + std^2 = sigma(s)^2", early, late, marginal,
-        sde.sigma(late).square(), rtol, advice,
-    )  # fmt: skip
+    _compare(sde, what, early, late, marginal, sde.sigma(late).square(), rtol, advice)
+    what = "transition in two legs: scale^2 std^2 + std^2 = std^2 of one leg"
     variance = (second.scale * first.std).square() + second.std.square()
-    _compare(
-        sde, "transition in two legs: scale^2 std^2 + std^2 = std^2 of one leg", early, late, variance,
-        both.std.square(), rtol, advice,
-    )  # fmt: skip
-    rest = sde.transition(t, t)
+    _compare(sde, what, early, late, variance, both.std.square(), rtol, advice)
+    rest, zeros, atol = sde.transition(t, t), torch.zeros_like(t), 1e-6 * sde.sigma(t)
     _compare(sde, "transition(t, t).scale = 1", t, t, rest.scale, torch.ones_like(t), rtol, advice)
-    _compare(
-        sde, "transition(t, t).std = 0", t, t, rest.std, torch.zeros_like(t), rtol, advice, atol=1e-6 * sde.sigma(t)
-    )
+    _compare(sde, "transition(t, t).std = 0", t, t, rest.std, zeros, rtol, advice, atol=atol)
 
 
 def _check_prior(sde: SDE, rtol: float) -> None:
     std, sigma_1 = sde.prior_std, float(sde.sigma(torch.ones((), dtype=torch.float64)))
-    _require(
-        isinstance(std, float) and 0.5 * sigma_1 < std < 2 * sigma_1,
-        sde, f"prior_std must be a float near sigma(1), expected about {sigma_1:.6g}, got {std!r}",
-    )  # fmt: skip
+    if not (isinstance(std, float) and 0.5 * sigma_1 < std < 2 * sigma_1):
+        raise _failure(sde, f"prior_std must be a float near sigma(1), expected about {sigma_1:.6g}, got {std!r}")
     shape, count = (64, 8, 8), 64 * 8 * 8
     x = sde.prior_sample(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    _require(
-        isinstance(x, Tensor) and x.shape == shape and x.dtype == torch.float64,
-        sde, f"prior_sample({shape}, dtype=torch.float64) must have that shape and dtype, got {_describe(x)}",
-    )  # fmt: skip
+    if not (isinstance(x, Tensor) and x.shape == shape and x.dtype == torch.float64):
+        demand = f"prior_sample({shape}, dtype=torch.float64) must have that shape and dtype"
+        raise _failure(sde, f"{demand}, got {_describe(x)}")
     observed = float(x.square().mean().sqrt())
-    _require(
-        abs(observed / std - 1) < 5 / math.sqrt(2 * count),
-        sde, f"prior_sample must have standard deviation prior_std, expected {std:.6g}, got {observed:.6g}",
-    )  # fmt: skip
+    if not abs(observed / std - 1) < 5 / math.sqrt(2 * count):
+        expectation = f"expected {std:.6g}, got {observed:.6g}"
+        raise _failure(sde, f"prior_sample must have standard deviation prior_std, {expectation}")
     value, rows = sde.prior_log_prob(x), x.flatten(1) / std
-    _require(
-        isinstance(value, Tensor) and value.shape == shape[:1],
-        sde, f"prior_log_prob(x) must have shape (B,), got {_describe(value)} for x of shape {shape}",
-    )  # fmt: skip
+    if not (isinstance(value, Tensor) and value.shape == shape[:1]):
+        raise _failure(sde, f"prior_log_prob(x) must have shape (B,), got {_describe(value)} for x of shape {shape}")
     expected = -0.5 * rows.square().sum(1) - rows.shape[1] * (0.5 * math.log(2 * math.pi) + math.log(std))
-    _compare(
-        sde, "prior_log_prob(x) = log N(x; 0, prior_std^2 I)", torch.ones(64), torch.ones(64), value, expected, rtol,
-        "sum over the entries of an event and keep the normalising constant",
-    )  # fmt: skip
+    what, ones = "prior_log_prob(x) = log N(x; 0, prior_std^2 I)", torch.ones(64)
+    advice = "sum over the entries of an event and keep the normalising constant"
+    _compare(sde, what, ones, ones, value, expected, rtol, advice)
 
 
 def _integral(function: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
@@ -281,16 +243,16 @@ def _compare(
     if bool(bad.any()):
         k = int(bad.nonzero()[0])
         where = f"t={low[k]:.6g}" if low[k] == high[k] else f"t={low[k]:.6g} to {high[k]:.6g}"
-        _require(False, sde, f"{formula} fails at {where}, expected {expected[k]:.8g}, got {actual[k]:.8g}: {advice}")
+        got = f"expected {expected[k]:.8g}, got {actual[k]:.8g}"
+        raise _failure(sde, f"{formula} fails at {where}, {got}: {advice}")
 
 
-def _require(condition: bool, sde: SDE, message: str) -> None:
-    if not condition:
-        raise AssertionError(f"{type(sde).__name__}: {message}.")
+def _failure(sde: SDE, message: str) -> AssertionError:
+    return AssertionError(f"{type(sde).__name__}: {message}.")
 
 
 def _first(values: Tensor, mask: Tensor) -> str:
-    return f"{float(values[mask][0]):.6g}" if bool(mask.any()) else ""
+    return f"{float(values[mask][0]):.6g}"
 
 
 def _describe(value: object) -> str:

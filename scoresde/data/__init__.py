@@ -9,18 +9,6 @@ from scoresde.data.handwritten import digits, mnist
 from scoresde.data.toys import toy
 
 __all__ = [
-    "Dataset",
-    "Quantized",
-    "Split",
-    "Standardized",
-    "array",
-    "batch_indices",
-    "cifar10",
-    "codec_from_state",
-    "codec_state",
-    "digits",
-    "image_folder",
-    "mnist",
-    "random_flip",
-    "toy",
-]
+    "Dataset", "Quantized", "Split", "Standardized", "array", "batch_indices", "cifar10", "codec_from_state",
+    "codec_state", "digits", "image_folder", "mnist", "random_flip", "toy",
+]  # fmt: skip

@@ -10,20 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scoresde.data.codec import Quantized, Standardized
-from scoresde.data.dataset import Dataset, Split, check_finite, find, split_indices
+from scoresde.data.dataset import Dataset, Split, check_finite, find, split_indices, take
 
 
 def array(
-    path: str | Path | None = None,
-    test_path: str | Path | None = None,
-    standardize: bool = True,
-    test_fraction: float = 0.1,
-    seed: int = 0,
-    label_key: str | None = "y",
-    levels: int | None = None,
-    num_classes: int | None = None,
-    channels_last: bool = False,
-) -> Dataset:
+    path: str | Path | None = None, test_path: str | Path | None = None, standardize: bool = True,
+    test_fraction: float = 0.1, seed: int = 0, label_key: str | None = "y", levels: int | None = None,
+    num_classes: int | None = None, channels_last: bool = False,
+) -> Dataset:  # fmt: skip
     """Examples in a .npy or .npz file, of any shape (N, *); an array of shape (N,) is read as (N, 1).
 
     In .npz, the examples are `x`, or the only array; `condition`, if there is one, goes with them.
@@ -41,11 +35,10 @@ def array(
         channels_last: The last axis holds channels, as in (N, H, W, C), and moves to the front of each event.
     """
     found = find(path, "data=array needs a .npy or .npz file; set data.path to it")
+    train = _read_split(found, label_key, levels, channels_last)
     if test_path is None:
-        whole = _read_split(found, label_key, levels, channels_last)
-        train, test = (_take(whole, index) for index in split_indices(len(whole), test_fraction, seed))
+        train, test = (take(train, index) for index in split_indices(len(train), test_fraction, seed))
     else:
-        train = _read_split(found, label_key, levels, channels_last)
         test_found = find(test_path, "data=array needs the .npy or .npz file of data.test_path")
         test = _read_split(test_found, label_key, levels, channels_last)
     if num_classes is None and train.label is not None:
@@ -56,11 +49,7 @@ def array(
                 f"like identifiers; number them from 0, set data.num_classes, or set data.label_key=null"
             )
     return Dataset(
-        name=found.stem,
-        train=train,
-        test=test,
-        codec=_codec(train.x, standardize, levels),
-        num_classes=num_classes,
+        name=found.stem, train=train, test=test, codec=_codec(train.x, standardize, levels), num_classes=num_classes
     )
 
 
@@ -70,11 +59,6 @@ def _codec(x: Tensor, standardize: bool, levels: int | None) -> Quantized | Stan
     if standardize:
         return Standardized.fit(x)
     return Standardized(mean=x.new_zeros(()), std=x.new_ones(()), shape=tuple(x.shape[1:]))
-
-
-def _take(split: Split, index: Tensor) -> Split:
-    label, condition = (None if value is None else value[index] for value in (split.label, split.condition))
-    return Split(x=split.x[index], label=label, condition=condition)
 
 
 def _read_split(path: Path, label_key: str | None, levels: int | None, channels_last: bool) -> Split:
@@ -90,10 +74,9 @@ def _read_split(path: Path, label_key: str | None, levels: int | None, channels_
     label = None if label_key is None or label_key == x_key else stored.get(label_key)
     condition = None if x_key == "condition" else stored.get("condition")
     return Split(
-        x=values,
-        label=None if label is None else class_labels(path, label_key, label, len(x)),
+        x=values, label=None if label is None else class_labels(path, label_key, label, len(x)),
         condition=None if condition is None else given_conditions(path, condition, len(x)),
-    )
+    )  # fmt: skip
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:

@@ -65,25 +65,19 @@ def _latin1(text: str, encoding: str = "latin1") -> bytes:
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy._core.multiarray", "_reconstruct"): np.zeros(1).__reduce__()[0],
     ("numpy._core.multiarray", "scalar"): np.int64(0).__reduce__()[0],
-    ("numpy._core.numeric", "_frombuffer"): np.zeros(1).__reduce_ex__(5)[0],
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _latin1,
-}
+    ("numpy._core.numeric", "_frombuffer"): np.zeros(1).__reduce_ex__(5)[0], ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype, ("_codecs", "encode"): _latin1,
+}  # fmt: skip
 
 
 def _read_batches(folder: Path, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    xs, labels = [], []
-    for name in names:
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"data=cifar10 needs {name} in {folder}")
-        x, label = _read_batch(folder / name)
-        xs.append(x)
-        labels.append(label)
+    xs, labels = zip(*(_read_batch(folder / name) for name in names), strict=True)
     return torch.cat(xs), torch.cat(labels)
 
 
 def _read_batch(path: Path) -> tuple[Tensor, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"data=cifar10 needs {path.name} in {path.parent}")
     try:
         with path.open("rb") as file:
             stored = ArrayUnpickler(file, encoding="latin1").load()

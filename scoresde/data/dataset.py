@@ -69,17 +69,12 @@ class Dataset:
     def __post_init__(self) -> None:
         if len(self.train) == 0:
             raise ValueError(f"data {self.name!r} has no training examples")
-        if self.train.x.shape[1:] != self.test.x.shape[1:]:
-            raise ValueError(
-                f"data {self.name!r} needs training and test examples of one shape, "
-                f"got {tuple(self.train.x.shape[1:])} and {tuple(self.test.x.shape[1:])}"
-            )
-        conditions = [None if part.condition is None else part.condition.shape[1:] for part in (self.train, self.test)]
-        if conditions[0] != conditions[1]:
-            raise ValueError(
-                f"data {self.name!r} needs training and test conditions of one shape, "
-                f"got {conditions[0]} and {conditions[1]}"
-            )
+        conditions = tuple(None if s.condition is None else s.condition.shape[1:] for s in (self.train, self.test))
+        shapes = {"examples": (self.shape, tuple(self.test.x.shape[1:])), "conditions": conditions}
+        for what, (train, test) in shapes.items():
+            if train != test:
+                parts = f"training and test {what} of one shape, got {train} and {test}"
+                raise ValueError(f"data {self.name!r} needs {parts}")
         for part, split in (("training", self.train), ("test", self.test)):
             if len(split) > 0:
                 self._check_values(part, split)
@@ -174,6 +169,12 @@ def random_flip(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     device = x.device if generator is None else generator.device
     coin = torch.rand(len(x), generator=generator, device=device).to(x.device) < 0.5
     return torch.where(coin.reshape(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
+
+
+def take(split: Split, index: Tensor) -> Split:
+    """Some of the examples of a split."""
+    label, condition = (None if value is None else value[index] for value in (split.label, split.condition))
+    return Split(x=split.x[index], label=label, condition=condition)
 
 
 def check_finite(x: Tensor, where: str) -> None:

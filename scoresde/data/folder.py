@@ -13,21 +13,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scoresde.data.codec import Quantized
-from scoresde.data.dataset import Dataset, Split, check_integer, find, split_indices
+from scoresde.data.dataset import Dataset, Split, check_integer, find, split_indices, take
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 
 
 def image_folder(
-    path: str | Path | None = None,
-    size: int | None = None,
-    channels: int = 3,
-    test_fraction: float = 0.1,
-    seed: int = 0,
-    flip: bool = False,
-    levels: int = 256,
-) -> Dataset:
+    path: str | Path | None = None, size: int | None = None, channels: int = 3, test_fraction: float = 0.1,
+    seed: int = 0, flip: bool = False, levels: int = 256,
+) -> Dataset:  # fmt: skip
     """Pictures (png, jpg, bmp, webp) in a folder, at any depth; names that start with a dot are passed over.
 
     Folders directly under `path` are classes, numbered by their sorted names; a folder without sub-folders is
@@ -56,29 +51,19 @@ def image_folder(
     top = root / "train" if (root / "train").is_dir() else root
     names = _list_images(top, seed)
     classes = _class_names(top, names)
-    x = _load(names, size, channels, levels)
-    label = _labels(top, names, classes)
 
+    def read(folder: Path, names: list[Path]) -> Split:
+        return Split(x=_load(names, size, channels, levels), label=_labels(folder, names, classes))
+
+    train = read(top, names)
     if top != root and (root / "test").is_dir():
-        test_names = _list_images(root / "test", seed)
-        train = Split(x=x, label=label)
-        test = Split(
-            x=_load(test_names, size, channels, levels),
-            label=_labels(root / "test", test_names, classes),
-        )
+        test = read(root / "test", _list_images(root / "test", seed))
     else:
-        train, test = (
-            Split(x=x[index], label=None if label is None else label[index])
-            for index in split_indices(len(x), test_fraction, seed)
-        )
+        train, test = (take(train, index) for index in split_indices(len(train), test_fraction, seed))
     return Dataset(
-        name=root.resolve().name or "image_folder",
-        train=train,
-        test=test,
-        codec=Quantized(levels=levels),
-        num_classes=len(classes) or None,
-        flip=flip,
-    )
+        name=root.resolve().name or "image_folder", train=train, test=test, codec=Quantized(levels=levels),
+        num_classes=len(classes) or None, flip=flip,
+    )  # fmt: skip
 
 
 def _list_images(folder: Path, seed: int) -> list[Path]:

@@ -16,12 +16,7 @@ from torch import Tensor
 from scoresde.data.codec import Quantized
 from scoresde.data.dataset import Dataset, Split, find, split_indices
 
-MNIST_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 def digits() -> Dataset:
@@ -30,20 +25,11 @@ def digits() -> Dataset:
     The order numpy.random.RandomState(0).permutation(1797) splits them: the first 897 are for training, the
     other 900 for testing.
     """
-    with (
-        files("scoresde.data").joinpath("digits.npz").open("rb") as file,
-        np.load(file, allow_pickle=False) as stored,
-    ):
+    with files("scoresde.data").joinpath("digits.npz").open("rb") as file, np.load(file, allow_pickle=False) as stored:
         x, label = torch.from_numpy(stored["x"]).unsqueeze(1), torch.from_numpy(stored["y"]).long()
     order = torch.from_numpy(np.random.RandomState(0).permutation(len(x)))
-    train, test = order[:897], order[897:]
-    return Dataset(
-        name="digits",
-        train=Split(x=x[train], label=label[train]),
-        test=Split(x=x[test], label=label[test]),
-        codec=Quantized(levels=17),
-        num_classes=10,
-    )
+    train, test = (Split(x=x[index], label=label[index]) for index in (order[:897], order[897:]))
+    return Dataset(name="digits", train=train, test=test, codec=Quantized(levels=17), num_classes=10)
 
 
 def mnist(path: str | Path | None = None) -> Dataset:

@@ -39,10 +39,7 @@ def toy(name: str = "moons", size: int = 10_000, noise: float | None = None, see
         rng = np.random.default_rng((seed, part))
         points, label = draw(rng, size)
         x = points + std * rng.standard_normal((size, 2))
-        return Split(
-            x=torch.from_numpy(x.astype(np.float32)),
-            label=None if label is None else torch.from_numpy(label),
-        )
+        return Split(x=torch.from_numpy(x.astype(np.float32)), label=None if label is None else torch.from_numpy(label))
 
     train, test = split(0), split(1)
     return Dataset(name=name, train=train, test=test, codec=Standardized.fit(train.x), num_classes=num_classes)

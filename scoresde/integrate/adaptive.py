@@ -94,20 +94,10 @@ class Rows(NamedTuple):
 
 
 def integrate(
-    field: Field,
-    state: State,
-    start: float,
-    end: float,
-    method: Method,
-    *,
-    rtol: float,
-    atol: float,
-    controlled: Sequence[int] = (0,),
-    noise: AdditiveNoise | None = None,
-    quantity: QuantityOfInterest | None = None,
-    failures: dict[int, str] | None = None,
-    owner: str = "integrate",
-) -> Integral:
+    field: Field, state: State, start: float, end: float, method: Method, *, rtol: float, atol: float,
+    controlled: Sequence[int] = (0,), noise: AdditiveNoise | None = None, quantity: QuantityOfInterest | None = None,
+    failures: dict[int, str] | None = None, owner: str = "integrate",
+) -> Integral:  # fmt: skip
     """Integrate every sample from start to end with its own steps.
 
         error ratio  r = max over controlled parts of rms(error / (atol + rtol max(|y|, |y'|))), the effect on the
@@ -134,14 +124,11 @@ def integrate(
         FloatingPointError: If the field returns NaN or infinity, or if steps become too small or too many.
     """
     batch, device = state[0].shape[0], state[0].device
-    ones, zeros = (
-        torch.ones(batch, dtype=torch.float64, device=device),
-        torch.zeros(batch, dtype=torch.long, device=device),
-    )
+    ones = torch.ones(batch, dtype=torch.float64, device=device)
+    zeros = torch.zeros(batch, dtype=torch.long, device=device)
     first = abs(end - start) * method.first_steps
     rows = Rows(torch.arange(batch, device=device), start * ones, first * ones, ones, zeros, zeros)
-    done, done_rows, tolerances = state, rows, f"rtol={rtol:g}, atol={atol:g}"
-    whole, compactable = field, True
+    done, done_rows, whole, compactable = state, rows, field, True
     history = method.begin(field, rows.z, state)
 
     for attempt in range(MAX_ATTEMPTS):
@@ -166,18 +153,13 @@ def integrate(
                 counts.append(noise.update(rows.z, accept, active & ~accept))
             left, failed, *number = torch.stack(counts).tolist()  # the one synchronisation
         if failed:
+            attempted = field, rows, h, tried, f"rtol={rtol:g}, atol={atol:g}"
             if failures is None:
-                if bool(broken.any()):
-                    raise _broken(owner, field, rows, h, tried, broken)
-                raise _stuck(owner, field, rows, state, stuck, tolerances)
+                raise _failure(owner, broken, stuck, *attempted)
             ended = broken | stuck
             for row in ended.nonzero():
                 one = torch.zeros_like(ended).index_fill(0, row, True)
-                failures[int(rows.sample[row])] = str(
-                    _broken(owner, field, rows, h, tried, one)
-                    if bool(broken[row])
-                    else _stuck(owner, field, rows, state, one, tolerances)
-                )
+                failures[int(rows.sample[row])] = str(_failure(owner, broken & one, stuck & one, *attempted))
             # a state that was accepted stays, so that the field is not asked at NaN
             rows = rows._replace(z=torch.where(ended, end, rows.z), step=torch.where(ended, first, rows.step))
             unfinished, left = unfinished & ~ended, left - failed
@@ -252,22 +234,23 @@ def _scattered(done: State, done_rows: Rows, state: State, rows: Rows) -> tuple[
     )
 
 
-def _broken(owner: str, field: Field, rows: Rows, h: Tensor, tried: Attempt, broken: Tensor) -> FloatingPointError:
-    row = int(broken.nonzero()[0])
-    finite = [all(bool(torch.isfinite(part[row]).all()) for part in slope) for slope in tried.slopes]
-    node = 1.0 if all(finite) else tried.nodes[finite.index(False)]
-    return FloatingPointError(
-        f"{owner} stopped at t = {_time_of(field, rows.z[row] + node * h[row])}: the denoiser returned NaN or infinity "
-        f"for {_names(rows, broken)}. Check the model's weights and its output at that time."
-    )
-
-
-def _stuck(owner: str, field: Field, rows: Rows, state: State, stuck: Tensor, tolerances: str) -> FloatingPointError:
+def _failure(
+    owner: str, broken: Tensor, stuck: Tensor, field: Field, rows: Rows, h: Tensor, tried: Attempt, tolerances: str
+) -> FloatingPointError:
+    """What to say of the broken rows, or, where there are none, of the stuck ones."""
+    if bool(broken.any()):
+        row = int(broken.nonzero()[0])
+        finite = [all(bool(torch.isfinite(part[row]).all()) for part in slope) for slope in tried.slopes]
+        node = 1.0 if all(finite) else tried.nodes[finite.index(False)]
+        return FloatingPointError(
+            f"{owner} stopped at t = {_time_of(field, rows.z[row] + node * h[row])}: the denoiser returned NaN or "
+            f"infinity for {_names(rows, broken)}. Check the model's weights and its output at that time."
+        )
     row = int(stuck.nonzero()[0])
     return FloatingPointError(
         f"{owner} stopped at t = {_time_of(field, rows.z[row])} after {int(rows.accepted[row])} steps and "
-        f"{int(rows.rejected[row])} rejected ones: {_names(rows, stuck)} cannot meet {tolerances} in {state[0].dtype}. "
-        f"Loosen rtol and atol, use float64, or check whether the model is continuous."
+        f"{int(rows.rejected[row])} rejected ones: {_names(rows, stuck)} cannot meet {tolerances} in "
+        f"{tried.state[0].dtype}. Loosen rtol and atol, use float64, or check whether the model is continuous."
     )
 
 

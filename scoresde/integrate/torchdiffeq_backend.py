@@ -40,26 +40,15 @@ def adaptive_method(name: str) -> Method:
     solver = SOLVERS[name]
     nodes, rows, weights, error = solver.tableau
     return Tableau(
-        solver.order,
-        tuple(nodes.tolist()),
-        tuple(tuple(row.tolist()) for row in rows),
-        tuple(weights.tolist()),
+        solver.order, tuple(nodes.tolist()), tuple(tuple(row.tolist()) for row in rows), tuple(weights.tolist()),
         tuple(error.tolist()),
-    )
+    )  # fmt: skip
 
 
 def integrate_together(
-    field: Field,
-    state: State,
-    start: float,
-    end: float,
-    method: str,
-    *,
-    rtol: float,
-    atol: float,
-    steps: int | None,
+    field: Field, state: State, start: float, end: float, method: str, *, rtol: float, atol: float, steps: int | None,
     owner: str = "integrate_together",
-) -> Integral:
+) -> Integral:  # fmt: skip
     """Integrate from start to end by `torchdiffeq.odeint`, with steps that the batch shares.
 
     Args:

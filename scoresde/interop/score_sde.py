@@ -10,6 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,47 +160,42 @@ def _build_sde(sections: Mapping[str, Mapping[str, Any]]) -> SDE:
 
 
 def _build_network(sections: Mapping[str, Mapping[str, Any]]) -> NCSNpp:
-    model, data = sections["model"], sections["data"]
-    name = str(_need(sections, "model.name")).lower()
+    model, data, need = sections["model"], sections["data"], partial(_need, sections)
+
+    def word(name: str, default: str) -> str:
+        return str(model.get(name, default)).lower()
+
+    name = str(need("model.name")).lower()
     if name not in ("ncsnpp", "ddpm"):
         raise ValueError(f"load_score_sde reads ncsnpp and ddpm networks, got model.name={name!r}.")
-    if str(model.get("nonlinearity", "swish")).lower() != "swish":
+    if word("nonlinearity", "swish") != "swish":
         raise ValueError(f"load_score_sde reads swish networks, got model.nonlinearity={model['nonlinearity']!r}.")
-    common: dict[str, Any] = {
-        "channels": int(data.get("num_channels", 3)),
-        "image_size": int(_need(sections, "data.image_size")),
-        "width": int(_need(sections, "model.nf")),
-        "channel_mults": tuple(_need(sections, "model.ch_mult")),
-        "num_res_blocks": int(_need(sections, "model.num_res_blocks")),
-        "attention_resolutions": tuple(_need(sections, "model.attn_resolutions")),
-        "dropout": float(model.get("dropout", 0.1)),
+    options: dict[str, Any] = {
+        "channels": int(data.get("num_channels", 3)), "image_size": int(need("data.image_size")),
+        "width": int(need("model.nf")), "channel_mults": tuple(need("model.ch_mult")),
+        "num_res_blocks": int(need("model.num_res_blocks")),
+        "attention_resolutions": tuple(need("model.attn_resolutions")), "dropout": float(model.get("dropout", 0.1)),
         "resample_with_conv": bool(model.get("resamp_with_conv", True)),
-        "scale_by_sigma": bool(model.get("scale_by_sigma", False)),
-        "centered": bool(_need(sections, "data.centered")),
+        "scale_by_sigma": bool(model.get("scale_by_sigma", False)), "centered": bool(need("data.centered")),
         "num_scales": int(model.get("num_scales", 1000)),
-        "sigma_min": float(model.get("sigma_min", 0.01)),
-        "sigma_max": float(model.get("sigma_max", 50.0)),
-    }
+        "sigma_min": float(model.get("sigma_min", 0.01)), "sigma_max": float(model.get("sigma_max", 50.0)),
+    }  # fmt: skip
     conditional = bool(model.get("conditional", True))
     if name == "ddpm":
         if not conditional:
             raise ValueError("load_score_sde reads conditional ddpm networks, got model.conditional=False.")
-        return DDPMUNet(**common)
-    embedding = str(_need(sections, "model.embedding_type")).lower()
-    return NCSNpp(
-        **common,
-        block=str(model.get("resblock_type", "biggan")).lower(),  # type: ignore[arg-type]
-        fir=bool(_need(sections, "model.fir")),
-        fir_kernel=tuple(model.get("fir_kernel", (1, 3, 3, 1))),
-        progressive_output=str(model.get("progressive", "none")).lower(),  # type: ignore[arg-type]
-        progressive_input=str(model.get("progressive_input", "none")).lower(),  # type: ignore[arg-type]
-        progressive_combine=str(model.get("progressive_combine", "sum")).lower(),  # type: ignore[arg-type]
-        skip_rescale=bool(model.get("skip_rescale", True)),
-        embedding="log_fourier" if embedding == "fourier" else embedding,  # type: ignore[arg-type]
-        fourier_scale=float(model.get("fourier_scale", 16.0)),
-        init_scale=float(model.get("init_scale", 0.0)),
-        time_conditional=conditional,
-    )
+        return DDPMUNet(**options)
+    embedding = str(need("model.embedding_type")).lower()
+    options |= {
+        "block": word("resblock_type", "biggan"), "time_conditional": conditional,
+        "fir": bool(need("model.fir")), "fir_kernel": tuple(model.get("fir_kernel", (1, 3, 3, 1))),
+        "progressive_output": word("progressive", "none"), "progressive_input": word("progressive_input", "none"),
+        "progressive_combine": word("progressive_combine", "sum"),
+        "skip_rescale": bool(model.get("skip_rescale", True)), "init_scale": float(model.get("init_scale", 0.0)),
+        "embedding": "log_fourier" if embedding == "fourier" else embedding,
+        "fourier_scale": float(model.get("fourier_scale", 16.0)),
+    }  # fmt: skip
+    return NCSNpp(**options)
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -235,25 +231,14 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 # what a reader of damaged bytes may meet
 _DAMAGE = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    EOFError,
-    struct.error,
-    zipfile.BadZipFile,
-)
+    RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, EOFError,
+    struct.error, zipfile.BadZipFile,
+)  # fmt: skip
 _scalar = np.float64(0).__reduce__()[0]
 _NUMPY_NUMBERS: list[Any] = [
-    (_scalar, "numpy.core.multiarray.scalar"),
-    (_scalar, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32")),
-    codecs.encode,
-]
+    (_scalar, "numpy.core.multiarray.scalar"), (_scalar, "numpy._core.multiarray.scalar"), np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32")), codecs.encode,
+]  # fmt: skip
 
 
 def _state_dict(content: Mapping[str, Any], net: NCSNpp, ema: bool, source: str) -> dict[str, Tensor]:
@@ -276,15 +261,11 @@ def _state_dict(content: Mapping[str, Any], net: NCSNpp, ema: bool, source: str)
 def _load_weights(net: NCSNpp, weights: Mapping[str, Tensor], source: str) -> None:
     published = score_sde_keys(net)
     expected = {published[name]: value for name, value in net.state_dict().items()}
-    problems = [
-        *(f"misses {key}" for key in expected if key not in weights),
-        *(f"has an unknown {key}" for key in weights if key not in expected),
-        *(
-            f"has {key} of shape {tuple(weights[key].shape)} for {tuple(expected[key].shape)}"
-            for key in expected
-            if key in weights and weights[key].shape != expected[key].shape
-        ),
-    ]
+    differing = [key for key in expected if key in weights and weights[key].shape != expected[key].shape]
+    problems = [f"misses {key}" for key in expected if key not in weights]
+    problems += [f"has an unknown {key}" for key in weights if key not in expected]
+    shapes = [(key, tuple(weights[key].shape), tuple(expected[key].shape)) for key in differing]
+    problems += [f"has {key} of shape {theirs} for {ours}" for key, theirs, ours in shapes]
     if problems:
         more = f" and {len(problems) - 3} more differences" if len(problems) > 3 else ""
         raise ValueError(

@@ -43,23 +43,12 @@ class ResidualBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        embed_dim: int | None,
-        *,
-        style: Literal["ddpm", "biggan"] = "biggan",
-        resample: nn.Module | None = None,
-        dropout: float = 0.0,
-        init_scale: float = 0.0,
-        skip_rescale: bool = True,
-        norm_groups: int | None = None,
-        checkpoint: bool = False,
-    ) -> None:
+        self, in_channels: int, out_channels: int, embed_dim: int | None, *,
+        style: Literal["ddpm", "biggan"] = "biggan", resample: nn.Module | None = None, dropout: float = 0.0,
+        init_scale: float = 0.0, skip_rescale: bool = True, norm_groups: int | None = None, checkpoint: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.resample = resample
-        self.skip_rescale = skip_rescale
-        self.checkpoint = checkpoint
+        self.resample, self.skip_rescale, self.checkpoint = resample, skip_rescale, checkpoint
         self.GroupNorm_0 = group_norm(in_channels, norm_groups)
         self.Conv_0 = conv3x3(in_channels, out_channels)
         if embed_dim is not None:
@@ -82,8 +71,7 @@ class ResidualBlock(nn.Module):
         h = self.Conv_0(h)
         if embedding is not None:
             h = h + self.Dense_0(F.silu(embedding))[:, :, None, None]
-        h = self.Dropout_0(F.silu(self.GroupNorm_1(h)))
-        h = self.Conv_1(h)
+        h = self.Conv_1(self.Dropout_0(F.silu(self.GroupNorm_1(h))))
         shortcut = self.NIN_0 if self.Conv_2 is None else self.Conv_2
         return add_skip(x if shortcut is None else shortcut(x), h, self.skip_rescale)
 
@@ -103,21 +91,13 @@ class AttentionBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        *,
-        init_scale: float = 0.0,
-        skip_rescale: bool = True,
-        norm_groups: int | None = None,
+        self, channels: int, *, init_scale: float = 0.0, skip_rescale: bool = True, norm_groups: int | None = None,
         checkpoint: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.skip_rescale = skip_rescale
-        self.checkpoint = checkpoint
+        self.skip_rescale, self.checkpoint = skip_rescale, checkpoint
         self.GroupNorm_0 = group_norm(channels, norm_groups)
-        self.NIN_0 = NIN(channels, channels)
-        self.NIN_1 = NIN(channels, channels)
-        self.NIN_2 = NIN(channels, channels)
+        self.NIN_0, self.NIN_1, self.NIN_2 = (NIN(channels, channels) for _ in range(3))
         self.NIN_3 = NIN(channels, channels, init_scale=init_scale)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,5 +121,4 @@ def evaluate(function: Callable[..., Tensor], *args: Tensor | None, checkpoint: 
     """function(*args); with checkpoint its intermediate values are recomputed in the backward pass, not kept."""
     if not (checkpoint and torch.is_grad_enabled()):
         return function(*args)
-    out: Tensor = torch.utils.checkpoint.checkpoint(function, *args, use_reentrant=False)
-    return out
+    return torch.utils.checkpoint.checkpoint(function, *args, use_reentrant=False)

@@ -36,19 +36,10 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        num_classes: int = 10,
-        channels: int = 3,
-        image_size: int = 32,
-        width: int = 32,
-        channel_mults: Sequence[int] = (1, 2, 2),
-        num_res_blocks: int = 1,
-        attention_resolutions: Sequence[int] = (),
-        dropout: float = 0.1,
-        fir: bool = False,
-        fourier_scale: float = 1.0,
-    ) -> None:
+        self, *, num_classes: int = 10, channels: int = 3, image_size: int = 32, width: int = 32,
+        channel_mults: Sequence[int] = (1, 2, 2), num_res_blocks: int = 1, attention_resolutions: Sequence[int] = (),
+        dropout: float = 0.1, fir: bool = False, fourier_scale: float = 1.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         mults = tuple(channel_mults)
         if min((num_classes, channels, width, num_res_blocks, len(mults), *mults)) < 1:
@@ -56,14 +47,12 @@ class Classifier(nn.Module):
                 f"Classifier needs positive num_classes, channels, width, num_res_blocks and channel_mults, "
                 f"got {num_classes}, {channels}, {width}, {num_res_blocks} and {mults}."
             )
-        if image_size % 2 ** (len(mults) - 1):
+        self.channels, self.factor, embed_dim = channels, 2 ** (len(mults) - 1), 4 * width
+        if image_size % self.factor:
             raise ValueError(
-                f"Classifier with {len(mults)} stages needs image_size divisible by {2 ** (len(mults) - 1)}, "
+                f"Classifier with {len(mults)} stages needs image_size divisible by {self.factor}, "
                 f"got {image_size}; use fewer channel_mults or pad the images."
             )
-        self.channels = channels
-        self.factor = 2 ** (len(mults) - 1)
-        embed_dim = 4 * width
         self.fourier = GaussianFourier(width, fourier_scale)
         self.embed = nn.Sequential(linear(2 * width, embed_dim), nn.SiLU(), linear(embed_dim, embed_dim))
         self.input = conv3x3(channels, width)
@@ -99,5 +88,4 @@ class Classifier(nn.Module):
         h = self.input(x)
         for block in self.blocks:
             h = block(h, embedding) if isinstance(block, ResidualBlock) else block(h)
-        logits: Tensor = self.output(F.silu(self.norm(h)).mean(dim=(2, 3)))
-        return logits.to(x.dtype)
+        return self.output(F.silu(self.norm(h)).mean(dim=(2, 3))).to(x.dtype)

@@ -103,8 +103,7 @@ class NoiseEmbedding(nn.Module):
             features = sinusoidal_embedding(c_noise, self.width)
         else:
             features = self.fourier(c_noise.log() if self.kind == "log_fourier" else c_noise)
-        e: Tensor = self.dense(features.to(dtype))
-        return e
+        return self.dense(features.to(dtype))
 
 
 class ConditionEmbedding(nn.Module):
@@ -124,9 +123,7 @@ class ConditionEmbedding(nn.Module):
         for name, size in (("num_classes", num_classes), ("condition_dim", condition_dim)):
             if size is not None and size < 1:
                 raise ValueError(f"{owner} needs {name} of at least 1, or None for a network without it, got {size}.")
-        self.owner = owner
-        self.num_classes = num_classes
-        self.condition_dim = condition_dim
+        self.owner, self.num_classes, self.condition_dim = owner, num_classes, condition_dim
         # Row 0 is "no label", so that label −1 needs no special case and −2 is out of range like K.
         self.label = None if num_classes is None else nn.Embedding(num_classes + 1, dim)
         self.vector = None if condition_dim is None else linear(condition_dim, dim)
@@ -166,8 +163,7 @@ class ConditionEmbedding(nn.Module):
                 f"for x of shape {tuple(x.shape)}, got {label.dtype} of shape {tuple(label.shape)}."
             )
         try:
-            rows: Tensor = table(label.expand(x.shape[0]).long() + 1)
-            return rows
+            return table(label.expand(x.shape[0]).long() + 1)
         except IndexError:  # raised on the CPU only: looking at the values on a GPU would stall every solver step
             raise ValueError(
                 f"{self.owner} needs labels from 0 to {table.num_embeddings - 2}, or -1 for no label, "

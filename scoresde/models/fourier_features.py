@@ -40,8 +40,7 @@ class FourierFeatures(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor | float, **cond: Any) -> Tensor:
         """The network's output for x (B, C, *); c_noise and conditions are passed on."""
-        out: Tensor = self.net(self.features(x), c_noise, **cond)
-        return out
+        return self.net(self.features(x), c_noise, **cond)
 
     def features(self, x: Tensor) -> Tensor:
         """x (B, C, *) and its sines and cosines, (B, C (1 + 2 len(exponents)), *)."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
 def fan_avg_uniform_(weight: Tensor, scale: float) -> None:
@@ -18,24 +22,21 @@ def fan_avg_uniform_(weight: Tensor, scale: float) -> None:
 
 
 def linear(in_features: int, out_features: int) -> nn.Linear:
-    layer = nn.Linear(in_features, out_features)
-    fan_avg_uniform_(layer.weight, 1.0)
-    nn.init.zeros_(layer.bias)
-    return layer
+    return _initialised(nn.Linear(in_features, out_features))
 
 
 def conv3x3(
     in_channels: int, out_channels: int, *, stride: int = 1, padding: int = 1, init_scale: float = 1.0
 ) -> nn.Conv2d:
-    layer = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=padding)
-    fan_avg_uniform_(layer.weight, init_scale)
-    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-    return layer
+    return _initialised(nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=padding), init_scale)
 
 
 def conv1x1(in_channels: int, out_channels: int) -> nn.Conv2d:
-    layer = nn.Conv2d(in_channels, out_channels, kernel_size=1)
-    fan_avg_uniform_(layer.weight, 1.0)
+    return _initialised(nn.Conv2d(in_channels, out_channels, 1))
+
+
+def _initialised(layer: Layer, scale: float = 1.0) -> Layer:
+    fan_avg_uniform_(layer.weight, scale)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer
 

@@ -33,17 +33,10 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        shape: Sequence[int] = (2,),
-        out_channels: int | None = None,
-        width: int = 128,
-        depth: int = 4,
-        fourier_scale: float = 1.0,
-        dropout: float = 0.0,
-        num_classes: int | None = None,
+        self, *, shape: Sequence[int] = (2,), out_channels: int | None = None, width: int = 128, depth: int = 4,
+        fourier_scale: float = 1.0, dropout: float = 0.0, num_classes: int | None = None,
         condition_dim: int | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.shape = tuple(shape)
         if min((width, depth, *self.shape)) < 1:
@@ -62,12 +55,7 @@ class MLP(nn.Module):
         nn.init.zeros_(self.output.weight)
 
     def forward(
-        self,
-        x: Tensor,
-        c_noise: Tensor | float,
-        *,
-        label: Tensor | None = None,
-        condition: Tensor | None = None,
+        self, x: Tensor, c_noise: Tensor | float, *, label: Tensor | None = None, condition: Tensor | None = None
     ) -> Tensor:
         """Evaluate the network.
 
@@ -82,9 +70,7 @@ class MLP(nn.Module):
             raise ValueError(f"MLP with shape={self.shape} needs x of shape (B, *{self.shape}), got {tuple(x.shape)}.")
         embedding = self.embed(self.fourier(noise_levels(c_noise, x)).to(x.dtype))
         conditions = self.conditions(x, label, condition)
-        if conditions is not None:
-            embedding = embedding + conditions
-        embedding = F.silu(embedding)
+        embedding = F.silu(embedding if conditions is None else embedding + conditions)
 
         h = self.input(x.flatten(1))
         for block in self.blocks:
@@ -109,5 +95,4 @@ class MLPBlock(nn.Module):
         """Args: x, embedding (B, width)."""
         scale, shift = self.affine(embedding).chunk(2, dim=1)
         h = torch.addcmul(shift, 1 + scale, self.norm(self.first(F.silu(x))))
-        out: Tensor = x + self.second(self.dropout(F.silu(h)))
-        return out
+        return x + self.second(self.dropout(F.silu(h)))

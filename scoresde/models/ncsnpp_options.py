@@ -12,12 +12,9 @@ Combination = Literal["sum", "cat"]
 
 
 _CHOICES: dict[str, Any] = {
-    "block": Block,
-    "embedding": Embedding,
-    "progressive_output": ProgressiveOutput,
-    "progressive_input": ProgressiveInput,
-    "progressive_combine": Combination,
-}
+    "block": Block, "embedding": Embedding, "progressive_output": ProgressiveOutput,
+    "progressive_input": ProgressiveInput, "progressive_combine": Combination,
+}  # fmt: skip
 
 
 def check_choices(**choices: str) -> None:
@@ -29,16 +26,9 @@ def check_choices(**choices: str) -> None:
 
 
 def check_sizes(
-    *,
-    channels: int,
-    out_channels: int | None,
-    image_size: int,
-    width: int,
-    channel_mults: tuple[int, ...],
-    num_res_blocks: int,
-    num_scales: int,
-    concat_channels: int,
-) -> None:
+    *, channels: int, out_channels: int | None, image_size: int, width: int, channel_mults: tuple[int, ...],
+    num_res_blocks: int, num_scales: int, concat_channels: int,
+) -> None:  # fmt: skip
     """Raise ValueError unless the sizes make a network."""
     stages = len(channel_mults)
     if min(channels, width, stages, num_res_blocks, num_scales, concat_channels + 1, *channel_mults) < 1:
@@ -57,14 +47,9 @@ def check_sizes(
 
 
 def check_embedding(
-    *,
-    embedding: Embedding,
-    scale_by_sigma: bool,
-    sigma_min: float,
-    sigma_max: float,
-    conditional: bool,
+    *, embedding: Embedding, scale_by_sigma: bool, sigma_min: float, sigma_max: float, conditional: bool,
     time_conditional: bool,
-) -> None:
+) -> None:  # fmt: skip
     """Raise ValueError unless the noise level is embedded as the other options need it."""
     if not 0 < sigma_min < sigma_max:
         raise ValueError(f"NCSNpp needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}.")

@@ -70,33 +70,31 @@ class FIRFilter(nn.Module):
         return x.to(dtype), kernel
 
 
-class Up(nn.Module):
-    """Weightless upsampling, (B, C, H, W) to (B, C, 2H, 2W): FIR, or nearest neighbour if taps is None."""
+class Resampling(nn.Module):
+    """A step between stages, with a FIR filter of these taps, or without if they are None."""
 
     def __init__(self, taps: Sequence[float] | None) -> None:
         super().__init__()
         self.fir = None if taps is None else FIRFilter(taps)
+
+
+class Up(Resampling):
+    """Weightless upsampling, (B, C, H, W) to (B, C, 2H, 2W): FIR, or nearest neighbour if taps is None."""
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         """Args: x, and an embedding that is ignored (every step between stages takes one)."""
-        if self.fir is None:
-            return F.interpolate(x, scale_factor=2.0, mode="nearest")
-        return self.fir.upsample(x)
+        return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.fir is None else self.fir.upsample(x)
 
 
-class Down(nn.Module):
+class Down(Resampling):
     """Weightless downsampling, (B, C, H, W) to (B, C, H/2, W/2): FIR, or the mean of 2×2 if taps is None."""
-
-    def __init__(self, taps: Sequence[float] | None) -> None:
-        super().__init__()
-        self.fir = None if taps is None else FIRFilter(taps)
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         """Args: x, and an embedding that is ignored (every step between stages takes one)."""
         return F.avg_pool2d(x, 2) if self.fir is None else self.fir.downsample(x)
 
 
-class ConvUp(nn.Module):
+class ConvUp(Resampling):
     """Upsampling with a 3×3 convolution, after nearest neighbour; or transposed and before FIR.
 
     Args:
@@ -105,8 +103,7 @@ class ConvUp(nn.Module):
     """
 
     def __init__(self, in_channels: int, out_channels: int, taps: Sequence[float] | None) -> None:
-        super().__init__()
-        self.fir = None if taps is None else FIRFilter(taps)
+        super().__init__(taps)
         if self.fir is None:
             self.Conv_0 = conv3x3(in_channels, out_channels)
         else:
@@ -115,8 +112,7 @@ class ConvUp(nn.Module):
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         """Args: x, and an embedding that is ignored (every step between stages takes one)."""
         if self.fir is None:
-            up: Tensor = self.Conv_0(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-            return up
+            return self.Conv_0(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         weight, bias = self.Conv2d_0.weight, self.Conv2d_0.bias
         h = F.conv_transpose2d(x, weight.flip(2, 3).transpose(0, 1), stride=2)
         excess = self.fir.length - 4
@@ -124,7 +120,7 @@ class ConvUp(nn.Module):
         return h if bias is None else h + bias[:, None, None]
 
 
-class ConvDown(nn.Module):
+class ConvDown(Resampling):
     """Downsampling by a 3×3 convolution of stride 2, after a FIR blur if taps is not None.
 
     Args:
@@ -133,8 +129,7 @@ class ConvDown(nn.Module):
     """
 
     def __init__(self, in_channels: int, out_channels: int, taps: Sequence[float] | None) -> None:
-        super().__init__()
-        self.fir = None if taps is None else FIRFilter(taps)
+        super().__init__(taps)
         if self.fir is None:
             self.Conv_0 = conv3x3(in_channels, out_channels, stride=2, padding=0)
         else:
@@ -142,9 +137,6 @@ class ConvDown(nn.Module):
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         """Args: x, and an embedding that is ignored (every step between stages takes one)."""
-        down: Tensor
         if self.fir is None:
-            down = self.Conv_0(F.pad(x, (0, 1, 0, 1)))
-        else:
-            down = self.Conv2d_0(self.fir.blur(x, ((self.fir.length + 1) // 2, self.fir.length // 2)))
-        return down
+            return self.Conv_0(F.pad(x, (0, 1, 0, 1)))
+        return self.Conv2d_0(self.fir.blur(x, ((self.fir.length + 1) // 2, self.fir.length // 2)))

@@ -6,15 +6,6 @@ from scoresde.noise.sources import NoiseSource, PathNoise, gaussian_noise, per_s
 from scoresde.noise.streams import sample_seeds, stream_generator, stream_seed
 
 __all__ = [
-    "BrownianMotion",
-    "BrownianPath",
-    "NoiseSource",
-    "PathNoise",
-    "brownian_motion",
-    "brownian_noise",
-    "gaussian_noise",
-    "per_sample_noise",
-    "sample_seeds",
-    "stream_generator",
-    "stream_seed",
-]
+    "BrownianMotion", "BrownianPath", "NoiseSource", "PathNoise", "brownian_motion", "brownian_noise", "gaussian_noise",
+    "per_sample_noise", "sample_seeds", "stream_generator", "stream_seed",
+]  # fmt: skip

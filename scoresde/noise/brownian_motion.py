@@ -97,14 +97,9 @@ class BrownianMotion:
         words = mix(mix(np.concatenate([[0], cells]).astype(np.uint64)) ^ _TAG)
         ids = np.concatenate([mix(words ^ np.uint64(1)), mix(words ^ np.uint64(2))])
         z, span = place * 2.0**-self.depth, self.end - self.start
-        value = [
-            np.append(span**0.5 * z, np.sqrt(h) * even),
-            np.append(span**0.5 * ROOT_3 * (z * z - z), np.sqrt(h) * odd),
-        ]
-        area = [
-            np.append(span**1.5 * z * z / 2, h**1.5 * even_area),
-            np.append(span**1.5 * ROOT_3 * z * z * (z / 3 - 0.5), h**1.5 * odd_area),
-        ]
+        value: list[Any] = [[span**0.5 * z], np.sqrt(h) * even, [span**0.5 * ROOT_3 * (z * z - z)], np.sqrt(h) * odd]
+        even_whole, odd_whole = [span**1.5 * z * z / 2], [span**1.5 * ROOT_3 * z * z * (z / 3 - 0.5)]
+        area: list[Any] = [even_whole, h**1.5 * even_area, odd_whole, h**1.5 * odd_area]
         return ids, np.concatenate(value), np.concatenate(area)
 
 

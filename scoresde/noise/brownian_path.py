@@ -221,13 +221,9 @@ class BrownianPath(PathNoise):
 
 
 def brownian_noise(
-    x: Tensor,
-    seeds: int | Sequence[int] | Tensor,
-    *,
-    times: Tensor | None = None,
-    clock: Clock | None = None,
+    x: Tensor, seeds: int | Sequence[int] | Tensor, *, times: Tensor | None = None, clock: Clock | None = None,
     depth: int = 14,
-) -> BrownianPath:
+) -> BrownianPath:  # fmt: skip
     """Increments of Brownian paths, one for each sample and entry of x, that are functions of (seed, time).
 
         z(t, s) = (W(u_t) − W(u_s)) / √|u_t − u_s|

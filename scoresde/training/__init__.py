@@ -11,19 +11,7 @@ from scoresde.training.update import TrainingError
 from scoresde.training.wandb import WandbLogger, csv_and_wandb
 
 __all__ = [
-    "EMA",
-    "CSVLogger",
-    "CheckpointError",
-    "Interrupted",
-    "Logger",
-    "MultiLogger",
-    "RunDirectory",
-    "Trainer",
-    "TrainingError",
-    "WandbLogger",
-    "csv_and_wandb",
-    "learning_rate_factor",
-    "load_checkpoint",
-    "load_weights",
+    "EMA", "CSVLogger", "CheckpointError", "Interrupted", "Logger", "MultiLogger", "RunDirectory", "Trainer",
+    "TrainingError", "WandbLogger", "csv_and_wandb", "learning_rate_factor", "load_checkpoint", "load_weights",
     "save_checkpoint",
-]
+]  # fmt: skip

@@ -75,12 +75,9 @@ class EMA:
     def state_dict(self) -> dict[str, Any]:
         """Plain containers of numbers and tensors; the tensors are those of the average, not copies."""
         return {
-            "decay": self.decay,
-            "ramp": self.ramp,
-            "num_updates": self.num_updates,
-            "params": dict(zip(self._names, self.shadow_params, strict=True)),
-            "buffers": dict(self._buffers),
-        }
+            "decay": self.decay, "ramp": self.ramp, "num_updates": self.num_updates,
+            "params": dict(zip(self._names, self.shadow_params, strict=True)), "buffers": dict(self._buffers),
+        }  # fmt: skip
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -50,13 +50,9 @@ class Meter:
         self.sums.zero_()
         self._examples, self._since = 0, now
         return {
-            "loss": loss,
-            "loss_std": max(variance, 0.0) ** 0.5,
-            "grad_norm": norm,
-            "lr": lr,
-            "examples_per_second": rate,
-            "seconds": now - self._began,
-        }
+            "loss": loss, "loss_std": max(variance, 0.0) ** 0.5, "grad_norm": norm, "lr": lr,
+            "examples_per_second": rate, "seconds": now - self._began,
+        }  # fmt: skip
 
     def pause(self, seconds: float) -> None:
         """Leave time that was not spent on training out of the throughput."""

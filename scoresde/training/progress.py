@@ -23,13 +23,9 @@ class Progress:
         self._tenth = 10 * start // steps
         self._lines = shown and not sys.stderr.isatty()
         self._bar = tqdm(
-            total=steps,
-            initial=start,
-            desc="training",
-            unit="step",
-            dynamic_ncols=True,
+            total=steps, initial=start, desc="training", unit="step", dynamic_ncols=True,
             disable=not shown or self._lines,
-        )
+        )  # fmt: skip
 
     def advance(self) -> None:
         """One more step is done."""

@@ -23,6 +23,9 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.config, self.metrics = self.path / "config.yaml", self.path / "metrics.csv"
+        self.checkpoints, self.samples = self.path / "checkpoints", self.path / "samples"
+        self.last = self.checkpoints / "last.pt"  # which a resumed run starts from; it may not exist yet
 
     @classmethod
     def create(cls, path: str | Path, config_text: str) -> RunDirectory:
@@ -85,29 +88,8 @@ class RunDirectory:
         raise FileNotFoundError(f"no run found under {shown}: train one with python train.py.")
 
     @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
     def config_text(self) -> str:
         return self.config.read_text(encoding="utf-8")
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.csv"
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples"
-
-    @property
-    def last(self) -> Path:
-        """The checkpoint that a resumed run starts from; it may not exist yet."""
-        return self.checkpoints / "last.pt"
 
     def snapshot(self, step: int) -> Path:
         """The checkpoint kept for one step; it may not exist."""

@@ -73,43 +73,21 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        *,
-        denoiser: nn.Module,
-        loss: Callable[..., Tensor],
-        optimizer: torch.optim.Optimizer,
-        batch: Batch,
-        run: RunDirectory | None = None,
-        logger: Logger | None = None,
-        preview: Preview | None = None,
-        steps: int,
-        warmup: int = 0,
-        decay: str = "constant",
-        clip: float | None = 1.0,
-        accumulate: int = 1,
-        ema_decay: float = 0.999,
-        ema_ramp: bool = True,
-        precision: str = "float32",
-        channels_last: bool = False,
-        compile: bool = False,
-        seed: int = 0,
-        log_every: int | None = 10,
-        sample_every: int | None = None,
-        checkpoint_every: int | None = 1000,
-        snapshot_every: int | None = None,
-        device: str | torch.device | None = None,
-        progress: bool = True,
-    ) -> None:
+        self, *,
+        denoiser: nn.Module, loss: Callable[..., Tensor], optimizer: torch.optim.Optimizer, batch: Batch,
+        run: RunDirectory | None = None, logger: Logger | None = None, preview: Preview | None = None,
+        steps: int, warmup: int = 0, decay: str = "constant", clip: float | None = 1.0, accumulate: int = 1,
+        ema_decay: float = 0.999, ema_ramp: bool = True,
+        precision: str = "float32", channels_last: bool = False, compile: bool = False, seed: int = 0,
+        log_every: int | None = 10, sample_every: int | None = None,
+        checkpoint_every: int | None = 1000, snapshot_every: int | None = None,
+        device: str | torch.device | None = None, progress: bool = True,
+    ) -> None:  # fmt: skip
         for name, value, least in (
-            ("steps", steps, 1),
-            ("warmup", warmup, 0),
-            ("accumulate", accumulate, 1),
-            ("seed", seed, 0),
-            ("log_every", log_every or 0, 0),
-            ("sample_every", sample_every or 0, 0),
-            ("checkpoint_every", checkpoint_every or 0, 0),
-            ("snapshot_every", snapshot_every or 0, 0),
-        ):
+            ("steps", steps, 1), ("warmup", warmup, 0), ("accumulate", accumulate, 1), ("seed", seed, 0),
+            ("log_every", log_every or 0, 0), ("sample_every", sample_every or 0, 0),
+            ("checkpoint_every", checkpoint_every or 0, 0), ("snapshot_every", snapshot_every or 0, 0),
+        ):  # fmt: skip
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"Trainer needs {name} to be an integer of at least {least}, got {value!r}.")
         for name, choice, allowed in (("decay", decay, DECAYS), ("precision", precision, PRECISIONS)):
@@ -133,19 +111,11 @@ class Trainer:
             logger = CSVLogger(run)
         self.logger: Logger = logger if logger is not None and self._rank == 0 else MultiLogger([])
         self._update = Update(
-            denoiser=denoiser,
-            loss=loss,
-            optimizer=optimizer,
-            batch=batch,
+            denoiser=denoiser, loss=loss, optimizer=optimizer, batch=batch,
             factor=partial(learning_rate_factor, steps=steps, warmup=warmup, decay=decay),
-            clip=math.inf if clip is None or clip < 0 else float(clip),
-            accumulate=accumulate,
-            precision=precision,
-            channels_last=channels_last,
-            seed=seed,
-            device=self.device,
-            rank=self._rank,
-        )
+            clip=math.inf if clip is None or clip < 0 else float(clip), accumulate=accumulate, precision=precision,
+            channels_last=channels_last, seed=seed, device=self.device, rank=self._rank,
+        )  # fmt: skip
         self._meter = self._update.meter
 
     def fit(self) -> dict[str, float]:
@@ -231,15 +201,10 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "format": FORMAT,
-            "step": self.step,
-            "seed": self.seed,
-            "model": self.denoiser.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "sums": self._meter.sums,
+            "format": FORMAT, "step": self.step, "seed": self.seed, "model": self.denoiser.state_dict(),
+            "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict(), "sums": self._meter.sums,
             "loss": self._update.loss_state(),
-        }
+        }  # fmt: skip
 
     def _resume(self) -> None:
         if self.run is None or not self.run.has_checkpoint:

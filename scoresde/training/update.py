@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what is kept."""
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Update:
     """One step of stochastic gradient descent, as a function of its index.
 
@@ -34,30 +36,23 @@ class Update:
         rank: Number of this process among those that train together.
     """
 
-    def __init__(
-        self,
-        *,
-        denoiser: nn.Module,
-        loss: Callable[..., Tensor],
-        optimizer: torch.optim.Optimizer,
-        batch: Batch,
-        factor: Callable[[int], float],
-        clip: float,
-        accumulate: int,
-        precision: str,
-        channels_last: bool,
-        seed: int,
-        device: torch.device,
-        rank: int,
-    ) -> None:
-        self.denoiser, self.loss, self.optimizer, self.batch = denoiser, loss, optimizer, batch
-        self.factor, self.clip, self.accumulate = factor, clip, accumulate
-        self.precision, self.channels_last, self.device = precision, channels_last, device
-        self.seed, self.rank = seed, rank
-        self.meter = Meter(device)
-        self.checks_every_step = device.type == "cpu"  # elsewhere reading a value would wait for the device
-        self.noun = "examples"
-        self._rates = [float(group["lr"]) for group in optimizer.param_groups]
+    denoiser: nn.Module
+    loss: Callable[..., Tensor]
+    optimizer: torch.optim.Optimizer
+    batch: Batch
+    factor: Callable[[int], float]
+    clip: float
+    accumulate: int
+    precision: str
+    channels_last: bool
+    seed: int
+    device: torch.device
+    rank: int
+
+    def __post_init__(self) -> None:
+        self.meter, self.noun = Meter(self.device), "examples"
+        self.checks_every_step = self.device.type == "cpu"  # elsewhere reading a value would wait for the device
+        self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def __call__(self, step: int) -> None:
         self.optimizer.zero_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from scoresde.training.loggers import CSVLogger, Logger, MultiLogger
 from scoresde.training.run import RunDirectory
 
 
+@dataclass(eq=False, repr=False)
 class WandbLogger:
     """Logs to wandb: offline unless WANDB_API_KEY is set, or WANDB_MODE says otherwise.
 
@@ -27,18 +29,15 @@ class WandbLogger:
         timeout: Seconds to wait for the server at the start, and for uploads at the end.
     """
 
-    def __init__(
-        self,
-        run: RunDirectory,
-        *,
-        project: str = "scoresde",
-        entity: str | None = None,
-        name: str | None = None,
-        tags: Sequence[str] = (),
-        timeout: float = 20.0,
-    ) -> None:
-        self.run = run
-        self.project, self.entity, self.name, self.tags, self.timeout = project, entity, name, tags, timeout
+    run: RunDirectory
+    _: KW_ONLY
+    project: str = "scoresde"
+    entity: str | None = None
+    name: str | None = None
+    tags: Sequence[str] = ()
+    timeout: float = 20.0
+
+    def __post_init__(self) -> None:
         self._wandb: Any = None
         self._session: Any = None
 
@@ -79,26 +78,14 @@ class WandbLogger:
 
     def _init(self, mode: str) -> Any:
         settings = self._wandb.Settings(
-            mode=mode,
-            silent=True,
-            console="off",
-            init_timeout=self.timeout,
-            login_timeout=self.timeout,
-            finish_timeout=self.timeout,
-            save_code=False,
-            disable_git=True,
-        )
+            mode=mode, silent=True, console="off", init_timeout=self.timeout, login_timeout=self.timeout,
+            finish_timeout=self.timeout, save_code=False, disable_git=True,
+        )  # fmt: skip
         return self._wandb.init(
-            project=self.project,
-            entity=self.entity,
-            name=self.name or self.run.path.name,
-            tags=list(self.tags),
-            id=self._run_id(),
-            resume="allow" if mode == "online" else None,
-            dir=str(self.run.path),
-            config={"config": self.run.config_text} if self.run.config.is_file() else None,
-            settings=settings,
-        )
+            project=self.project, entity=self.entity, name=self.name or self.run.path.name, tags=list(self.tags),
+            id=self._run_id(), resume="allow" if mode == "online" else None, dir=str(self.run.path),
+            config={"config": self.run.config_text} if self.run.config.is_file() else None, settings=settings,
+        )  # fmt: skip
 
     def _run_id(self) -> str:
         path = self.run.path / "wandb" / "run_id"
@@ -109,14 +96,9 @@ class WandbLogger:
 
 
 def csv_and_wandb(
-    run: RunDirectory,
-    *,
-    project: str = "scoresde",
-    entity: str | None = None,
-    name: str | None = None,
-    tags: Sequence[str] = (),
-    timeout: float = 20.0,
-) -> Logger:
+    run: RunDirectory, *, project: str = "scoresde", entity: str | None = None, name: str | None = None,
+    tags: Sequence[str] = (), timeout: float = 20.0,
+) -> Logger:  # fmt: skip
     """`CSVLogger` and `WandbLogger` together; arguments are those of `WandbLogger`."""
     wandb = WandbLogger(run, project=project, entity=entity, name=name, tags=tags, timeout=timeout)
     return MultiLogger([CSVLogger(run), wandb])
