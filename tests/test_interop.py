@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 from pathlib import Path
@@ -75,6 +76,17 @@ def test_network_and_its_derivatives_equal_the_original(golden: dict[str, Tensor
     norms = torch.stack([x.new_zeros(()) if g is None else g.norm() for g in gradients])
     expected = golden[f"{name}.grad_norms"]
     torch.testing.assert_close(norms, expected, rtol=1e-4, atol=1e-5 * expected.max().item())
+
+
+@pytest.mark.parametrize("key", ["embed.fourier.W", "middle.0.attention.NIN_3.W"])
+def test_rounding_excuses_no_error(golden: dict[str, Tensor], key: str) -> None:
+    """2π taken as 6.283, or a factor of 1.003 on what attention adds."""
+    net, inputs = load("ve_cont").net, (golden["x"], golden["ve_cont.c"], golden["v"])
+    net.state_dict()[key].mul_(6.283 / (2 * math.pi) if "fourier" in key else 1.003)
+    with pytest.raises(AssertionError):
+        assert_rounded(
+            lambda net: value_and_vjp(net, *inputs), net, (golden["ve_cont.y"].double(), golden["ve_cont.vjp"].double())
+        )
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -116,31 +116,13 @@ class NCSNpp(nn.Module):
     ) -> None:
         super().__init__()
         mults = tuple(channel_mults)
-        check_choices(
-            block=block,
-            embedding=embedding,
-            progressive_output=progressive_output,
-            progressive_input=progressive_input,
-            progressive_combine=progressive_combine,
-        )
-        check_sizes(
-            channels=channels,
-            out_channels=out_channels,
-            image_size=image_size,
-            width=width,
-            channel_mults=mults,
-            num_res_blocks=num_res_blocks,
-            num_scales=num_scales,
-            concat_channels=concat_channels,
-        )
-        check_embedding(
-            embedding=embedding,
-            scale_by_sigma=scale_by_sigma,
-            sigma_min=sigma_min,
-            sigma_max=sigma_max,
-            conditional=bool(num_classes or condition_dim),
-            time_conditional=time_conditional,
-        )
+        check_choices(block, embedding, progressive_output, progressive_input, progressive_combine)
+        check_sizes(channels, out_channels, image_size, width, mults, num_res_blocks, num_scales, concat_channels)
+        check_embedding(embedding, scale_by_sigma, sigma_min, sigma_max)
+        if not time_conditional and (num_classes or condition_dim):
+            raise ValueError(
+                "NCSNpp adds label and condition to the time embedding, so they need time_conditional=True."
+            )
         self.channels = channels
         self.out_channels = channels if out_channels is None else out_channels
         self.embedding, self.scale_by_sigma, self.centered = embedding, scale_by_sigma, centered

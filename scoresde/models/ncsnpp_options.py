@@ -12,23 +12,31 @@ Combination = Literal["sum", "cat"]
 
 
 _CHOICES: dict[str, Any] = {
-    "block": Block, "embedding": Embedding, "progressive_output": ProgressiveOutput,
-    "progressive_input": ProgressiveInput, "progressive_combine": Combination,
-}  # fmt: skip
+    "block": Block,
+    "embedding": Embedding,
+    "progressive_output": ProgressiveOutput,
+    "progressive_input": ProgressiveInput,
+    "progressive_combine": Combination,
+}
 
 
-def check_choices(**choices: str) -> None:
-    """Raise ValueError unless every value is one of its Literal's."""
-    for name, value in choices.items():
-        allowed = get_args(_CHOICES[name])
-        if value not in allowed:
-            raise ValueError(f"NCSNpp needs {name} to be one of {', '.join(allowed)}, got {value!r}.")
+def check_choices(*choices: str) -> None:
+    """Raise ValueError unless every value, in the order above, is one of its Literal's."""
+    for (name, literal), value in zip(_CHOICES.items(), choices, strict=True):
+        if value not in get_args(literal):
+            raise ValueError(f"NCSNpp needs {name} to be one of {', '.join(get_args(literal))}, got {value!r}.")
 
 
 def check_sizes(
-    *, channels: int, out_channels: int | None, image_size: int, width: int, channel_mults: tuple[int, ...],
-    num_res_blocks: int, num_scales: int, concat_channels: int,
-) -> None:  # fmt: skip
+    channels: int,
+    out_channels: int | None,
+    image_size: int,
+    width: int,
+    channel_mults: tuple[int, ...],
+    num_res_blocks: int,
+    num_scales: int,
+    concat_channels: int,
+) -> None:
     """Raise ValueError unless the sizes make a network."""
     stages = len(channel_mults)
     if min(channels, width, stages, num_res_blocks, num_scales, concat_channels + 1, *channel_mults) < 1:
@@ -46,14 +54,9 @@ def check_sizes(
         raise ValueError(f"NCSNpp needs out_channels >= 1, or None for the channels of the data, got {out_channels}.")
 
 
-def check_embedding(
-    *, embedding: Embedding, scale_by_sigma: bool, sigma_min: float, sigma_max: float, conditional: bool,
-    time_conditional: bool,
-) -> None:  # fmt: skip
+def check_embedding(embedding: Embedding, scale_by_sigma: bool, sigma_min: float, sigma_max: float) -> None:
     """Raise ValueError unless the noise level is embedded as the other options need it."""
     if not 0 < sigma_min < sigma_max:
         raise ValueError(f"NCSNpp needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}.")
     if scale_by_sigma and embedding == "fourier":
         raise ValueError("NCSNpp with scale_by_sigma=True needs embedding log_fourier or positional, got fourier.")
-    if conditional and not time_conditional:
-        raise ValueError("NCSNpp adds label and condition to the time embedding, so they need time_conditional=True.")

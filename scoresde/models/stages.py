@@ -208,15 +208,8 @@ class Layers:
         return AttendingBlock(residual, AttentionBlock(out_channels, **self._common) if attends else None)
 
     def residual(self, in_channels: int, out_channels: int, resample: nn.Module | None = None) -> ResidualBlock:
-        return ResidualBlock(
-            in_channels,
-            out_channels,
-            self.embed_dim,
-            style=self.style,
-            resample=resample,
-            dropout=self.dropout,
-            **self._common,
-        )
+        own: dict[str, Any] = {"style": self.style, "resample": resample, "dropout": self.dropout}
+        return ResidualBlock(in_channels, out_channels, self.embed_dim, **own, **self._common)
 
     def down(self, channels: int) -> nn.Module:
         return self._resample(channels, Down, ConvDown)
