@@ -27,11 +27,14 @@ _HOMES = {
 }
 _HOME_OF = {name: f"scoresde.{home}" for home, names in _HOMES.items() for name in names.split()}
 _PACKAGES = (*_HOMES, "covariance", "integrate", "fitting", "diagnostics", "data", "interop", "testing")
+_RENAMED = {"Pilots": "ReferencePaths", "pilot_paths": "reference_paths"}
 __all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
     homes = [_HOME_OF[name]] if name in _HOME_OF else [f"scoresde.{package}" for package in _PACKAGES]
+    if name in _RENAMED:
+        return __getattr__(_RENAMED[name])
     if not name.startswith("_"):
         for home in map(_import_module, homes):
             if name in home.__all__:

@@ -43,6 +43,7 @@ def test_a_name_that_moved_down_is_still_found() -> None:
     from scoresde import SEEDS, toy
 
     assert SEEDS is scoresde.solvers.SEEDS and toy is scoresde.data.toy
+    assert scoresde.Pilots is scoresde.fitting.ReferencePaths
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
