@@ -187,7 +187,7 @@ def test_handlers_are_restored_and_a_second_interrupt_acts_at_once(make_trainer:
 
     def twice(denoiser: nn.Module, step: int) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0)
+        time.sleep(0.3)  # long enough to be two signals and not one, whichever thread they reach
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
 
