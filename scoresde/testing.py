@@ -224,8 +224,8 @@ def _integral(function: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -
         gauss, parts = integrate(function, low, high), integrate(function, low, cut) + integrate(function, cut, high)
         ends, quarters = function(low) + function(high), function(low + 0.25 * span) + function(high - 0.25 * span)
         boole = span * (7 * ends + 32 * quarters + 12 * function(low + 0.5 * span)) / 90
-        spread = torch.maximum((gauss - boole).abs(), (gauss - parts).abs())
-        split = (spread > 1e-9 * gauss.abs()) & (depth > 1) & (len(low) < 100_000)
+        error = torch.maximum((gauss - boole).abs(), (gauss - parts).abs())
+        split = (error > 1e-9 * gauss.abs()) & (depth > 1) & (len(low) < 100_000)
         total = total.index_add(0, owner[~split], parts[~split])
         low, high = torch.cat([low[split], cut[split]]), torch.cat([cut[split], high[split]])
         owner = owner[split].repeat(2)

@@ -25,6 +25,7 @@ from scoresde.commands.pictures import save_picture, save_scatter
 from scoresde.commands.solver_grid import on_grid
 from scoresde.commands.variance import NoVariance
 from scoresde.covariance import CovarianceDenoiser
+from scoresde.covariance.reverse_variance import ChoosesVariance
 from scoresde.data import Quantized
 from scoresde.denoiser import Denoiser
 from scoresde.noise import per_sample_noise, stream_generator, stream_seed
@@ -161,7 +162,7 @@ def chosen_covariance(chosen: Chosen, trained: TrainedModel, likelihood: Likelih
             )
         return variance(trained)
     if not isinstance(variance, NoVariance) and not likelihood.uses_covariance:
-        has = f"variance={solver.variance}" if hasattr(solver, "variance") else "no variance to choose"
+        has = f"variance={solver.variance}" if isinstance(solver, ChoosesVariance) else "no variance to choose"
         raise ConfigError(
             f"variance=... ({type(variance).__name__}) needs solver=ddpm or solver=ddim with solver.variance=optimal, "
             f"got a {type(solver).__name__} with {has}."
@@ -172,9 +173,8 @@ def chosen_covariance(chosen: Chosen, trained: TrainedModel, likelihood: Likelih
 def asks_for_covariance(solver: Any) -> bool:
     """Whether a solver, or one inside it, has variance="optimal"."""
     parts = [getattr(solver, field.name) for field in fields(solver)] if is_dataclass(solver) else []
-    return getattr(solver, "variance", None) == "optimal" or any(
-        asks_for_covariance(part) for part in parts if isinstance(part, Solver)
-    )
+    inside = any(asks_for_covariance(part) for part in parts if isinstance(part, Solver))
+    return inside or (isinstance(solver, ChoosesVariance) and solver.variance == "optimal")
 
 
 def draw(

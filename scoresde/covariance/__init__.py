@@ -1,4 +1,4 @@
-"""Denoisers that know their spread: the diagonal of Cov[x0 | x_t], for solvers with an optimal reverse variance."""
+"""Denoisers that know the diagonal of Cov[x0 | x_t], for solvers with an optimal reverse variance."""
 
 from scoresde.covariance.covariance_denoiser import CovarianceDenoiser
 from scoresde.covariance.head import VarianceHead

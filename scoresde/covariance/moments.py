@@ -105,8 +105,8 @@ def second_moment(
             f"give it more data; 100 usually suffice for images, vectors need more."
         )
     q, n, qq, qn, nn, error = (sums.cpu() / drawn).unbind(1)
-    spread = (nn - n.square()).clamp_min(torch.finfo(n.dtype).tiny)
-    slope = (qn - q * n) / spread
+    variance = (nn - n.square()).clamp_min(torch.finfo(n.dtype).tiny)
+    slope = (qn - q * n) / variance
     residual = (qq - q.square() - slope * (qn - q * n)).clamp_min(0)
     return SecondMoment(
         logsnr=denoiser.sde.logsnr(times),

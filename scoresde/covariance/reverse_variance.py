@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,11 +15,16 @@ from scoresde.sde.levels import Interval, Levels
 FIXED = ("small", "large")
 
 
-class HasVariance(Protocol):
-    """A solver with DDPM's options of the variance."""
+@runtime_checkable
+class ChoosesVariance(Protocol):
+    """A solver with a choice of the reverse variance."""
 
     @property
     def variance(self) -> str: ...
+
+
+class HasVariance(ChoosesVariance, Protocol):
+    """A solver with DDPM's options of the variance."""
 
     @property
     def clip_denoised(self) -> tuple[float, float] | None: ...

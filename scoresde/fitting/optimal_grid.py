@@ -86,10 +86,10 @@ def bound_costs(sde: SDE, times: Tensor, moments: SecondMoment, variance: str) -
     error = interpolate(logsnr, moments.logsnr.cpu(), moments.error.cpu())
     removed = -torch.expm1(logsnr[None, :] - logsnr[:, None]).clamp_max(0)
     small = sde.sigma(times).square()[:, None] * removed
-    spread = (sde.alpha(times)[:, None] * removed).square() * (torch.exp(-logsnr) * error)[None, :]
+    unknown = (sde.alpha(times)[:, None] * removed).square() * (torch.exp(-logsnr) * error)[None, :]
     large = sde.sigma(times).square()[None, :] * removed
-    chosen = {"small": small, "large": large, "optimal": small + spread}[variance]
-    return _upper(0.5 * (torch.log(chosen / small) - 1 + (small + spread) / chosen))
+    chosen = {"small": small, "large": large, "optimal": small + unknown}[variance]
+    return _upper(0.5 * (torch.log(chosen / small) - 1 + (small + unknown) / chosen))
 
 
 def least_cost_path(costs: Tensor, nodes: int) -> Tensor:
