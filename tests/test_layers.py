@@ -13,9 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "scoresde"
 FLOORS = (  # ground first
-    "sde", "noise", "parameterization", "denoiser", "guidance", "covariance", "integrate", "solvers", "fitting",
-    "analytic", "likelihood", "losses", "diagnostics", "models", "data", "training", "interop", "commands", "testing",
-    "cli", "__init__",
+    "files", "sde", "noise", "parameterization", "denoiser", "guidance", "covariance", "integrate", "solvers",
+    "fitting", "analytic", "likelihood", "losses", "diagnostics", "models", "data", "training", "interop", "commands",
+    "testing", "cli", "__init__",
 )  # fmt: skip
 ALONE = ("models",)  # import nothing of ours
 ANYTHING = "anything"  # what an import with a name made at run time may lead to

@@ -20,6 +20,7 @@ from scoresde.commands.train import fit
 from scoresde.covariance import VarianceHead
 from scoresde.data import Dataset, Quantized
 from scoresde.denoiser import Denoiser
+from scoresde.files import inside
 from scoresde.likelihood.variational import VariationalDequantization
 from scoresde.losses import DequantizationLoss, DequantizedDenoiser, Loss, SecondMomentLoss
 from scoresde.training import RunDirectory, load_checkpoint, load_weights
@@ -89,7 +90,7 @@ class AuxiliaryTask(Task):
         frozen = {id(parameter) for parameter in trained.model.parameters()}
         parameters = [parameter for parameter in module.parameters() if id(parameter) not in frozen]
         metrics = fit(
-            config, module, parameters, loss, data, trained.run.path / self.folder, whole,
+            config, module, parameters, loss, data, inside(trained.run, trained.run.path / self.folder), whole,
             labelled=trained.classes is not None, dequantize=trained.dequantize,
         )  # fmt: skip
         print(f"done: python sample.py run={trained.run.path} {self.usage}")

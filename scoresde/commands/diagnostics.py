@@ -34,9 +34,9 @@ from scoresde.diagnostics import (
     marginal_gap,
     optimum_by_noise,
 )
+from scoresde.files import write_atomically
 from scoresde.noise import stream_generator
 from scoresde.sde import SDE
-from scoresde.training.checkpoint import write_atomically
 
 LARGEST_COVARIANCE = 4096  # entries of an event for which the linear optimum is computed
 LARGEST_MEMORY = 10**10  # products for the optimum of the training set itself

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from scoresde.training.checkpoint import write_atomically
+from scoresde.files import write_atomically
 
 TARGET_WIDTH = 640  # pixels; small images are enlarged to about this
 

@@ -28,9 +28,9 @@ from scoresde.covariance import CovarianceDenoiser
 from scoresde.covariance.reverse_variance import ChoosesVariance
 from scoresde.data import Quantized
 from scoresde.denoiser import Denoiser
+from scoresde.files import inside, write_atomically
 from scoresde.noise import per_sample_noise, stream_generator, stream_seed
 from scoresde.solvers import Solver
-from scoresde.training.checkpoint import write_atomically
 
 MAX_PICTURES = 256  # images in samples.png
 
@@ -58,7 +58,7 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
         variance=build_as(Variance, config.get("variance"), "variance", own),
     )
     steered = config["label"] is not None or not isinstance(chosen.guidance, NoGuidance)
-    out = Path(config["out"]) if config["out"] is not None else trained.run.samples
+    out = inside(trained.run, Path(config["out"]) if config["out"] is not None else trained.run.samples)
     evaluation = None
     options, likelihood = chosen_likelihood(config["likelihood"], own)
     if is_wanted(config, options, likelihood, chosen.solver, steered):

@@ -17,6 +17,7 @@ from scoresde.commands.interfaces import SolverGrid
 from scoresde.commands.load import TrainedModel
 from scoresde.commands.variance import moments_of
 from scoresde.denoiser import Denoiser
+from scoresde.files import inside
 from scoresde.fitting import (
     CalibratedMultistep,
     Calibration,
@@ -133,7 +134,8 @@ def _with_steps(solver: Solver) -> StepSolver:
 def _path(name: str, steps: int, depends_on: Any, trained: TrainedModel) -> Path:
     """Of a fit: one per solver, its options, the fit's options and the state of training."""
     key = hashlib.sha256(repr(depends_on).encode()).hexdigest()[:8]
-    return trained.run.path / "grids" / f"{name}-{steps}steps-{key}-at{trained.step}.pt"
+    folder = inside(trained.run, trained.run.path / "grids")
+    return folder / f"{name}-{steps}steps-{key}-at{trained.step}.pt"
 
 
 def _fitted(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from scoresde.training.checkpoint import write_atomically
+from scoresde.files import open_append, write_atomically
 
 Row = dict[str, str]
 
@@ -101,7 +101,7 @@ class GrowingTable:
                 self.path.replace(self.aside)
             write_atomically(self.sidecar, json.dumps(self.identity, indent=2).encode())
             write_atomically(self.path, self._text([dict(zip(self.columns, self.columns, strict=True)), *self.rows]))
-            return self.path.open("a", encoding="utf-8", newline="")
+            return open_append(self.path)
         except OSError as error:
             raise OSError(f"cannot write {self.path}: {error.strerror}. Choose another place with out=...") from None
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoresde.files import write_atomically
+
 FORMAT = 1
 _MARK = b"sha256:"
 _TRAILER = len(_MARK) + 64  # the mark and a hexadecimal digest
@@ -118,32 +120,6 @@ def with_present_names(module: nn.Module, state: dict[str, Any]) -> dict[str, An
         return state
     ema = {part: renamed(kept) if isinstance(kept, dict) else kept for part, kept in state.get("ema", {}).items()}
     return state | {"model": renamed(state["model"]), "ema": ema}
-
-
-def write_atomically(path: str | Path, *parts: bytes | memoryview) -> None:
-    """Write a file under a temporary name in its folder, flush it to the disk, then rename it.
-
-    Raises:
-        OSError: If that fails; the temporary file is then removed.
-    """
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the rename itself must survive a power cut
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _plain(value: Any, key: str) -> Any:

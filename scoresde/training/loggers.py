@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from scoresde.training.checkpoint import write_atomically
+from scoresde.files import open_append, write_atomically
 from scoresde.training.run import RunDirectory
 
 
@@ -65,11 +65,10 @@ class CSVLogger:
         if set(row) != set(self._columns):
             raise ValueError(f"{self.path} has columns {', '.join(self._columns)}, got {', '.join(row)}.")
         try:
-            with self.path.open("w" if fresh else "a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, self._columns, lineterminator="\n")
-                if fresh:
-                    writer.writeheader()
-                writer.writerow(row)
+            if fresh:
+                write_atomically(self.path, f"{','.join(self._columns)}\n".encode())
+            with open_append(self.path) as file:
+                csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
         except OSError as error:
             raise OSError(f"cannot write {self.path}: {error.strerror or error}.") from error
 

@@ -6,7 +6,7 @@ import os
 from itertools import zip_longest
 from pathlib import Path
 
-from scoresde.training.checkpoint import write_atomically
+from scoresde.files import inside, write_atomically
 
 
 class RunDirectory:
@@ -32,7 +32,8 @@ class RunDirectory:
         """Make the folder, or take it up again if its configuration is the same.
 
         Raises:
-            ValueError: If it belongs to a run with another configuration, naming the first line that differs.
+            ValueError: If it belongs to a run with another configuration, naming the first line that differs, or a
+                folder of it is a link that leads elsewhere.
             OSError: If the folder cannot be made.
         """
         run = cls(path)
@@ -45,8 +46,8 @@ class RunDirectory:
                 f"{run.checkpoints} holds files but there is no {run.config}; choose another run directory."
             )
         try:
-            run.checkpoints.mkdir(parents=True, exist_ok=True)
-            run.samples.mkdir(exist_ok=True)
+            inside(run, run.checkpoints).mkdir(parents=True, exist_ok=True)
+            inside(run, run.samples).mkdir(exist_ok=True)
             if not run.config.is_file():
                 write_atomically(run.config, config_text.encode())
         except OSError as error:

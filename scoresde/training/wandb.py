@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
+from scoresde.files import inside, write_atomically
 from scoresde.training.loggers import CSVLogger, Logger, MultiLogger
 from scoresde.training.run import RunDirectory
 
@@ -88,11 +90,13 @@ class WandbLogger:
         )  # fmt: skip
 
     def _run_id(self) -> str:
-        path = self.run.path / "wandb" / "run_id"
-        if not path.is_file():
+        path = inside(self.run, self.run.path / "wandb") / "run_id"
+        kept = path.read_text(encoding="utf-8")[:65].strip() if path.is_file() else ""
+        if not re.fullmatch("[0-9a-z]{1,64}", kept):
+            kept = uuid.uuid4().hex[:16]
             path.parent.mkdir(exist_ok=True)
-            path.write_text(uuid.uuid4().hex[:16])
-        return path.read_text().strip()
+            write_atomically(path, kept.encode())
+        return kept
 
 
 def csv_and_wandb(
