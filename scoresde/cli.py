@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
+from types import FrameType
 from typing import Any
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
+from scoresde.streams import make_streams_safe
 
 PACKAGE = Path(__file__).resolve().parent
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # each says how OpenMP's threads wait
@@ -18,6 +21,7 @@ RENAMED = {
     "grid.pilots": "grid.reference_paths",
     "grid.pilot_steps": "grid.reference_steps",
 }  # keys of earlier versions
+NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)  # as torch words it
 
 
 def train_main() -> None:
@@ -60,16 +64,52 @@ def _sample(config: dict[str, Any]) -> None:
 
 
 def _main(name: str, command: Callable[[dict[str, Any]], None]) -> None:
+    make_streams_safe()
+    with _interrupts_noted() as interrupts:
+        try:
+            _run(name, command, interrupts)
+        except BaseException as error:
+            if isinstance(error, SystemExit) or not (interrupts or isinstance(error, KeyboardInterrupt)):
+                raise
+            print(
+                f"\n{Path(sys.argv[0]).name}: stopped by Ctrl-C. What had been saved is kept: the same command goes on "
+                f"from there.",
+                file=sys.stderr,
+            )
+            sys.exit(128 + signal.SIGINT)
+
+
+@contextmanager
+def _interrupts_noted() -> Iterator[list[int]]:
+    """Ctrl-C also enters the list that this gives: an import that it cuts short may raise an error of its own."""
+    noted: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        noted.append(signum)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or current_thread() is not main_thread():
+        yield noted
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _run(name: str, command: Callable[[dict[str, Any]], None], interrupts: list[int]) -> None:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(name))
         return
     share_cores()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through to this function, which words them
+    import hydra
 
     failures: list[Exception] = []  # kept from Hydra, which would print a line of its own about them
 
     @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)
-    def compose(cfg: DictConfig) -> None:
+    def compose(cfg: Any) -> None:
         try:
             command(_plain(cfg))
         except Exception as error:
@@ -81,7 +121,7 @@ def _main(name: str, command: Callable[[dict[str, Any]], None]) -> None:
         if failures:
             raise failures[0]
     except Exception as error:
-        sentence = explain(error)
+        sentence = None if interrupts else explain(error)
         if sentence is None or os.environ.get("SCORESDE_DEBUG"):
             raise
         sys.exit(f"{Path(sys.argv[0]).name}: {sentence}")
@@ -106,7 +146,9 @@ def help_text(name: str) -> str:
     return "\n".join(lines)
 
 
-def _plain(cfg: DictConfig) -> dict[str, Any]:
+def _plain(cfg: Any) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
@@ -156,6 +198,13 @@ def explain(error: Exception) -> str | None:
         return f"{_worded(error)} (python {Path(sys.argv[0]).name} --help lists the options)"
     from scoresde.training import CheckpointError, TrainingError
 
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))):
+        asked = re.search(r"allocate (?:an array.*?)?([\d.]+ [a-z]+)", str(error), re.IGNORECASE)
+        return (
+            f"there is not enough memory{f' ({asked[1]} more were asked for)' if asked else ''}: give a smaller "
+            f"batch_size=... (of likelihoods likelihood.batch_size=...; in training trainer.accumulate=... makes up "
+            f"for it), or a smaller model; what was there before is untouched."
+        )
     if isinstance(error, OSError) and error.errno and str(error).startswith("[Errno"):
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{where}: nothing that was there before is lost; mend that and run the command again."

@@ -13,11 +13,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "scoresde"
 FLOORS = (  # ground first
-    "files", "sde", "noise", "parameterization", "denoiser", "guidance", "covariance", "integrate", "solvers",
-    "fitting", "analytic", "likelihood", "losses", "diagnostics", "models", "data", "training", "interop", "commands",
-    "testing", "cli", "__init__",
+    "streams", "files", "sde", "noise", "parameterization", "denoiser", "guidance", "covariance", "integrate",
+    "solvers", "fitting", "analytic", "likelihood", "losses", "diagnostics", "models", "data", "training", "interop",
+    "commands", "testing", "cli", "__init__",
 )  # fmt: skip
-ALONE = ("models",)  # import nothing of ours
+ALONE = ("models", "streams")  # import nothing of ours
 ANYTHING = "anything"  # what an import with a name made at run time may lead to
 ONLY_IN = {
     "hydra": ("cli",),
