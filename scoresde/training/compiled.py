@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from scoresde.streams import say
 from scoresde.training.update import TrainingError
 
 
@@ -45,7 +46,7 @@ class CompiledNetwork:
             raise
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")[:200]
-            print(f"torch.compile failed ({reason}): going on without it.")
+            say(f"torch.compile failed ({reason}): going on without it.")
             self._remove()
             self._compiled = None
             update()

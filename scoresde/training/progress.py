@@ -7,6 +7,8 @@ import time
 
 from tqdm import tqdm
 
+from scoresde.streams import SafeStream
+
 
 class Progress:
     """A bar on a terminal; elsewhere a plain line at every tenth of the way, and at least every ten minutes.
@@ -21,10 +23,11 @@ class Progress:
         self.start, self.steps = start, steps
         self._began = self._printed = time.perf_counter()
         self._tenth = 10 * start // steps
-        self._lines = shown and not sys.stderr.isatty()
+        self._out = SafeStream(sys.stderr)
+        self._lines = shown and not self._out.isatty()
         self._bar = tqdm(
             total=steps, initial=start, desc="training", unit="step", dynamic_ncols=True,
-            disable=not shown or self._lines,
+            disable=not shown or self._lines, file=self._out,
         )  # fmt: skip
 
     def advance(self) -> None:
@@ -41,7 +44,7 @@ class Progress:
         left = (now - self._began) / max(step - self.start, 1) * (self.steps - step)
         print(
             f"step {step} of {self.steps}   loss {loss:.4g}   {rate:.0f} {noun}/s   {tqdm.format_interval(left)} left",
-            file=sys.stderr,
+            file=self._out,
             flush=True,
         )
 

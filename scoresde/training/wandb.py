@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scoresde.files import inside, write_atomically
+from scoresde.streams import say
 from scoresde.training.loggers import CSVLogger, Logger, MultiLogger
 from scoresde.training.run import RunDirectory
 
@@ -46,13 +47,13 @@ class WandbLogger:
     def start(self, step: int) -> None:
         mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
         if mode == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes"):
-            print("wandb is disabled by the environment: metrics go to metrics.csv only.")
+            say("wandb is disabled by the environment: metrics go to metrics.csv only.")
             return
         os.environ.setdefault("WANDB_SILENT", "true")
         try:
             import wandb
         except ImportError:
-            print("wandb is not installed: metrics go to metrics.csv only (pip install wandb).")
+            say("wandb is not installed: metrics go to metrics.csv only (pip install wandb).")
             return
         self._wandb = wandb
         for attempt in dict.fromkeys((mode, "offline")):
@@ -63,7 +64,7 @@ class WandbLogger:
                 reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
                 instead = "going on offline" if attempt != "offline" else "metrics go to metrics.csv only"
                 wandb.teardown()  # lets go of the run's id
-                print(f"wandb could not start in {attempt} mode ({reason.rstrip('.')}): {instead}.")
+                say(f"wandb could not start in {attempt} mode ({reason.rstrip('.')}): {instead}.")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._session is not None:

@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import builtins
 import csv
+import errno
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scoresde.training import CSVLogger, MultiLogger, RunDirectory, WandbLogger, csv_and_wandb
+from scoresde.training import CSVLogger, MultiLogger, RunDirectory, WandbLogger, csv_and_wandb, loggers
 
 
 @pytest.fixture
@@ -52,10 +55,127 @@ def test_columns_do_not_change(run: RunDirectory) -> None:
         logger.log(2, {"accuracy": 1.0})
 
 
-def test_unwritable_metrics_give_one_sentence(run: RunDirectory) -> None:
+def spreadsheet(content: bytes) -> bytes:
+    """As one writes it where decimals have commas."""
+    return b"\xef\xbb\xbf" + content.replace(b",", b";").replace(b".", b",").replace(b"\n", b"\r\n")
+
+
+TOUCHES: dict[str, Callable[[bytes], bytes]] = {
+    "byte-order mark": lambda content: b"\xef\xbb\xbf" + content,
+    "semicolons": lambda content: content.replace(b",", b";"),
+    "tabs": lambda content: content.replace(b",", b"\t"),
+    "ends of lines": lambda content: content.replace(b"\n", b"\r\n"),
+    "old ends of lines": lambda content: content.replace(b"\n", b"\r"),
+    "UTF-16": lambda content: content.decode().encode("utf-16"),
+    "quotes": lambda content: re.sub(rb"[^,\n]+", rb'"\g<0>"', content),
+    "spreadsheet": spreadsheet,
+    "sep=": lambda content: b"sep=;\r\n" + content.replace(b",", b";"),
+    "no end of line": lambda content: content[:-1] + b" ",
+}
+
+
+@pytest.mark.parametrize("touch", TOUCHES.values(), ids=TOUCHES)
+@pytest.mark.parametrize("when", ["between sessions", "in a session"])
+def test_a_file_that_another_program_changed_is_set_aside_and_gone_on_with(
+    touch: Callable[[bytes], bytes], when: str, run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = CSVLogger(run)
+    logger.start(0)
+    for step in (1, 2, 3):
+        logger.log(step, {"loss": step / 8, "lr": 0.5})
+    changed = touch(run.metrics.read_bytes())
+    run.metrics.write_bytes(changed)
+    if when == "between sessions":
+        logger = CSVLogger(run)
+        logger.start(2)
+    else:
+        logger.log(4, {"loss": 0.5, "lr": 0.5})
+    assert (run.path / "metrics-1.csv").read_bytes() == changed
+    kept = ["1", "2"] if when == "between sessions" else ["1", "2", "3", "4"]
+    assert [row["step"] for row in rows(run)] == kept
+    assert [float(row["loss"]) for row in rows(run)] == [int(step) / 8 for step in kept]
+    said = f"it is metrics-1.csv from now on, and its rows up to step {min(3, int(kept[-1]))} are gone on with."
+    assert said in capsys.readouterr().out
+    logger.log(9, {"loss": 1.0, "lr": 0.5})
+    assert rows(run)[-1] == {"step": "9", "loss": "1.0", "lr": "0.5"}
+    assert not (run.path / "metrics-2.csv").exists()
+
+
+@pytest.mark.parametrize("content", [b"Schritt,loss\n1,2\n", b"step,loss,loss\n1,2,3\n", b"\xff\x00\x81", b"\n\n"])
+def test_what_cannot_be_understood_is_set_aside_whole(content: bytes, run: RunDirectory) -> None:
+    (run.path / "metrics-1.csv").write_bytes(b"of before")
+    run.metrics.write_bytes(content)
+    write(run, 1, 3)
+    assert (run.path / "metrics-1.csv").read_bytes() == b"of before"
+    assert (run.path / "metrics-2.csv").read_bytes() == content
+    assert [row["step"] for row in rows(run)] == ["2", "3"]
+
+
+def test_a_folder_a_link_and_other_columns_are_set_aside(run: RunDirectory, tmp_path: Path) -> None:
     run.metrics.mkdir()
-    with pytest.raises(OSError, match=r"cannot write .*metrics\.csv: Is a directory"):
-        CSVLogger(run).log(1, {"loss": 1.0})
+    write(run, 0, 1)
+    (tmp_path / "theirs").write_text("step,loss\n1,2\n")
+    run.metrics.unlink()
+    run.metrics.symlink_to(tmp_path / "theirs")
+    write(run, 1, 2)
+    assert (tmp_path / "theirs").read_text() == "step,loss\n1,2\n"
+    run.metrics.write_text("step,loss\n1,2\n")
+    write(run, 1, 2)
+    assert [row["step"] for row in rows(run)] == ["2"]
+    assert (run.path / "metrics-3.csv").read_text() == "step,loss\n1,2\n"
+
+
+def test_rows_that_cannot_be_written_wait(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = False
+    real = loggers.open_append
+
+    def open_append(path: Path) -> Any:
+        file = real(path)
+        if full:
+            file.write("half a r")
+            file.close()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return file
+
+    monkeypatch.setattr(loggers, "open_append", open_append)
+    logger = CSVLogger(run)
+    logger.start(0)
+    for step in range(1, 7):
+        full = step in (1, 3, 4, 6)
+        logger.log(step, {"loss": step / 8})
+    full = False
+    logger.close()
+    assert [row["step"] for row in rows(run)] == ["1", "2", "3", "4", "5", "6"]
+    assert run.metrics.read_bytes().count(b"\n") == 7
+    assert capsys.readouterr().out.count("No space left on device): training goes on, and the rows are kept") == 3
+    assert {path.name for path in run.path.iterdir()} == {"config.yaml", "metrics.csv", "checkpoints", "samples"}
+
+
+def test_a_logger_that_fails_is_said_once_and_the_others_go_on(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken:
+        def start(self, step: int) -> None:
+            raise RuntimeError("no\nnetwork.")
+
+        def log(self, step: int, metrics: Any) -> None:
+            raise ConnectionError
+
+        def image(self, step: int, path: Path) -> None:
+            raise KeyError("x")
+
+        def close(self) -> None:
+            raise RuntimeError
+
+    logger = MultiLogger([Broken(), CSVLogger(run)])
+    logger.start(0)
+    logger.log(1, {"loss": 1.0})
+    logger.image(1, run.path)
+    logger.close()
+    assert rows(run) == [{"step": "1", "loss": "1.0"}]
+    assert capsys.readouterr().out == "Broken failed (no network): training goes on.\n"
 
 
 def test_several_loggers_all_receive(run: RunDirectory, tmp_path: Path) -> None:
