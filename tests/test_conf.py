@@ -34,7 +34,7 @@ BUILT = set(KINDS) - {"loss", "likelihood"}  # losses need what the data decide,
 SUPPLIED = {
     "AdamW": {"params", "amsgrad", "maximize", "foreach", "capturable", "differentiable"},
     "Adam": {"params", "amsgrad", "maximize", "foreach", "capturable", "differentiable", "decoupled_weight_decay"},
-    "Trainer": {"denoiser", "loss", "optimizer", "batch", "run", "logger", "preview", "seed", "device"},
+    "Trainer": {"denoiser", "loss", "optimizer", "batch", "run", "logger", "preview", "seed", "device", "origin"},
     "er_sde_scale": {"ratio"},
     "CSVLogger": {"run"},
     "csv_and_wandb": {"run"},

@@ -3,6 +3,7 @@
 from scoresde.commands.auxiliary import AuxiliaryTask, TrainDequantization, TrainVarianceHead
 from scoresde.commands.bounds import ELBO, VLB, LikelihoodReport
 from scoresde.commands.diagnostics import DenoiserDiagnostics, NoDiagnostics
+from scoresde.commands.examples import OwnData
 from scoresde.commands.flow_likelihood import FlowLikelihood
 from scoresde.commands.guidance import Autoguidance, ClassifierFreeGuidance, ClassifierGuidance, NoGuidance
 from scoresde.commands.interfaces import (
@@ -26,7 +27,7 @@ __all__ = [
     "ELBO", "VLB", "Autoguidance", "AuxiliaryTask", "CalibratedTimes", "ClassifierFreeGuidance", "ClassifierGuidance",
     "DenoiserDiagnostics", "Diagnostics", "Estimand", "FlowLikelihood", "Guidance", "Likelihood", "LikelihoodReport",
     "ModelTask", "NoDiagnostics", "NoGuidance", "NoLikelihood", "NoVariance", "OptimalGrid", "OptimisedTimes",
-    "OwnGrid", "ProbedVariance", "Scores", "SolverGrid", "StoredBatch", "TableVariance", "Task", "TrainClassifier",
-    "TrainDenoiser", "TrainDequantization", "TrainVarianceHead", "TrainedModel", "TrainedVariance", "Variance",
-    "load",
+    "OwnData", "OwnGrid", "ProbedVariance", "Scores", "SolverGrid", "StoredBatch", "TableVariance", "Task",
+    "TrainClassifier", "TrainDenoiser", "TrainDequantization", "TrainVarianceHead", "TrainedModel", "TrainedVariance",
+    "Variance", "load",
 ]  # fmt: skip

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import yaml
 from torch import nn
 
 from scoresde.commands.build import ANY_INTERFACE, ConfigError, build_as
@@ -16,6 +15,8 @@ from scoresde.commands.device import pick_device
 from scoresde.commands.fill import fill
 from scoresde.commands.interfaces import Task
 from scoresde.commands.load import TrainedModel, load_run, newest_run
+from scoresde.commands.origin import Origin, check_data, origin_of
+from scoresde.commands.saved_config import read_config
 from scoresde.commands.train import fit
 from scoresde.covariance import VarianceHead
 from scoresde.data import Dataset, Quantized
@@ -70,7 +71,7 @@ class AuxiliaryTask(Task):
         """What is trained: around the denoiser, with fresh weights of its own."""
 
     def __call__(self, config: dict[str, Any]) -> dict[str, float]:
-        given = [key for key in ("run", "conditional", "sde", "parameterization", "data") if config.get(key)]
+        given = [key for key in ("run", "conditional", "sde", "parameterization", "data", "init") if config.get(key)]
         if given:
             raise ConfigError(
                 f"the {self.noun} takes {' and '.join(given)} from its run: leave out {given[0]}=..., name the run "
@@ -91,7 +92,7 @@ class AuxiliaryTask(Task):
         parameters = [parameter for parameter in module.parameters() if id(parameter) not in frozen]
         metrics = fit(
             config, module, parameters, loss, data, inside(trained.run, trained.run.path / self.folder), whole,
-            labelled=trained.classes is not None, dequantize=trained.dequantize,
+            Origin.of(whole, data, extensions), labelled=trained.classes is not None, dequantize=trained.dequantize,
         )  # fmt: skip
         print(f"done: python sample.py run={trained.run.path} {self.usage}")
         return metrics
@@ -109,14 +110,18 @@ class AuxiliaryTask(Task):
                 f"experiment={self.experiment} of={trained.run.path}, which makes {path}."
             )
         run = RunDirectory.open(path)
-        options = yaml.safe_load(run.config_text)[self.key]
+        config, state = read_config(run), load_checkpoint(run.checkpoint)
+        options = config[self.key]
         if options["step"] != trained.step:
             raise ConfigError(
                 f"the {self.noun} in {path} was trained for step {options['step']} of {trained.run.path}, which is at "
                 f"step {trained.step}: remove {path} and train it again."
             )
         module = self.module(trained, options, trained.extensions)
-        load_weights(module, load_checkpoint(run.checkpoint), ema=True)
+        if state.get("origin") is not None:  # an earlier version did not keep it
+            origin = origin_of(run, run.checkpoint, state, config, trained.extensions)
+            check_data(trained.fingerprint, origin.data, trained.run.path)
+        load_weights(module, state, ema=True)
         return module.to(trained.device).eval().requires_grad_(False)
 
 

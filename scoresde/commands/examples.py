@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scoresde.commands.build import ConfigError, build
+from scoresde.commands.identity import PLACES
 from scoresde.commands.load import TrainedModel
 from scoresde.data import Dataset, Quantized
 from scoresde.data.arrays import class_labels, examples_key, given_conditions, read_arrays
@@ -54,6 +55,33 @@ class Examples:
             if part is not None:
                 content.update(part.contiguous().numpy().tobytes())
         return content.hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnData:
+    """The run's own data, which lie at another place than when it was trained.
+
+    Args:
+        path, test_path: Where they lie now; None: where they did.
+    """
+
+    path: str | None = None
+    test_path: str | None = None
+
+    def __call__(self, trained: TrainedModel) -> TrainedModel:
+        """The run with data at their new place.
+
+        Raises:
+            ConfigError: If no place is given, or its data have none.
+        """
+        node = trained.config["data"]
+        places = {key: value for key in PLACES if (value := getattr(self, key)) is not None}
+        if not places or not places.keys() <= node.keys():
+            raise ConfigError(
+                f"data=own needs data.path=..., the new place of the data of {trained.run.path}, which are "
+                f"{node.get('_target_')} with {', '.join(key for key in PLACES if key in node) or 'no place to give'}."
+            )
+        return replace(trained, config={**trained.config, "data": {**node, **places}})
 
 
 def own_examples(trained: TrainedModel, split: str | None, seed: int) -> Examples:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.commands.build import ConfigError, build, build_as, require
+from scoresde.commands.identity import PLACES
 from scoresde.commands.interfaces import Task
+from scoresde.commands.origin import check_data, origin_of
 from scoresde.commands.saved_config import read_config
-from scoresde.commands.train import CODEC_FILE, ModelTask, build_model
+from scoresde.commands.train import ModelTask, build_model
 from scoresde.data import Dataset, Quantized, Standardized, codec_from_state
+from scoresde.data.fingerprint import fingerprint
 from scoresde.denoiser import Denoiser
 from scoresde.guidance import NoisyClassifier
 from scoresde.losses import Loss
@@ -35,6 +38,7 @@ class TrainedModel:
         step: Number of training steps behind the weights.
         dequantize: Whether it was trained on dequantised levels rather than on the centres of their cells.
         extensions: The user's own modules that its classes may come from.
+        fingerprint: Of its data, see `scoresde.data.fingerprint`; None: an earlier version did not keep it.
     """
 
     run: RunDirectory
@@ -46,6 +50,7 @@ class TrainedModel:
     step: int
     dequantize: bool = True
     extensions: Sequence[str] = ()
+    fingerprint: Mapping[str, Any] | None = None
 
     @property
     def denoiser(self) -> Denoiser:
@@ -81,11 +86,20 @@ class TrainedModel:
         """The data that it was trained on.
 
         Raises:
-            ConfigError: If they have changed.
+            ConfigError: If they are not where they were.
+            CheckpointError: If they have changed.
         """
+        for key in PLACES:
+            place = (self.config["data"] or {}).get(key)
+            if place is not None and not Path(place).exists():
+                raise ConfigError(
+                    f"the data of {self.run.path} are not where they were, {place} does not exist: give their new "
+                    f"place with data=own data.{key}=..., or write it into {self.run.config}."
+                )
         data = require(build(self.config["data"], "data", self.extensions), Dataset, "data")
         if data.shape != self.shape:
             raise ConfigError(f"the data of {self.run.path} are no longer those that it was trained on.")
+        check_data(self.fingerprint, fingerprint(data), self.run.path)
         return data
 
 
@@ -120,19 +134,20 @@ def load_run(
             f"denoiser's run, {run.path.parent}."
         )
     state = load_checkpoint(checkpoint)
-    codec = load_checkpoint(run.path / CODEC_FILE)
-    model, net = build_model(task, config, extensions)
+    model, net = build_model(task, config, extensions)  # which refuses what a configuration may not name
+    origin = origin_of(run, checkpoint, state, config, extensions)
     load_weights(model, state, ema=True)
     return TrainedModel(
         run=run,
         config=config,
         model=model.to(device or "cpu").eval().requires_grad_(False),
         net=net,
-        codec=codec_from_state(codec["codec"]),
-        shape=tuple(codec["shape"]),
+        codec=codec_from_state(origin.codec),
+        shape=tuple(origin.shape),
         step=int(state.get("step", 0)),
         dequantize=_dequantizes(config.get("loss"), extensions),
         extensions=extensions,
+        fingerprint=origin.data,
     )
 
 

@@ -32,6 +32,7 @@ from scoresde.files import inside, write_atomically
 from scoresde.noise import per_sample_noise, stream_generator, stream_seed
 from scoresde.solvers import Solver
 
+OWN_DATA = "scoresde.commands.OwnData"
 MAX_PICTURES = 256  # images in samples.png
 
 
@@ -50,6 +51,8 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
     device, extensions = pick_device(config["device"]), config["extensions"]
     run = newest_run(Denoiser, extensions=extensions).path if config["run"] is None else config["run"]
     trained = load_run(run, device=device, extensions=extensions)
+    if (config.get("data") or {}).get("_target_") == OWN_DATA:
+        trained, config = build(config["data"], "data")(trained), {**config, "data": None}
     own = [*extensions, ANY_INTERFACE]  # the command line is the user's own, while the run may come from elsewhere
     chosen = Chosen(
         solver=build_as(Solver, config.get("solver"), "solver", own),

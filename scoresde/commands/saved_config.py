@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
-from scoresde.commands.build import ConfigError, find_target
+from scoresde.commands.build import ConfigError
 from scoresde.training import RunDirectory
 
 NEEDED = ("task", "sde", "parameterization", "model", "data")
@@ -46,21 +45,3 @@ def in_todays_words(config: dict[str, Any], name: str) -> dict[str, Any]:
     if config["task"] == "variance_head":
         task["head"] = (config.get("head") or {}).get("kind")
     return {key: task if key == "task" else value for key, value in config.items() if key != "variance_output"}
-
-
-def means(run: RunDirectory, config: dict[str, Any], extensions: Sequence[str]) -> bool:
-    """Whether a run has this configuration, in whatever words."""
-    try:
-        return run.config.is_file() and _meaning(read_config(run), extensions) == _meaning(config, extensions)
-    except ConfigError:
-        return False
-
-
-def _meaning(node: Any, extensions: Sequence[str]) -> Any:
-    """A configuration with what its targets name in place of the names: a class may have had another one earlier."""
-    if not isinstance(node, dict):
-        return node
-    return {
-        key: find_target(value, "config", extensions) if key == "_target_" else _meaning(value, extensions)
-        for key, value in node.items()
-    }

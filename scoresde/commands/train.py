@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,27 +9,28 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from scoresde.commands.batches import Batches
 from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as, check_kind, require
 from scoresde.commands.device import pick_device
 from scoresde.commands.fill import fill
+from scoresde.commands.identity import PLACES, kept
 from scoresde.commands.interfaces import Task
+from scoresde.commands.origin import Origin
 from scoresde.commands.pictures import save_picture
-from scoresde.commands.saved_config import means
+from scoresde.commands.resume import bring_up_to_date, run_path, take_up
+from scoresde.commands.warm_start import start_from
 from scoresde.covariance import LearnedRange
-from scoresde.data import Dataset, codec_state
+from scoresde.data import Dataset
 from scoresde.denoiser import Denoiser, NetworkDenoiser
 from scoresde.guidance import NoisyClassifier
 from scoresde.losses import ClassifierLoss, DenoisingLoss, Loss
 from scoresde.parameterization import Parameterization
 from scoresde.sde import SDE
 from scoresde.solvers import DPMSolverPP2M
-from scoresde.training import Logger, RunDirectory, Trainer, save_checkpoint
+from scoresde.training import Logger, RunDirectory, Trainer
 
-CODEC_FILE = "codec.pt"
 PREVIEW_SAMPLES = 64
 OF_TASKS = {  # keys that are arguments of some tasks, with the value that stands for none
     "of": (
@@ -41,7 +40,6 @@ OF_TASKS = {  # keys that are arguments of some tasks, with the value that stand
     "head": (None, "another task: start from experiment=digits_npr or experiment=digits_sn"),
     "variance_output": ("fixed", "task=denoiser"),
 }
-NOT_IDENTITY = ("run", "device", "logger", "extensions", *OF_TASKS)  # keys that do not make it another run
 
 
 def train(config: dict[str, Any]) -> dict[str, float]:
@@ -90,7 +88,7 @@ class ModelTask(Task):
 
     def __call__(self, config: dict[str, Any]) -> dict[str, float]:
         extensions = [*config["extensions"], ANY_INTERFACE]
-        for key in ("path", "test_path"):  # sampling may start from another folder
+        for key in PLACES:  # sampling may start from another folder
             if (config.get("data") or {}).get(key) is not None:
                 config["data"][key] = str(Path(config["data"][key]).expanduser().resolve())
         data = build_as(Dataset, config.get("data"), "data", extensions)
@@ -104,11 +102,13 @@ class ModelTask(Task):
         device = pick_device(config["device"])
         torch.manual_seed(config["seed"])
         model, _ = build_model(self, config, extensions)
+        config = start_from(config, model)
         model.to(device)
         loss = self.loss(build_as(Loss, config["loss"], "loss", extensions))
-        path = run_path(config, extensions)
+        origin = Origin.of(config, data, extensions)
+        path = run_path(config, origin)
         metrics = fit(
-            config, model, parameter_groups(model), loss, data, path, identity(config), labelled=labelled,
+            config, model, parameter_groups(model), loss, data, path, kept(config), origin, labelled=labelled,
             dequantize=loss.dequantize,
         )  # fmt: skip
         print(f"done: python sample.py run={path}")
@@ -174,6 +174,7 @@ def fit(
     data: Dataset,
     path: Path,
     saved: dict[str, Any],
+    origin: Origin,
     *,
     labelled: bool,
     dequantize: bool,
@@ -187,17 +188,16 @@ def fit(
         loss: What is minimised.
         data: Where the examples come from.
         path, saved: The run directory, and the configuration that is kept there.
+        origin: What the run is made from.
         labelled, dequantize: As for `Batches`.
     """
     extensions = [*config["extensions"], ANY_INTERFACE]
     optimizer = build_as(torch.optim.Optimizer, config["optimizer"], "optimizer", extensions, parameters)
-    run = take_up(path, saved, extensions)
-    if not (run.path / CODEC_FILE).is_file():
-        save_checkpoint(run.path / CODEC_FILE, {"codec": codec_state(data.codec), "shape": list(data.shape)})
+    run = take_up(path, saved, origin)
     device = next(module.parameters()).device
     count = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
     print(f"{run.path}: {count:,} parameters, {len(data.train):,} training examples of shape {data.shape}, {device}")
-    trainer = build(
+    built = build(
         config["trainer"],
         "trainer",
         extensions,
@@ -210,8 +210,12 @@ def fit(
         preview=Preview(run, data, labelled) if isinstance(module, Denoiser) and data.is_image else None,
         seed=config["seed"],
         device=device,
+        origin=origin,
     )
-    return require(trainer, Trainer, "trainer").fit()
+    trainer: Trainer = require(built, Trainer, "trainer")
+    trainer.resume()
+    bring_up_to_date(run, saved, origin, trainer)
+    return trainer.fit()
 
 
 class Preview:
@@ -242,30 +246,3 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     learned = {id(parameter) for parameter in schedule}
     groups = [{"params": [parameter for parameter in model.parameters() if id(parameter) not in learned]}]
     return [*groups, {"params": schedule, "weight_decay": 0.0}] if schedule else groups
-
-
-def take_up(path: Path, config: dict[str, Any], extensions: Sequence[str]) -> RunDirectory:
-    """The run directory, new or with the same configuration, whatever names an earlier version had for it."""
-    text = yaml.safe_dump(config, sort_keys=False)
-    if means(RunDirectory(path), yaml.safe_load(text), extensions):
-        text = RunDirectory(path).config_text
-    return RunDirectory.create(path, text)
-
-
-def run_path(config: dict[str, Any], extensions: Sequence[str] = ()) -> Path:
-    """The run directory: `run`, or a name made from the configuration, so that the same command finds it again."""
-    if config["run"] is not None:
-        return Path(config["run"])
-    digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
-    names = [str(config[key]["_target_"]).rpartition(".")[2].lower() for key in ("data", "sde", "model")]
-    path = Path("runs") / "-".join([*names, digest])
-    if not path.exists():  # an earlier version named it after the words that it had
-        for other in sorted(path.parent.glob("-".join([*names, "????????"]))):
-            if means(RunDirectory(other), yaml.safe_load(yaml.safe_dump(identity(config))), extensions):
-                return other
-    return path
-
-
-def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """What of a configuration makes it another run."""
-    return {key: value for key, value in config.items() if key not in NOT_IDENTITY}

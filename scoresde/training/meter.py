@@ -19,6 +19,7 @@ class Meter:
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(3, device=device)  # of loss, its variance and gradient norm since the last reset
+        self.count = 0  # of updates in them
         self._trouble = torch.full((3,), -1, device=device)
         self.restart()
 
@@ -35,6 +36,7 @@ class Meter:
         first = (self._trouble[0] < 0) & ~(finite & norm.isfinite())
         self._trouble = torch.where(first, found, self._trouble)
         self.sums += torch.stack([losses.mean().float(), losses.float().var(correction=0), norm.float()])
+        self.count += 1
         self._examples += len(losses)
 
     def trouble(self) -> tuple[int, int, bool] | None:
@@ -42,12 +44,13 @@ class Meter:
         step, example, finite = self._trouble.tolist()
         return None if step < 0 else (step, example, bool(finite))
 
-    def means(self, count: int, lr: float) -> dict[str, float]:
-        """A row of metrics, averaged over the last `count` updates; starts over."""
-        loss, variance, norm = (self.sums / count).tolist()
+    def means(self, lr: float) -> dict[str, float]:
+        """A row of metrics, averaged over the updates since the last one; starts over."""
+        loss, variance, norm = (self.sums / self.count).tolist()
         now = time.perf_counter()
         rate = self._examples / max(now - self._since, 1e-9)
         self.sums.zero_()
+        self.count = 0
         self._examples, self._since = 0, now
         return {
             "loss": loss, "loss_std": max(variance, 0.0) ** 0.5, "grad_norm": norm, "lr": lr,

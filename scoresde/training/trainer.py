@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,16 @@ from scoresde.training.update import Batch, TrainingError, Update
 
 Preview = Callable[[nn.Module, int], str | Path | None]  # (denoiser with averaged weights, step) -> picture
 PRECISIONS = ("float32", "bfloat16")
+
+
+class Origin(Protocol):
+    """What a run is made from, its configuration and data: kept in every checkpoint, and compared on resuming."""
+
+    def state(self) -> dict[str, Any]:
+        """Plain values and tensors that say it."""
+
+    def check(self, state: Mapping[str, Any] | None, path: Path) -> None:
+        """Raise CheckpointError if that of the checkpoint at `path` is another; None if the checkpoint has none."""
 
 
 class Trainer:
@@ -70,6 +80,7 @@ class Trainer:
             one before; snapshots are kept.
         device: Where to train; None: where the denoiser is.
         progress: Whether to show a bar, or lines where there is no terminal.
+        origin: What the run is made from; None: whatever its checkpoint says.
     """
 
     def __init__(
@@ -81,7 +92,7 @@ class Trainer:
         precision: str = "float32", channels_last: bool = False, compile: bool = False, seed: int = 0,
         log_every: int | None = 10, sample_every: int | None = None,
         checkpoint_every: int | None = 1000, snapshot_every: int | None = None,
-        device: str | torch.device | None = None, progress: bool = True,
+        device: str | torch.device | None = None, progress: bool = True, origin: Origin | None = None,
     ) -> None:  # fmt: skip
         for name, value, least in (
             ("steps", steps, 1), ("warmup", warmup, 0), ("accumulate", accumulate, 1), ("seed", seed, 0),
@@ -104,6 +115,7 @@ class Trainer:
         if channels_last:
             denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.step = 0  # finished updates
+        self.origin, self._origin_state, self._resumed = origin, None, False
         self.ema = EMA(denoiser, ema_decay, ema_ramp)
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self._rank = torch.distributed.get_rank() if distributed else 0
@@ -131,7 +143,9 @@ class Trainer:
                 written.
             Interrupted: After SIGINT or SIGTERM, once the state is saved.
         """
-        self._resume()
+        if not self._resumed:
+            self.resume()
+        self._resumed = False
         if self.step >= self.steps:
             self._say(f"already trained to step {self.step} of {self.steps}: nothing left to do.")
             return {"step": float(self.step)}
@@ -171,7 +185,7 @@ class Trainer:
             if self._due(self.log_every):
                 self._update.check()
                 rate = float(self.optimizer.param_groups[0]["lr"])
-                metrics = self._meter.means((self.step - 1) % self.log_every + 1, rate)
+                metrics = self._meter.means(rate)
                 self.logger.log(self.step, metrics)
                 progress.report(self.step, metrics["loss"], metrics["examples_per_second"], self._update.noun)
             paused = time.perf_counter()
@@ -203,14 +217,24 @@ class Trainer:
         return {
             "format": FORMAT, "step": self.step, "seed": self.seed, "model": self.denoiser.state_dict(),
             "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict(), "sums": self._meter.sums,
-            "loss": self._update.loss_state(),
+            "summed": self._meter.count, "loss": self._update.loss_state(),
+            "origin": self._origin_state if self.origin is None else self.origin.state(),
         }  # fmt: skip
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
+        """Take up the state of the run's checkpoint, if it has one; `fit` does so by itself.
+
+        Raises:
+            CheckpointError: As for `fit`.
+        """
+        self._resumed = True
         if self.run is None or not self.run.has_checkpoint:
             return
         path = self.run.checkpoint
         state = with_present_names(self.denoiser, load_checkpoint(path))
+        self._origin_state = state.get("origin")
+        if self.origin is not None:
+            self.origin.check(self._origin_state, path)
         if state.get("seed") != self.seed:
             raise CheckpointError(f"{path} is of a run with seed {state.get('seed')}, got seed {self.seed}.")
         load_weights(self.denoiser, state, ema=False)
@@ -220,6 +244,7 @@ class Trainer:
             self._meter.sums = state["sums"].to(self.device)
             self._update.load_loss_state(state.get("loss", {}))
             self.step = int(state["step"])
+            self._meter.count = int(state.get("summed", self.step % self.log_every))
         except (KeyError, ValueError) as error:
             raise CheckpointError(f"{path} is of another model or optimizer: {error}.") from error
         if 0 < self.step < self.steps:

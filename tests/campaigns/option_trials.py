@@ -221,7 +221,8 @@ def bases() -> list[Base]:
         Base("sample", "sample", labelled, ("labelled",), rest),
         Base("sample.likelihood", "sample", ode, ("toy",), shared),
     ]
-    found += [training(group, option) for group in groups_of("train") for option in options_of(group)]
+    groups = [(group, option) for group in groups_of("train") for option in options_of(group)]
+    found += [training(*pair) for pair in groups if pair != ("data", "own")]  # which is an option of sample.py alone
     found += [sampling(group, option) for group in groups_of("sample") for option in options_of(group)]
     return found
 

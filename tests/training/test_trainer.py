@@ -289,7 +289,7 @@ def test_loss_std_is_the_spread_between_the_examples_of_a_batch() -> None:
     meter = Meter(torch.device("cpu"))
     meter.record(0, torch.tensor([1.0, 3.0]), torch.tensor(1.0))
     meter.record(1, torch.tensor([10.0, 14.0]), torch.tensor(1.0))
-    assert meter.means(2, 0.1)["loss_std"] == pytest.approx(((1 + 4) / 2) ** 0.5)
+    assert meter.means(0.1)["loss_std"] == pytest.approx(((1 + 4) / 2) ** 0.5)
 
 
 @pytest.mark.parametrize("checks_every_step", [True, False])  # False: as on an accelerator

@@ -1,0 +1,76 @@
+"""What of a configuration makes it another run, and how two of them differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from scoresde.commands.build import ConfigError, find_target
+
+NOT_KEPT = ("run", "device", "logger", "extensions", "of", "head", "variance_output")  # the last three: in `task`
+PLACES = ("path", "test_path")  # where data lie, or weights to start from: what they are has a fingerprint
+FREE = {  # what may differ when a run is taken up again
+    "data": PLACES,
+    "init": PLACES,
+    "trainer": (
+        "steps", "log_every", "sample_every", "checkpoint_every", "snapshot_every", "progress", "compile",
+    ),
+}  # fmt: skip
+
+
+class Difference(NamedTuple):
+    """A key, and what two configurations have there; null is what is not there."""
+
+    key: str
+    theirs: Any
+    ours: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} is {_shown(self.theirs)} there and {_shown(self.ours)} here"
+
+
+def kept(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run's own configuration file holds."""
+    return {key: value for key, value in config.items() if key not in NOT_KEPT and (key, value) != ("init", None)}
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes it another run: all that changes the weights, apart from the data themselves and the length.
+
+    Left out are the places of files, `trainer.steps`, and what training says and saves in between.
+    """
+    return {
+        key: {name: value for name, value in node.items() if name not in FREE[key]}
+        if key in FREE and isinstance(node, Mapping)
+        else node
+        for key, node in kept(config).items()
+    }
+
+
+def differences(theirs: Any, ours: Any, extensions: Sequence[str] = (), key: str = "") -> Iterator[Difference]:
+    """Where two configurations differ; names of one class are the same, and null is what is not there."""
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+        for name in dict.fromkeys([*ours, *theirs]):
+            inner = f"{key}.{name}" if key else str(name)
+            yield from differences(theirs.get(name), ours.get(name), extensions, inner)
+    elif not (_equal(theirs, ours) or (key.endswith("_target_") and _name_one(theirs, ours, extensions))):
+        yield Difference(key, theirs, ours)
+
+
+def _equal(theirs: Any, ours: Any) -> bool:
+    both_nan = theirs != theirs and ours != ours
+    return isinstance(theirs, bool) == isinstance(ours, bool) and (theirs == ours or both_nan)
+
+
+def _name_one(theirs: Any, ours: Any, extensions: Sequence[str]) -> bool:
+    try:
+        return bool(find_target(theirs, "config", extensions) is find_target(ours, "config", extensions))
+    except ConfigError:
+        return False
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = value.get("_target_", "a group of options")
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
