@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
+from scoresde.checks import check_choice, check_flags, check_whole
 from scoresde.commands.build import INTERFACES, ConfigError, require
 from scoresde.commands.interfaces import SolverGrid
 from scoresde.commands.load import TrainedModel
@@ -28,6 +29,7 @@ from scoresde.fitting import (
     optimise_grid,
     reference_paths,
 )
+from scoresde.fitting.optimal_grid import COSTS
 from scoresde.solvers import Solver, StepSolver
 
 Fit = TypeVar("Fit", OptimisedGrid, Calibration)
@@ -63,6 +65,10 @@ class OptimalGrid(SolverGrid):
     samples: int = 500
     levels: int | None = None
 
+    def __post_init__(self) -> None:
+        check_choice(self, "variance", self.variance, tuple(COSTS))
+        check_whole(self, "samples >= 3", "levels >= 2 or null")
+
     def __call__(self, solver: Solver, trained: TrainedModel) -> Solver:
         steps, sde = _with_steps(solver), trained.denoiser.sde
         grid = partial(
@@ -93,6 +99,9 @@ class OptimisedTimes(SolverGrid):
     batch: int = 32
     refit: bool = False
 
+    def __post_init__(self) -> None:
+        _check_fit(self)
+
     def __call__(self, solver: Solver, trained: TrainedModel) -> Solver:
         steps = _with_steps(solver)
         options = [(f.name, getattr(steps, f.name)) for f in fields(steps) if f.name not in ("grid", "steps")]
@@ -115,6 +124,9 @@ class CalibratedTimes(SolverGrid):
     batch: int = 32
     refit: bool = False
 
+    def __post_init__(self) -> None:
+        _check_fit(self)
+
     def __call__(self, solver: Solver, trained: TrainedModel) -> Solver:
         steps = _with_steps(solver).steps
 
@@ -123,6 +135,11 @@ class CalibratedTimes(SolverGrid):
 
         path = _path("calibrated", steps, replace(self, refit=False), trained)
         return CalibratedMultistep(calibration=_fitted(Calibration, fit, path, self, trained))
+
+
+def _check_fit(grid: SolverGrid) -> None:
+    check_flags(grid)
+    check_whole(grid, "reference_paths >= 2", "reference_steps >= 1", "iterations >= 0", "batch >= 1")
 
 
 def _with_steps(solver: Solver) -> StepSolver:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoresde.checks import check_choice
 from scoresde.covariance.covariance_denoiser import CovarianceDenoiser, DataRange
-from scoresde.covariance.reverse_variance import check_choice
 from scoresde.denoiser import Denoiser
 from scoresde.sde import expand
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_choice, check_numbers, check_pair
 from scoresde.denoiser import Denoiser, KnowsCovariance, KnowsFullCovariance, PredictsRange
 from scoresde.sde.levels import Interval, Levels
 
@@ -93,20 +93,10 @@ def check_known(denoiser: Denoiser, variance: str) -> None:
         )
 
 
-def check_choice(owner: str, name: str, value: object, allowed: Sequence[str]) -> None:
-    """Raise ValueError if an option has none of its values."""
-    if value not in allowed:
-        names = ", ".join(map(repr, allowed[:-1]))
-        raise ValueError(f"{owner} needs {name} {names} or {allowed[-1]!r}, got {value!r}.")
-
-
 def check_variance(solver: HasVariance, allowed: tuple[str, ...]) -> None:
     """Raise ValueError if the options of the variance make no sense; `clip_denoised` becomes a pair of numbers."""
-    name, clip, last = type(solver).__name__, solver.clip_denoised, solver.clip_last_noise
-    check_choice(name, "variance", solver.variance, allowed)
-    if last is not None and not last > 0:
-        raise ValueError(f"{name} needs clip_last_noise > 0, in levels of 8 bits, or None, got {last}.")
-    if clip is not None and (len(clip) != 2 or not clip[0] < clip[1]):
-        raise ValueError(f"{name} needs clip_denoised (low, high) with low < high, got {clip}.")
-    if clip is not None:
-        object.__setattr__(solver, "clip_denoised", (float(clip[0]), float(clip[1])))
+    check_choice(solver, "variance", solver.variance, allowed)
+    check_numbers(solver, "0 < clip_last_noise < inf or null")
+    if solver.clip_denoised is not None:
+        clip = check_pair(solver, "clip_denoised", solver.clip_denoised, "-inf < low < high < inf")
+        object.__setattr__(solver, "clip_denoised", clip)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_numbers, check_whole
 from scoresde.denoiser import Denoiser
 from scoresde.fitting.calibrated import CalibratedMultistep, Calibration, check_levels, load_fit, save_fit
 from scoresde.fitting.gaussian_flow import GaussianFlow
@@ -142,10 +143,7 @@ def calibrate(
         iterations, batch, lr, seed: Of the fit.
         progress: Called with 1 after every iteration.
     """
-    if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 2:
-        raise ValueError(f"calibrate needs nfe to be a whole number of at least 2, got {nfe!r}.")
-    if isinstance(order, bool) or order not in (1, 2, 3, 4):
-        raise ValueError(f"calibrate needs order 1, 2, 3 or 4, got {order!r}.")
+    check_whole("calibrate", "nfe >= 2", "1 <= order <= 4", nfe=nfe, order=order)
     sde, std = denoiser.sde, paths.gaussian.std
     ends = level_range(sde, sde.t_min)
     parts = LevelParameters(ends, first_guess(std, nfe, within=ends), free_start=True)
@@ -194,9 +192,16 @@ def _fit(
     progress: Progress | None,
 ) -> dict[str, float]:
     """Adam with a cosine decay and a short warm-up; the best state on held-out paths is kept."""
-    for name, number, least in (("iterations", iterations, 0), ("batch", batch, 1)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise ValueError(f"The fit of a solver needs {name} of at least {least}, a whole number, got {number!r}.")
+    check_whole(
+        "The fit of a solver",
+        "iterations >= 0",
+        "batch >= 1",
+        "seed >= 0",
+        iterations=iterations,
+        batch=batch,
+        seed=seed,
+    )
+    check_numbers("The fit of a solver", "0 < lr < inf", lr=groups[0]["lr"])
     held = max(1, len(paths) // 10, min(32, len(paths) // 4))
     train = len(paths) - held
     rms, parameters = paths.rms, [p for group in groups for p in group["params"]]

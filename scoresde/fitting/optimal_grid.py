@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_choice
 from scoresde.covariance.moments import SecondMoment, interpolate
 from scoresde.sde import SDE
 
@@ -36,8 +37,7 @@ def optimal_grid(sde: SDE, steps: int, t_end: float, *, moments: SecondMoment, v
         Bao et al., "Analytic-DPM", 2022, arXiv:2201.06503.
         Watson et al., "Learning to Efficiently Sample from Diffusion Probabilistic Models", 2021, arXiv:2106.03802.
     """
-    if variance not in COSTS:
-        raise ValueError(f"optimal_grid needs variance to be one of {', '.join(COSTS)}, got {variance!r}.")
+    check_choice("optimal_grid", "variance", variance, tuple(COSTS))
     times = sde.time(moments.logsnr.cpu())
     noisy = float(sde.sigma(torch.tensor(t_end, dtype=torch.float64))) > 0
     inner = times[(times > t_end + 1e-9) & (times < 1 - 1e-9)]

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.denoiser import Denoiser
+from scoresde.checks import check_choice, check_whole
+from scoresde.denoiser import Denoiser, devices_named
 from scoresde.fitting.gaussian_flow import GaussianFlow
 from scoresde.sde.grids import logsnr_grid
 from scoresde.solvers.adams import ExponentialAdams
@@ -65,18 +66,20 @@ def reference_paths(
         batch: Paths per network call.
         progress: Called with the number of paths done since the last call.
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 2:
-        raise ValueError(f"reference_paths needs at least 2 paths, a whole number, got {count!r}.")
+    check_whole("reference_paths", "count >= 2", "batch >= 1", count=count, batch=batch)
+    check_choice("reference_paths", "dtype", dtype, (None, torch.float32, torch.float64))
     fine = ExponentialAdams(steps=steps, order=3, prediction="v", corrector=True, grid=logsnr_grid)
     sde = denoiser.sde
-    x = sde.prior_sample((count, *shape), generator=generator, device=device, dtype=dtype)
     ends, means = [], []
-    for part in x.split(batch):
-        one = torch.ones((), dtype=torch.float64, device=x.device)
-        means.append(denoiser(part, one).double().sum(0))
-        ends.append(fine(denoiser, part))
-        if progress is not None:
-            progress(len(part))
+    source = generator and torch.empty(0, device=generator.device)
+    with devices_named("reference_paths", denoiser, paths=torch.empty(0, device=device), generator=source):
+        x = sde.prior_sample((count, *shape), generator=generator, device=device, dtype=dtype)
+        for part in x.split(batch):
+            one = torch.ones((), dtype=torch.float64, device=x.device)
+            means.append(denoiser(part, one).double().sum(0))
+            ends.append(fine(denoiser, part))
+            if progress is not None:
+                progress(len(part))
     end = torch.cat(ends)
     gaussian = GaussianFlow.of(end.cpu(), mean=(torch.stack(means).sum(0) / count).cpu())
     return ReferencePaths(x, end, gaussian, steps + 2)

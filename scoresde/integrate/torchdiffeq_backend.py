@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_numbers, check_whole
 from scoresde.integrate.adaptive import Integral
 from scoresde.integrate.methods import Adams, Field, Method, State, Tableau
 
@@ -22,12 +23,11 @@ def check_ode_arguments(owner: str, method: str, rtol: float, atol: float, steps
             f"{owner} needs a method: adaptive {', '.join(ADAPTIVE_METHODS)} "
             f"or fixed-step {', '.join(FIXED_METHODS)}, got {method!r}."
         )
-    if method in FIXED_METHODS and (steps is None or steps < 1):
-        raise ValueError(f"{owner} with the fixed-step method {method!r} needs steps of at least 1, got {steps}.")
+    if method in FIXED_METHODS:
+        check_whole(f"{owner} with the fixed-step method {method}", "1 <= steps <= 1000000", steps=steps)
     if method in ADAPTIVE_METHODS and steps is not None:
         raise ValueError(f"{owner} chooses its own steps with {method!r}: set rtol and atol, and leave steps null.")
-    if not (rtol > 0 and atol > 0):
-        raise ValueError(f"{owner} needs rtol > 0 and atol > 0, got rtol={rtol}, atol={atol}.")
+    check_numbers(owner, "0 < rtol <= 1", "0 < atol <= 1", rtol=rtol, atol=atol)
 
 
 @cache

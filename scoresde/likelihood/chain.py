@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde.covariance.reverse_variance import FIXED, check_choice, check_known, posterior_std, removed
+from scoresde.checks import check_choice
+from scoresde.covariance.reverse_variance import FIXED, check_known, posterior_std, removed
 from scoresde.denoiser import Denoiser, KnowsFullCovariance, PredictsRange
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
 from scoresde.sde import SDE, DiscreteVPSDE, expand

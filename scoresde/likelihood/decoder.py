@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.covariance.reverse_variance import check_choice
+from scoresde.checks import check_choice
 from scoresde.likelihood.cells import Cells
 
 Decoder = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x0 (B, *), mean (B, *), std broadcastable) -> nats (B,)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from scoresde.covariance.reverse_variance import check_choice
+from scoresde.checks import check_choice
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.chain import prior_kl

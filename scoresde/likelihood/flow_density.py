@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde.covariance.reverse_variance import check_choice
-from scoresde.denoiser import Denoiser
+from scoresde.checks import check_choice
+from scoresde.denoiser import Denoiser, devices_named
 from scoresde.integrate.adaptive import QuantityOfInterest, integrate
 from scoresde.integrate.coordinates import FlowCoordinates
 from scoresde.integrate.methods import Attempt, Field, State
@@ -130,7 +130,7 @@ def log_prob(
     seeds = sample_seeds(_drawn_seeds(x, generator) if seeds is None else seeds, len(x), "log_prob")
     trace, entries = trace_of(divergence, x, probes, probe, seeds), x.shape[1:].numel()
 
-    with nullcontext() if create_graph else torch.no_grad():
+    with devices_named("log_prob", denoiser, x=x), nullcontext() if create_graph else torch.no_grad():
         start, decoder_term = x, x.new_zeros(len(x), dtype=torch.float64)
         if below == "decoder":
             start, decoder_term = _decoded(flow, denoiser, x, decoder, seeds)

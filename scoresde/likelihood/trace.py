@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from scoresde.covariance.reverse_variance import check_choice
+from scoresde.checks import check_choice
 from scoresde.noise.keyed import deliver, keyed_normals
 from scoresde.noise.streams import stream_seed
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.covariance.reverse_variance import check_choice
+from scoresde.checks import check_choice
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.elbo import random_probe
 from scoresde.losses.loss import SampledLoss, check_one_of

@@ -10,6 +10,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_choice, check_numbers, check_whole
 from scoresde.sde.base import SDE
 from scoresde.sde.continuous import VPSDE
 
@@ -66,7 +67,7 @@ def vp_grid(sde: SDE, steps: int, t_end: float, *, power: float = 2.0) -> Tensor
     Levels are sparse at both ends and dense around σ/α = 1, where data take shape. On `VPSDE()` itself, power 2 is
     `quadratic_grid` and power 1 `uniform_grid`.
     """
-
+    check_numbers("vp_grid", "0 < power <= 1000", power=power)
     vp = VPSDE()
     return _spaced(
         sde, steps, t_end, lambda logsnr: vp.time(logsnr) ** (1 / power), lambda place: vp.logsnr(place**power)
@@ -90,6 +91,7 @@ def logsnr_grid(sde: SDE, steps: int, t_end: float) -> Tensor:
 
 def karras_grid(sde: SDE, steps: int, t_end: float, *, rho: float = 7.0) -> Tensor:
     """Equal steps in (σ/α)^(1/ρ) (Karras et al. 2022, arXiv:2206.00364, eq. 5)."""
+    check_numbers("karras_grid", "0 < rho <= 1000", rho=rho)
     return _spaced(sde, steps, t_end, lambda logsnr: torch.exp(-0.5 / rho * logsnr), lambda root: -2 * rho * root.log())
 
 
@@ -105,18 +107,16 @@ def subsequence_grid(sde: SDE, steps: int, t_end: float, *, length: int = 1000, 
     Label k is t = (k + 1)/L, so the grid starts at the largest label, below t = 1 for the first two spacings.
     There are `steps` labels, hence `steps` network calls with `denoise=False` and t_end = 0.
     """
-    if not 1 <= steps <= length:
-        raise ValueError(f"subsequence_grid needs 1 <= steps <= length={length}, got steps={steps}.")
+    check_whole("subsequence_grid", f"1 <= steps <= length <= {10**6}", steps=steps, length=length)
+    check_choice("subsequence_grid", "spacing", spacing, ("uniform", "quadratic", "even", "even_1"))
     if spacing == "uniform":
         labels = torch.arange(0, length, length // steps)[:steps]
     elif spacing == "quadratic":
         labels = torch.linspace(0, (0.8 * length) ** 0.5, steps, dtype=torch.float64).square().long().unique()
     elif spacing == "even":
         labels = torch.tensor([round(Fraction(i * (length - 1), max(steps - 1, 1))) for i in range(steps)])
-    elif spacing == "even_1":
-        labels = torch.tensor([round(1 + Fraction(i * (length - 1), max(steps - 1, 1))) - 1 for i in range(steps)])
     else:
-        raise ValueError(f"subsequence_grid needs spacing uniform, quadratic, even or even_1, got {spacing!r}.")
+        labels = torch.tensor([round(1 + Fraction(i * (length - 1), max(steps - 1, 1))) - 1 for i in range(steps)])
     times = (labels.double().flip(0) + 1) / length
     return torch.cat([times[times > t_end], times.new_tensor([t_end])])
 

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from scoresde.checks import check_choice, check_numbers, check_unused, check_whole
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, few_step_grid, karras_grid
 from scoresde.sde.levels import Interval, Level, Levels, Weights
-from scoresde.solvers.base import StepSolver, check_choice, linear
+from scoresde.solvers.base import StepSolver, linear
 from scoresde.solvers.exponential import CLOCKS, PREDICTIONS, adams_weights, predicted, transfer
 
 ADAMS_BASHFORTH = {  # of equal steps, by order
@@ -72,17 +73,14 @@ class ExponentialAdams(StepSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        name = type(self).__name__
-        if self.order not in (None, 1, 2, 3, 4):
-            raise ValueError(f"{name} needs order 1, 2, 3 or 4, got {self.order!r}.")
-        if self.prediction not in PREDICTIONS:
-            raise ValueError(f"{name} needs prediction {', '.join(PREDICTIONS)}, got {self.prediction!r}.")
-        if self.clock not in CLOCKS:
-            raise ValueError(f"{name} needs clock {', '.join(CLOCKS)}, got {self.clock!r}.")
-        if self.clock == "time" and self.prediction in ("v", "flow"):
-            raise ValueError(f"{name} needs prediction eps or data with clock='time', got {self.prediction!r}.")
-        if not 0 < self.sigma_data < float("inf"):
-            raise ValueError(f"{name} needs sigma_data > 0, got {self.sigma_data!r}.")
+        check_whole(self, "1 <= order <= 4 or null")
+        check_choice(self, "prediction", self.prediction, PREDICTIONS)
+        check_choice(self, "clock", self.clock, CLOCKS)
+        if self.clock == "time":
+            check_choice("ExponentialAdams with clock=time", "prediction", self.prediction, ("eps", "data"))
+        check_numbers(self, "0 < sigma_data <= 1e9")
+        if self.prediction in ("eps", "data"):
+            check_unused(self, f"prediction={self.prediction}", sigma_data=1)
 
     @property
     def deterministic(self) -> bool:

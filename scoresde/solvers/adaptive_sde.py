@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.denoiser import Denoiser
+from scoresde.checks import check_numbers
+from scoresde.denoiser import Denoiser, devices_named
 from scoresde.integrate.adaptive import AdditiveNoise, Solution, integrate
 from scoresde.integrate.coordinates import FlowCoordinates
 from scoresde.integrate.methods import Field, State, Tableau
@@ -51,8 +52,7 @@ class AdaptiveSDE(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (self.rtol > 0 and self.atol > 0):
-            raise ValueError(f"AdaptiveSDE needs rtol > 0 and atol > 0, got rtol={self.rtol}, atol={self.atol}.")
+        check_numbers(self, "0 < rtol <= 1", "0 < atol <= 1")
 
     def __call__(self, denoiser: Denoiser, x: Tensor, *, noise: NoiseSource | None = None) -> Tensor:
         return self.solution(denoiser, x, noise=noise).x
@@ -68,10 +68,11 @@ class AdaptiveSDE(Solver):
         flow = FlowCoordinates(denoiser.sde, self.end(denoiser.sde), "AdaptiveSDE")
         y = x / flow.scale(1.0)
         noise = gaussian_noise(x) if noise is None else noise
-        (y,), nfe, accepted, rejected = integrate(
-            reverse_field(flow, denoiser, len(x)), (y,), flow.noise_end, flow.data_end, EULER_HEUN,
-            rtol=self.rtol, atol=self.atol, noise=path_noise(flow, y, noise), owner="AdaptiveSDE",
-        )  # fmt: skip
+        with devices_named(self, denoiser, x=x):
+            (y,), nfe, accepted, rejected = integrate(
+                reverse_field(flow, denoiser, len(x)), (y,), flow.noise_end, flow.data_end, EULER_HEUN,
+                rtol=self.rtol, atol=self.atol, noise=path_noise(flow, y, noise), owner="AdaptiveSDE",
+            )  # fmt: skip
         x = flow.scale(flow.t_end) * y
         if self.denoise:
             x, nfe = denoiser(x, torch.tensor(flow.t_end, dtype=torch.float64, device=x.device)), nfe + 1

@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.denoiser import Denoiser
+from scoresde.checks import check_flags, check_numbers, check_whole
+from scoresde.denoiser import Denoiser, devices_named
 from scoresde.noise.sources import NoiseSource, standard_normal
 from scoresde.sde import SDE
 from scoresde.sde.grids import Grid, Start, StartedGrid, uniform_grid
 from scoresde.sde.levels import Interval, Levels, Schedule, Weights
 from scoresde.solvers.gradients import differentiable
+
+MOST_STEPS = 10**6
 
 # a step, or one that keeps something for gradients: (denoiser, x, interval, noise, state) -> (x, state)
 Advance = Callable[[Denoiser, Tensor, Interval, NoiseSource, Any], tuple[Tensor, Any]]
@@ -45,8 +48,8 @@ class Solver(ABC):
     denoise: bool = True
 
     def __post_init__(self) -> None:
-        if self.t_end is not None and not 0 <= self.t_end < 1:
-            raise ValueError(f"{type(self).__name__} needs 0 <= t_end < 1 (0 is data), got t_end={self.t_end}.")
+        check_flags(self)
+        check_numbers(self, "0 <= t_end < 1 or null")
 
     @abstractmethod
     def __call__(self, denoiser: Denoiser, x: Tensor, *, noise: NoiseSource | None = None) -> Tensor:
@@ -97,9 +100,10 @@ class StepSolver(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+        check_whole(self, f"1 <= steps <= {MOST_STEPS}")
+        if not callable(self.grid):
             raise ValueError(
-                f"{type(self).__name__} needs steps to be a whole number of at least 1, got {self.steps!r}."
+                f"{type(self).__name__} needs grid to be a function (sde, steps, t_end) -> times, got {self.grid!r}."
             )
 
     @property
@@ -222,7 +226,10 @@ class StepSolver(Solver):
     def _times(self, sde: SDE, steps: int | None = None) -> tuple[Tensor, Start | None]:
         """The times of a run, on the CPU, and what leads to the first of them."""
         grid, start = (self.grid.times, self.grid.start) if isinstance(self.grid, StartedGrid) else (self.grid, None)
-        times = grid(sde, steps or self.steps, sde.t_min if self.t_end is None else self.t_end).cpu()
+        times = grid(sde, steps or self.steps, sde.t_min if self.t_end is None else self.t_end)
+        if not isinstance(times, Tensor):
+            raise ValueError(f"{type(self).__name__} needs grid to return a tensor of times, got {times!r}.")
+        times = times.to("cpu", torch.float64)
         if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or times[0] > 1 or times[-1] < 0:
             raise _bad_grid(times)
         return times, start
@@ -233,13 +240,16 @@ class StepSolver(Solver):
         """The one sampling loop: the start, and what `advance` returns after every interval of the plan."""
         if x.dtype not in (torch.float32, torch.float64):
             raise _half_precision(self, x.dtype)
+        first, given = plan.intervals[0], noise
         noise = noise or partial(standard_normal, x.detach())
-        if plan.start is not None:
-            x = plan.start(plan.sde, x, torch.ones((), dtype=torch.float64), plan.intervals[0].t.host_time)
-        yield x, state
-        for interval in plan.intervals:
-            x, state = advance(denoiser, x, interval, noise, state)
+        draw = given and partial(given, first.t.host_time, first.s.host_time)
+        with devices_named(self, denoiser, x=x, noise=draw):
+            if plan.start is not None:
+                x = plan.start(plan.sde, x, torch.ones((), dtype=torch.float64), plan.intervals[0].t.host_time)
             yield x, state
+            for interval in plan.intervals:
+                x, state = advance(denoiser, x, interval, noise, state)
+                yield x, state
 
     @torch.no_grad()
     def _diagnosis(
@@ -279,15 +289,11 @@ def add_noise(mean: Tensor, std: Any, noise: NoiseSource, interval: Interval) ->
     return mean.add_(z, alpha=std) if isinstance(std, float) else mean + std * z
 
 
-def check_eta(solver: object, eta: float) -> None:
-    if not 0 <= eta <= 1:
-        raise ValueError(f"{type(solver).__name__} needs 0 <= eta <= 1, got eta={eta}.")
-
-
-def check_choice(owner: object, name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices or isinstance(value, bool):
-        listed = f"{', '.join(map(str, choices[:-1]))} or {choices[-1]}"
-        raise ValueError(f"{type(owner).__name__} needs {name} {listed}, got {value!r}.")
+def check_step_solvers(owner: object, *names: str) -> None:
+    """Raise ValueError unless the attributes of these names are step solvers."""
+    for name in names:
+        if not isinstance(value := getattr(owner, name), StepSolver):
+            raise ValueError(f"{type(owner).__name__} needs {name} to be a solver with steps, got {value!r}.")
 
 
 def _half_precision(solver: Solver, dtype: torch.dtype) -> TypeError:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from scoresde.checks import check_numbers
 from scoresde.covariance.reverse_variance import check_variance, limited_std, optimal
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde.levels import Interval
-from scoresde.solvers.base import StepSolver, add_noise, check_eta, linear
+from scoresde.solvers.base import StepSolver, add_noise, linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class DDIM(StepSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_eta(self, self.eta)
+        check_numbers(self, "0 <= eta <= 1")
         check_variance(self, ("small", "optimal"))
 
     @property

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_choice
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde import SDE
 from scoresde.sde.grids import Grid, Start, logsnr_grid
 from scoresde.sde.levels import Interval, Levels, Weights
-from scoresde.solvers.base import StepSolver, check_choice, linear
+from scoresde.solvers.base import StepSolver, linear
 from scoresde.solvers.exponential import predicted, shares, transfer, unbounded
 
 

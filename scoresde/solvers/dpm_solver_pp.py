@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from scoresde.checks import check_choice
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, karras_grid
 from scoresde.sde.levels import Interval
-from scoresde.solvers.base import StepSolver, check_choice, linear
+from scoresde.solvers.base import StepSolver, linear
 from scoresde.solvers.exponential import difference_weights, predicted, shares, transfer, unbounded
 
 History = tuple[tuple[Tensor, Any], ...]  # q at the start of earlier steps, and their h; the latest first

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_choice, check_numbers, check_unused
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, logsnr_grid
 from scoresde.sde.levels import Interval, Levels, Weights
 from scoresde.sde.quadrature import gauss_legendre
-from scoresde.solvers.base import StepSolver, add_noise, check_choice, linear
+from scoresde.solvers.base import StepSolver, add_noise, linear
 from scoresde.solvers.exponential import NOTHING, History, difference_weights
 
 NoiseScale = Callable[[Tensor], Tensor]
@@ -26,6 +27,7 @@ def er_sde_scale(ratio: Tensor) -> Tensor:
 
 def power_scale(ratio: Tensor, *, exponent: float = 2.0) -> Tensor:
     """φ(ρ) = ρ^exponent: 1 is the ODE, 2 the reverse SDE, 1 + η² the family between them."""
+    check_numbers("power_scale", "1 <= exponent < inf", exponent=exponent)
     return ratio**exponent
 
 
@@ -65,6 +67,10 @@ class ERSDE(StepSolver):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice(self, "order", self.order, (1, 2, 3))
+        if self.order < 3:
+            check_unused(self, f"order={self.order}", exact=False)
+        if not callable(self.scale):
+            raise ValueError(f"ERSDE needs scale to be a function of σ/α, got {self.scale!r}.")
 
     def weights(self, levels: Levels) -> Weights:
         """r, √(ρ_s² − ρ_t² r²), c₁ and c₂."""

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from scoresde.checks import check_numbers
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde.levels import Interval, Levels, Weights
-from scoresde.solvers.base import StepSolver, add_noise, check_eta, linear
+from scoresde.solvers.base import StepSolver, add_noise, linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class EulerMaruyama(StepSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_eta(self, self.eta)
+        check_numbers(self, "0 <= eta <= 1")
 
     def step(
         self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
@@ -63,7 +64,7 @@ class ReverseDiffusion(StepSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_eta(self, self.eta)
+        check_numbers(self, "0 <= eta <= 1")
 
     def weights(self, levels: Levels) -> Weights:
         a, b = levels.sde.transition(levels.t[1:], levels.t[:-1])

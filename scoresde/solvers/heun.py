@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_numbers, check_unused
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, karras_grid
@@ -46,11 +47,9 @@ class Heun(StepSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (0 <= self.s_churn < math.inf and 0 <= self.s_min <= self.s_max and 0 < self.s_noise < math.inf):
-            raise ValueError(
-                f"Heun needs s_churn >= 0, 0 <= s_min <= s_max and s_noise > 0, got s_churn={self.s_churn}, "
-                f"s_min={self.s_min}, s_max={self.s_max}, s_noise={self.s_noise}."
-            )
+        check_numbers(self, "0 <= s_churn < inf", "0 <= s_min <= s_max", "0 < s_noise < inf")
+        if self.s_churn == 0:
+            check_unused(self, "s_churn=0", s_min=0, s_max=math.inf, s_noise=1)
 
     @property
     def deterministic(self) -> bool:

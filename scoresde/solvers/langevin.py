@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from scoresde.checks import check_choice, check_numbers, check_whole
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde import expand
 from scoresde.sde.levels import Interval
-from scoresde.solvers.base import StepSolver, check_choice
+from scoresde.solvers.base import StepSolver, check_step_solvers
 from scoresde.solvers.euler_maruyama import ReverseDiffusion
 
 
@@ -44,7 +46,10 @@ class Langevin(StepSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_inner(self, self.snr, self.inner_steps)
+        check_numbers(self, "0 < snr <= 100")
+        check_whole(self, "inner_steps >= 1")
+        if self.max_ratio != math.inf:
+            check_numbers(self, "0 < max_ratio <= 1e9")
 
     def step(
         self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
@@ -81,7 +86,8 @@ class AnnealedLangevin(StepSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_inner(self, self.snr, self.inner_steps)
+        check_numbers(self, "0 < snr <= 100")
+        check_whole(self, "inner_steps >= 1")
 
     def step(
         self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
@@ -117,6 +123,7 @@ class PredictorCorrector(StepSolver):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice(self, "order", self.order, ("corrector_first", "predictor_first"))
+        check_step_solvers(self, "predictor", "corrector")
 
     def step(
         self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: Any
@@ -134,10 +141,3 @@ class PredictorCorrector(StepSolver):
 
 def _norm(x: Tensor) -> Tensor:
     return x.flatten(1).norm(dim=1)
-
-
-def _check_inner(solver: StepSolver, snr: float, inner_steps: int) -> None:
-    if not snr > 0 or inner_steps < 1:
-        raise ValueError(
-            f"{type(solver).__name__} needs snr > 0 and inner_steps >= 1, got snr={snr}, inner_steps={inner_steps}."
-        )

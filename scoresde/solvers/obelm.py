@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_choice
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, karras_grid
 from scoresde.sde.levels import Interval, Levels, Weights
-from scoresde.solvers.base import check_choice, linear
+from scoresde.solvers.base import linear
 from scoresde.solvers.reversible import ReversibleSolver
 
 History = tuple[Any, ...]  # x_u, and the levels visited before s, the latest first

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.denoiser import Denoiser
+from scoresde.denoiser import Denoiser, devices_named
 from scoresde.integrate.adaptive import Solution, integrate
 from scoresde.integrate.coordinates import FlowCoordinates
 from scoresde.integrate.methods import Field, State
@@ -100,10 +100,11 @@ class ProbabilityFlowODE(Solver):
         t_start, t_stop = t_ends[::-1] if backward else t_ends
         field, state = flow_field(flow, denoiser, len(x)), (x / flow.scale(t_start),)
         options: dict[str, Any] = {"rtol": self.rtol, "atol": self.atol, "owner": "ProbabilityFlowODE"}
-        if self.per_sample and self.steps is None:
-            found = integrate(field, state, start, end, adaptive_method(self.method), **options)
-        else:
-            found = integrate_together(field, state, start, end, self.method, steps=self.steps, **options)
+        with devices_named(self, denoiser, x=x):
+            if self.per_sample and self.steps is None:
+                found = integrate(field, state, start, end, adaptive_method(self.method), **options)
+            else:
+                found = integrate_together(field, state, start, end, self.method, steps=self.steps, **options)
         return Solution(flow.scale(t_stop) * found.state[0], found.nfe, found.accepted, found.rejected)
 
 

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.denoiser import Denoiser
+from scoresde.checks import check_choice, check_numbers, check_unused, check_whole
+from scoresde.denoiser import Denoiser, devices_named
 from scoresde.integrate.coordinates import FlowCoordinates
 from scoresde.noise.brownian_motion import brownian_motion
 from scoresde.noise.sources import NoiseSource, gaussian_noise
-from scoresde.solvers.base import Solver
+from scoresde.solvers.base import MOST_STEPS, Solver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +47,11 @@ class ReverseSDE(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.method not in ("euler", "milstein", "srk"):
-            raise ValueError(f"ReverseSDE needs method euler, milstein or srk, got {self.method!r}.")
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"ReverseSDE needs steps to be a whole number of at least 1, got {self.steps!r}.")
+        check_choice(self, "method", self.method, ("euler", "milstein", "srk"))
+        check_whole(self, f"1 <= steps <= {MOST_STEPS}", f"0 <= seed < {2**63} or null")
+        check_numbers(self, "0 < rtol <= 1", "0 < atol <= 1")
+        if not self.adaptive:
+            check_unused(self, "adaptive=false", seed=None)
 
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, x: Tensor, *, noise: NoiseSource | None = None) -> Tensor:
@@ -63,18 +65,19 @@ class ReverseSDE(Solver):
             path: Any = brownian_motion(flat, seed, flow.noise_end, flow.data_end, depth=24)
         else:
             path = _FreshIncrements(flow, flat, gaussian_noise(x) if noise is None else noise)
-        flat = torchsde.sdeint(
-            _Reverse(denoiser, flow, x.shape),
-            flat,
-            torch.tensor([flow.noise_end, flow.data_end], dtype=torch.float64, device=x.device),
-            bm=path,
-            method=self.method,
-            dt=span / self.steps * (1 + 1e-9),  # without the margin, rounding adds a step of length zero
-            adaptive=self.adaptive,
-            rtol=self.rtol,
-            atol=self.atol,
-            dt_min=span * 1e-6,
-        )[-1]
+        with devices_named(self, denoiser, x=x):
+            flat = torchsde.sdeint(
+                _Reverse(denoiser, flow, x.shape),
+                flat,
+                torch.tensor([flow.noise_end, flow.data_end], dtype=torch.float64, device=x.device),
+                bm=path,
+                method=self.method,
+                dt=span / self.steps * (1 + 1e-9),  # without the margin, rounding adds a step of length zero
+                adaptive=self.adaptive,
+                rtol=self.rtol,
+                atol=self.atol,
+                dt_min=span * 1e-6,
+            )[-1]
         x = flow.scale(flow.t_end) * flat.reshape(x.shape)
         return denoiser(x, x.new_tensor(flow.t_end, dtype=torch.float64)) if self.denoise else x
 

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_numbers
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, karras_grid
 from scoresde.sde.levels import Interval, Level
-from scoresde.solvers.base import Plan, Step, StepSolver
+from scoresde.solvers.base import Plan, Step, StepSolver, check_step_solvers
 from scoresde.solvers.ddim import DDIM
 
 
@@ -143,8 +144,8 @@ class Reversible(ReversibleSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.coupling <= 1:
-            raise ValueError(f"Reversible needs 0 < coupling <= 1, got coupling={self.coupling}.")
+        check_numbers(self, "0 < coupling <= 1")
+        check_step_solvers(self, "solver")
         self._check(self.solver.deterministic)
 
     def step(

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_choice, check_numbers, check_pair, check_whole
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, logsnr_grid
 from scoresde.sde.levels import Interval, Levels, Weights
 from scoresde.solvers.adams import Past
-from scoresde.solvers.base import StepSolver, add_noise, check_choice, linear
+from scoresde.solvers.base import StepSolver, add_noise, linear
 from scoresde.solvers.exponential import adams_weights
 
 
@@ -58,16 +59,11 @@ class SASolver(StepSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "interval", tuple(self.interval))  # a list in YAML
-        if self.predictor_order not in (1, 2, 3, 4) or self.corrector_order not in (0, 1, 2, 3, 4):
-            raise ValueError(
-                f"SASolver needs predictor_order from 1 to 4 and corrector_order from 0 to 4, "
-                f"got {self.predictor_order!r} and {self.corrector_order!r}."
-            )
-        if not callable(self.tau) and not self.tau >= 0:
-            raise ValueError(f"SASolver needs tau >= 0, or a function of σ/α, got tau={self.tau}.")
-        if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1]:
-            raise ValueError(f"SASolver needs an interval of levels 0 <= low < high, got {self.interval}.")
+        interval = check_pair(self, "interval", self.interval, "0 <= low < high")
+        object.__setattr__(self, "interval", interval)  # a list in YAML
+        check_whole(self, "1 <= predictor_order <= 4", "0 <= corrector_order <= 4")
+        if not callable(self.tau):
+            check_numbers(self, "0 <= tau <= 100")
         check_choice(self, "clock", self.clock, ("logsnr", "ratio"))
 
     @property

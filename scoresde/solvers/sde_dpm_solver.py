@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_choice, check_numbers, check_unused
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, logsnr_grid
 from scoresde.sde.levels import Interval, Levels, Weights, expm1
-from scoresde.solvers.base import StepSolver, add_noise, check_choice, check_eta, linear
+from scoresde.solvers.base import StepSolver, add_noise, linear
 from scoresde.solvers.exponential import NOTHING, History, difference_weights, inner_levels, kernel_moments, linear_part
 
 
@@ -55,8 +56,10 @@ class SDEDPMSolverPP(StepSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_eta(self, self.eta)
+        check_numbers(self, "0 <= eta <= 1")
         check_choice(self, "order", self.order, (1, 2, 3))
+        if self.order == 1:
+            check_unused(self, "order=1", exact=False)
 
     @property
     def deterministic(self) -> bool:
@@ -113,9 +116,7 @@ class DPMSolverPPSDE(StepSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_eta(self, self.eta)
-        if not 0 < self.r <= 1:
-            raise ValueError(f"DPMSolverPPSDE needs 0 < r <= 1, got r={self.r}.")
+        check_numbers(self, "0 <= eta <= 1", "0 < r <= 1")
 
     def weights(self, levels: Levels) -> Weights:
         return {"middle": inner_levels(levels, self.r)}

@@ -8,11 +8,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_choice, check_numbers
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, logsnr_grid
 from scoresde.sde.levels import Interval, Levels, Weights
-from scoresde.solvers.base import StepSolver, add_noise, check_choice, check_eta, linear
+from scoresde.solvers.base import StepSolver, add_noise, linear
 from scoresde.solvers.exponential import inner_levels, kernel_moments, linear_part, predicted
 
 _PLACES = {1: (0, 1), 2: (0, 1 / 2, 1), 3: (0, 1 / 3, 2 / 3, 1)}  # c_i
@@ -52,7 +53,7 @@ class SEEDS(StepSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_eta(self, self.eta)
+        check_numbers(self, "0 <= eta <= 1")
         check_choice(self, "order", self.order, (1, 2, 3))
         check_choice(self, "prediction", self.prediction, ("data", "eps"))
 

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_choice, check_whole
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, karras_grid
 from scoresde.sde.levels import Interval, Levels, Weights
-from scoresde.solvers.base import StepSolver, check_choice, linear
+from scoresde.solvers.base import StepSolver, linear
 from scoresde.solvers.exponential import predicted, shares, transfer
 
 
@@ -53,8 +54,7 @@ class UniPC(StepSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.order, bool) or not isinstance(self.order, int) or self.order < 1:
-            raise ValueError(f"UniPC needs order to be a whole number of at least 1, got {self.order!r}.")
+        check_whole(self, "1 <= order <= 9")
         check_choice(self, "variant", self.variant, ("bh1", "bh2"))
         check_choice(self, "prediction", self.prediction, ("data", "eps"))
 

@@ -230,7 +230,7 @@ def test_options_of_heads_do_not_rename_other_runs(work: Path) -> None:
         (["solver=ddpm", "variance=analytic"], "needs solver=ddpm .* got a DDPM with variance=small"),
         (["solver=heun", "variance=hessian"], r"\(ProbedVariance\) needs .* got a Heun with no variance to choose"),
         (["solver=ddpm", "solver.variance=learned", *SAMPLES], "variance='learned' needs a network that predicts it"),
-        (["solver=ddpm", "solver.variance=best"], "variance 'small', 'large', 'optimal' or 'learned', got 'best'"),
+        (["solver=ddpm", "solver.variance=best"], "variance small, large, optimal or learned, got 'best'"),
         ([*OPTIMAL, "variance=best"], "Could not find 'variance/best'"),
         ([*OPTIMAL, *ANALYTIC, "variance.samples=2"], "samples to be a whole number from 3, got 2"),
         ([*OPTIMAL, *ANALYTIC, "variance.levels=many"], "variance.levels needs a whole number, or null, got 'many'"),

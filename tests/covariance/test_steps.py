@@ -297,11 +297,14 @@ def test_the_optimal_variance_is_closer_to_a_mixture_than_both_fixed_ones(steps:
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: DDPM(variance="best"), "DDPM needs variance 'small', 'large', 'optimal' or 'learned', got 'best'"),
-        (lambda: DDIM(variance="large"), "DDIM needs variance 'small' or 'optimal', got 'large'"),
-        (lambda: DDPM(clip_denoised=(1, -1)), r"needs clip_denoised \(low, high\) with low < high, got \(1, -1\)"),
-        (lambda: DDIM(clip_last_noise=0), "DDIM needs clip_last_noise > 0, in levels of 8 bits, or None, got 0"),
-        (lambda: VarianceHead(mixture(VPSDE()), Counting(), kind="x"), "VarianceHead needs kind 'npr' or 'sn'"),
+        (lambda: DDPM(variance="best"), "DDPM needs variance small, large, optimal or learned, got 'best'"),
+        (lambda: DDIM(variance="large"), "DDIM needs variance small or optimal, got 'large'"),
+        (
+            lambda: DDPM(clip_denoised=(1, -1)),
+            r"needs clip_denoised \[low, high\] with -inf < low < high < inf, got \[1, -1\]",
+        ),
+        (lambda: DDIM(clip_last_noise=0), "DDIM needs 0 < clip_last_noise < inf, or null, got clip_last_noise=0"),
+        (lambda: VarianceHead(mixture(VPSDE()), Counting(), kind="x"), "VarianceHead needs kind npr or sn"),
         (lambda: HessianDiagonal(mixture(VPSDE()), 0), "HessianDiagonal needs at least one probe"),
         (lambda: HessianDiagonal(mixture(VPSDE()), data_range=(1.0, 1.0)), "HessianDiagonal needs data_range"),
     ],

@@ -514,17 +514,17 @@ def test_gradients_reach_the_times_through_the_network(network: tuple[NetworkDen
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
-        (lambda d, p: calibrate(d, 1, p), "nfe to be a whole number of at least 2, got 1"),
-        (lambda d, p: calibrate(d, True, p), "nfe to be a whole number of at least 2, got True"),
-        (lambda d, p: calibrate(d, 2.5, p), r"nfe to be a whole number of at least 2, got 2\.5"),
-        (lambda d, p: calibrate(d, 4, p, order=0), "order 1, 2, 3 or 4, got 0"),
-        (lambda d, p: calibrate(d, 4, p, order=5), "order 1, 2, 3 or 4, got 5"),
-        (lambda d, p: calibrate(d, 4, p, batch=0), "batch of at least 1, a whole number, got 0"),
-        (lambda d, p: calibrate(d, 4, p, iterations=-1), "iterations of at least 0, a whole number, got -1"),
+        (lambda d, p: calibrate(d, 1, p), "nfe >= 2, a whole number, got nfe=1"),
+        (lambda d, p: calibrate(d, True, p), "nfe >= 2, a whole number, got nfe=True"),
+        (lambda d, p: calibrate(d, 2.5, p), r"nfe >= 2, a whole number, got nfe=2\.5"),
+        (lambda d, p: calibrate(d, 4, p, order=0), "1 <= order <= 4, a whole number, got order=0"),
+        (lambda d, p: calibrate(d, 4, p, order=5), "1 <= order <= 4, a whole number, got order=5"),
+        (lambda d, p: calibrate(d, 4, p, batch=0), "batch >= 1, a whole number, got batch=0"),
+        (lambda d, p: calibrate(d, 4, p, iterations=-1), "iterations >= 0, a whole number, got iterations=-1"),
         (lambda d, p: optimise_grid(d, DDPM(steps=4), p), "a deterministic solver .* got DDPM: for example DDIM"),
         (lambda d, p: optimise_grid(d, DDIM(steps=4, eta=0.5), p), "a deterministic solver .* got DDIM"),
         (lambda d, p: optimise_grid(d, ProbabilityFlowODE(), p), "a deterministic solver .* got ProbabilityFlowODE"),
-        (lambda d, p: reference_paths(d, (DIM,), 1), "reference_paths needs at least 2 paths, a whole number, got 1"),
+        (lambda d, p: reference_paths(d, (DIM,), 1), "reference_paths needs count >= 2, a whole number, got count=1"),
     ],
 )  # fmt: skip
 def test_mistakes_get_one_sentence(attempt: Any, message: str) -> None:

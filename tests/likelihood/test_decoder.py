@@ -105,7 +105,7 @@ def test_gaussian_decoder_is_the_sum_of_log_densities_and_broadcasts() -> None:
 
 
 def test_arguments() -> None:
-    with pytest.raises(ValueError, match="needs cdf 'exact' or 'tanh', got 'erf'"):
+    with pytest.raises(ValueError, match="needs cdf exact or tanh, got 'erf'"):
         DiscretizedGaussian(cdf="erf")
     with pytest.raises(ValueError, match="CategoricalDecoder needs a whole number of levels >= 2"):
         CategoricalDecoder(levels=1)

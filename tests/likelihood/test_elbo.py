@@ -217,10 +217,10 @@ def test_dimensions_of_conditions_reach_the_network() -> None:
 def test_arguments() -> None:
     denoiser, x = GaussianDenoiser(VPSDE()), torch.randn(2, 3)
     for options, message in [
-        ({"form": "esm"}, "elbo needs form 'dsm' or 'ssm', got 'esm'"),
-        ({"below": "data"}, "elbo needs below 'decoder' or 'density', got 'data'"),
-        ({"sampling": "sobol"}, "elbo needs sampling 'stratified' or 'antithetic', got 'sobol'"),
-        ({"probe": "sphere"}, "elbo needs probe 'rademacher' or 'gaussian'"),
+        ({"form": "esm"}, "elbo needs form dsm or ssm, got 'esm'"),
+        ({"below": "data"}, "elbo needs below decoder or density, got 'data'"),
+        ({"sampling": "sobol"}, "elbo needs sampling stratified or antithetic, got 'sobol'"),
+        ({"probe": "sphere"}, "elbo needs probe rademacher or gaussian"),
         ({"samples": 0}, "elbo needs samples of at least 1, got 0"),
         ({"t_start": 0.0}, "elbo needs noise at the data end: σ is 0 at t_start=0 of VPSDE"),
     ]:

@@ -342,7 +342,7 @@ def test_arguments() -> None:
     exact, x = GaussianDenoiser(VPSDE()), torch.randn(2, 3)
     bare = NetworkDenoiser(MLP(shape=(3,)), VPSDE(), EDM())
     for options, message in [
-        ({"variance": "tiny"}, "vlb needs variance 'small', 'large', 'learned', 'optimal' or 'full', got 'tiny'"),
+        ({"variance": "tiny"}, "vlb needs variance small, large, learned, optimal or full, got 'tiny'"),
         ({"decoder_variance": -1.0}, "needs decoder_variance 'posterior', a number > 0, or None .* got -1.0"),
         ({"decoder_variance": "beta"}, "needs decoder_variance 'posterior', a number > 0"),
         ({"steps": 1}, "a chain of at least 2 steps, got steps=1"),

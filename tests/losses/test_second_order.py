@@ -237,7 +237,7 @@ def test_networks_train_on_it_and_without_gradients_the_value_is_the_same(order2
     ("options", "words"),
     [
         ({"order2": "hessian"}, "order2 to be one of jacobian, trace, both, got 'hessian'"),
-        ({"probe": "sobol"}, "probe 'rademacher' or 'gaussian', got 'sobol'"),
+        ({"probe": "sobol"}, "probe rademacher or gaussian, got 'sobol'"),
         ({"probes": 0}, "probes >= 1, or None for the exact term, got 0"),
         ({"weight": -1.0}, "weight >= 0, got -1.0"),
         ({"weight": math.nan}, "weight >= 0, got nan"),

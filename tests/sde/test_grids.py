@@ -71,7 +71,9 @@ def test_log_snr_needs_noise_at_both_ends(grid: object) -> None:
 
 
 def test_wrong_sub_sequences_are_named() -> None:
-    with pytest.raises(ValueError, match=r"1 <= steps <= length=1000, got steps=1001"):
+    with pytest.raises(
+        ValueError, match=r"1 <= steps <= length <= 1000000, a whole number, got steps=1001, length=1000"
+    ):
         subsequence_grid(VPSDE(), 1001, 0.0)
     with pytest.raises(ValueError, match=r"spacing uniform, quadratic, even or even_1, got 'cubic'"):
         subsequence_grid(VPSDE(), 10, 0.0, spacing="cubic")

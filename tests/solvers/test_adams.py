@@ -233,11 +233,11 @@ def test_scaling_the_data_with_sigma_data_scales_the_result() -> None:
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"order": 5}, "ExponentialAdams needs order 1, 2, 3 or 4, got 5"),
-        ({"prediction": "x0"}, "needs prediction eps, data, v, flow, got 'x0'"),
-        ({"clock": "t"}, "needs clock own, logsnr, ratio, time, got 't'"),
-        ({"clock": "time", "prediction": "v"}, "needs prediction eps or data with clock='time', got 'v'"),
-        ({"sigma_data": 0.0}, "needs sigma_data > 0, got 0.0"),
+        ({"order": 5}, "ExponentialAdams needs 1 <= order <= 4, a whole number, or null, got order=5"),
+        ({"prediction": "x0"}, "needs prediction eps, data, v or flow, got 'x0'"),
+        ({"clock": "t"}, "needs clock own, logsnr, ratio or time, got 't'"),
+        ({"clock": "time", "prediction": "v"}, "with clock=time needs prediction eps or data, got 'v'"),
+        ({"sigma_data": 0.0}, "needs 0 < sigma_data <= 1e9, got sigma_data=0.0"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, object], words: str) -> None:

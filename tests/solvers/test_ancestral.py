@@ -191,7 +191,7 @@ def test_every_sample_may_have_its_own_times() -> None:
     [
         (
             lambda: DDPM(variance="best"),
-            "DDPM needs variance 'small', 'large', 'optimal' or 'learned', got 'best'",
+            "DDPM needs variance small, large, optimal or learned, got 'best'",
         ),
         (lambda: DDIM(eta=1.5), "DDIM needs 0 <= eta <= 1, got eta=1.5"),
         (lambda: EulerMaruyama(eta=-0.1), "EulerMaruyama needs 0 <= eta <= 1"),

@@ -13,6 +13,8 @@ from torch import Tensor
 from scoresde import (
     DDIM,
     DDPM,
+    EDM,
+    MLP,
     SDE,
     VESDE,
     VPSDE,
@@ -21,15 +23,24 @@ from scoresde import (
     DiscreteVPSDE,
     DPMSolverPP2M,
     EulerMaruyama,
+    GaussianDenoiser,
     Heun,
     Langevin,
+    NetworkDenoiser,
     PredictorCorrector,
+    ProbabilityFlowODE,
     ReverseDiffusion,
+    ReverseSDE,
+    Solver,
     StepSolver,
     linear_betas,
     per_sample_noise,
+    reference_paths,
     subsequence_grid,
+    uniform_grid,
 )
+from scoresde.sde.levels import Level
+from scoresde.solvers import AdaptiveSDE, Reversible
 
 ALL = [
     EulerMaruyama(), ReverseDiffusion(), DDPM(), DDIM(), DDIM(eta=0.5), Heun(), DPMSolverPP2M(), Langevin(),
@@ -102,10 +113,10 @@ def test_solvers_run_without_gradients_and_from_torchs_generator() -> None:
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: DDIM(steps=0), "DDIM needs steps to be a whole number of at least 1, got 0"),
-        (lambda: DDIM(steps=2.5), "whole number of at least 1, got 2.5"),
-        (lambda: DDIM(steps=True), "whole number of at least 1, got True"),
-        (lambda: DDIM(t_end=1.0), r"DDIM needs 0 <= t_end < 1 \(0 is data\), got t_end=1.0"),
+        (lambda: DDIM(steps=0), "DDIM needs 1 <= steps <= 1000000, a whole number, got steps=0"),
+        (lambda: DDIM(steps=2.5), "a whole number, got steps=2.5"),
+        (lambda: DDIM(steps=True), "a whole number, got steps=True"),
+        (lambda: DDIM(t_end=1.0), r"DDIM needs 0 <= t_end < 1, or null, got t_end=1.0"),
         (lambda: DDIM(t_end=-0.1), "0 <= t_end < 1"),
     ],
 )
@@ -133,3 +144,43 @@ def test_a_sub_sequence_starts_below_one() -> None:
     denoiser = Recording(mixture(DiscreteVPSDE(linear_betas())))
     DDIM(steps=10, grid=subsequence_grid, t_end=0.0, denoise=False)(denoiser, torch.randn(2, 2))
     assert denoiser.times == pytest.approx([0.901 - 0.1 * k for k in range(10)])
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [DDIM(steps=2), Reversible(steps=2), ProbabilityFlowODE(), AdaptiveSDE(), ReverseSDE(steps=2)],
+    ids=lambda solver: type(solver).__name__,
+)
+def test_a_network_on_another_device_is_named(solver: Solver) -> None:
+    denoiser, x = NetworkDenoiser(MLP(width=8, depth=1), VPSDE(), EDM()), torch.randn(4, 2)
+    with pytest.raises(ValueError, match="needs all on one device, got x on meta but the network on cpu: move one"):
+        solver(denoiser, x.to("meta"))
+    with pytest.raises(ValueError, match="needs all on one device, got x on cpu but the network on meta: move one"):
+        solver(denoiser.to("meta"), x)
+
+
+def test_reference_paths_on_another_device_are_named() -> None:
+    denoiser = NetworkDenoiser(MLP(width=8, depth=1), VPSDE(), EDM())
+    with pytest.raises(ValueError, match="reference_paths needs .*, got paths on meta but the network on cpu: move"):
+        reference_paths(denoiser, (2,), 4, device="meta")
+    with pytest.raises(ValueError, match="reference_paths needs .*, got paths on cpu but the network on meta: move"):
+        reference_paths(denoiser.to("meta"), (2,), 4)
+    with pytest.raises(ValueError, match=r"reference_paths needs dtype .* got torch.float16"):
+        reference_paths(denoiser, (2,), 4, dtype=torch.float16)
+
+
+def test_another_error_of_a_network_is_left_as_it_is() -> None:
+    class Broken(GaussianDenoiser):
+        def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="^broken$"):
+        DDIM(steps=2)(Broken(VPSDE(), 0.0, 1.0), torch.randn(4, 2))
+
+
+def test_a_grid_may_be_of_any_dtype_but_must_be_a_tensor() -> None:
+    denoiser, x = GaussianDenoiser(VPSDE(), 0.0, 1.0), torch.randn(4, 2)
+    whole = DDIM(steps=1, grid=lambda sde, steps, t_end: torch.tensor([1, 0]))(denoiser, x)
+    torch.testing.assert_close(whole, DDIM(steps=1, grid=uniform_grid, t_end=0.0)(denoiser, x), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"DDIM needs grid to return a tensor of times, got \[1, 0\]"):
+        DDIM(steps=1, grid=lambda sde, steps, t_end: [1, 0])(denoiser, x)

@@ -158,10 +158,10 @@ def test_a_multistep_predictor_keeps_its_history() -> None:
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: Langevin(snr=0.0), "Langevin needs snr > 0 and inner_steps >= 1, got snr=0.0"),
+        (lambda: Langevin(snr=0.0), "Langevin needs 0 < snr <= 100, got snr=0.0"),
         (
             lambda: AnnealedLangevin(inner_steps=0),
-            "AnnealedLangevin needs snr > 0 and inner_steps >= 1, got snr=0.16, inner_steps=0",
+            "AnnealedLangevin needs inner_steps >= 1, a whole number, got inner_steps=0",
         ),
         (lambda: PredictorCorrector(order="both"), "order corrector_first or predictor_first, got 'both'"),
     ],

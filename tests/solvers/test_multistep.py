@@ -186,7 +186,7 @@ def test_a_run_ends_in_a_first_order_step_to_no_noise(solver: StepSolver) -> Non
     [
         (lambda: DPMSolverMultistep(order=1), "DPMSolverMultistep needs order 2 or 3, got 1"),
         (lambda: DPMSolverMultistep(prediction="v"), "DPMSolverMultistep needs prediction data or eps, got 'v'"),
-        (lambda: DPMSolverPP3M(steps=0), "DPMSolverPP3M needs steps to be a whole number of at least 1, got 0"),
+        (lambda: DPMSolverPP3M(steps=0), "DPMSolverPP3M needs 1 <= steps <= 1000000, a whole number, got steps=0"),
         (lambda: IPNDM(order=5), "IPNDM needs order 1, 2, 3 or 4, got 5"),
     ],
 )

@@ -197,12 +197,12 @@ def test_the_step_to_no_noise_is_the_denoised_state_or_its_extrapolation() -> No
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: SASolver(predictor_order=5), "SASolver needs predictor_order from 1 to 4"),
-        (lambda: SASolver(corrector_order=-1), "SASolver needs predictor_order from 1 to 4 and corrector_order"),
-        (lambda: SASolver(tau=-1.0), "SASolver needs tau >= 0, or a function of σ/α, got tau=-1.0"),
+        (lambda: SASolver(predictor_order=5), "SASolver needs 1 <= predictor_order <= 4"),
+        (lambda: SASolver(corrector_order=-1), "SASolver needs 0 <= corrector_order <= 4"),
+        (lambda: SASolver(tau=-1.0), "SASolver needs 0 <= tau <= 100, got tau=-1.0"),
         (
             lambda: SASolver(interval=(1.0, 0.5)),
-            r"SASolver needs an interval of levels 0 <= low < high, got \(1.0, 0.5\)",
+            r"SASolver needs interval \[low, high\] with 0 <= low < high, got \[1.0, 0.5\]",
         ),
         (lambda: SASolver(clock="time"), "SASolver needs clock logsnr or ratio, got 'time'"),
     ],

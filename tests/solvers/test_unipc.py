@@ -150,8 +150,8 @@ def test_full_systems_are_the_exact_integrals_of_exponential_adams(prediction: s
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"order": 0}, "UniPC needs order to be a whole number of at least 1, got 0"),
-        ({"order": 2.0}, "got 2.0"),
+        ({"order": 0}, "UniPC needs 1 <= order <= 9, a whole number, got order=0"),
+        ({"order": 2.0}, "got order=2.0"),
         ({"variant": "bh3"}, "UniPC needs variant bh1 or bh2, got 'bh3'"),
         ({"prediction": "v"}, "UniPC needs prediction data or eps, got 'v'"),
     ],

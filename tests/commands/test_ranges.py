@@ -1,0 +1,115 @@
+"""Every option of every YAML with values of other kinds: used where that makes sense, else named in one sentence.
+
+`MAY` lists what makes sense. Whatever it does not list must be refused, in one sentence that names the option, when the
+object is built or, for functions that wait for more arguments, when it is first used.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from scoresde import VPSDE, GaussianDenoiser, StepSolver
+from scoresde.commands import SolverGrid
+from scoresde.commands.build import build, find_target
+
+CONF = Path(__file__).parents[2] / "conf"
+WRONG = (math.nan, math.inf, -math.inf, -1, 0, 0.5, 1e300, "abc", [], [0.5], [1, 0], [math.nan, 1.0], True, None, {})
+FLAG = (True,)
+MAY: dict[str, dict[str, tuple[Any, ...]]] = {
+    "solver": {
+        "t_end": (0, 0.5, None), "eta": (0, 0.5), "clip_denoised": (None,), "clip_last_noise": (0.5, 1e300, None),
+        "denoise": FLAG, "exact": FLAG, "extrapolate": FLAG, "corrector": (*FLAG, None), "lower_order_final": FLAG,
+        "adaptive": FLAG, "per_sample": FLAG, "order": (None,), "sigma_data": (0.5,), "steps": (None,), "seed": (None,),
+        "rho": (0.5,), "s_churn": (0, 0.5, 1e300), "s_min": (0,), "s_max": (math.inf,), "snr": (0.5,),
+        "max_ratio": (math.inf, 0.5), "rtol": (0.5,), "atol": (0.5,), "corrector_order": (0,), "tau": (0, 0.5),
+        "r": (0.5,), "coupling": (0.5,),
+    },
+    "grid": {
+        "rho": (0.5,), "power": (0.5,), "levels": (None,), "iterations": (0,), "refit": FLAG, "gaussian_start": FLAG,
+    },
+}  # fmt: skip
+DENOISER = GaussianDenoiser(VPSDE(), 0.0, 1.0)
+X = torch.tensor([[0.3, -0.2], [0.1, 0.4]])
+
+
+def use_solver(solver: Any) -> None:
+    """In few steps; solvers without steps have checked everything when they are built."""
+    if isinstance(solver, StepSolver):
+        replace(solver, steps=min(solver.steps, 3))(DENOISER, X)
+
+
+def use_grid(grid: Any) -> None:
+    if not isinstance(grid, SolverGrid):
+        grid(DENOISER.sde, 3, 1e-3)
+
+
+USE: dict[str, Callable[[Any], None]] = {"solver": use_solver, "grid": use_grid}
+
+
+def node_of(group: str, name: str) -> dict[str, Any]:
+    return yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+
+
+def options(node: dict[str, Any], before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The place of every option in a node, nested ones too."""
+    for key, value in node.items():
+        if key not in ("_target_", "_partial_", "defaults"):
+            yield (*before, key)
+            if isinstance(value, dict):
+                yield from options(value, (*before, key))
+
+
+def with_value(node: dict[str, Any], place: tuple[str, ...], value: Any) -> dict[str, Any]:
+    whole = inner = copy.deepcopy(node)
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    return whole
+
+
+def from_config(node: Any) -> Any:
+    return build(node, "group")
+
+
+def from_python(node: Any) -> Any:
+    """The same calls without the checks that configurations go through."""
+    if not isinstance(node, dict):
+        return node
+    arguments = {key: from_python(value) for key, value in node.items() if key not in ("_target_", "_partial_")}
+    if "_target_" not in node:
+        return arguments
+    call = partial(find_target(node["_target_"], "group"), **arguments)
+    return call if node.get("_partial_") else call()
+
+
+CASES = [(group, file.stem) for group in MAY for file in sorted((CONF / group).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("make", [from_config, from_python])
+@pytest.mark.parametrize(("group", "name"), CASES)
+def test_every_option_has_a_range(group: str, name: str, make: Callable[[Any], Any]) -> None:
+    node = node_of(group, name)
+    torch.manual_seed(0)
+    for index, place in enumerate(options(node)):
+        allowed = [repr(value) for value in MAY[group].get(place[-1], ())]
+        if make is from_python and "True" in allowed:
+            allowed.append("0")
+        for value in WRONG if make is from_config else WRONG[index % 2 :: 2]:
+            said = f"{group}={name} {group}.{'.'.join(place)}={value!r}"
+            try:
+                USE[group](make(with_value(node, place, value)))
+            except (ValueError, TypeError) as error:
+                sentence = str(error)
+                assert place[-1] in sentence and "\n" not in sentence, f"{said}: {sentence}"
+            else:
+                assert repr(value) in allowed, f"{said} is accepted"
