@@ -11,7 +11,7 @@ import torch
 
 from scoresde.commands.build import ConfigError
 from scoresde.commands.flow_likelihood import FlowLikelihood, filling_time
-from scoresde.commands.interfaces import Estimand, Likelihood, Scorer, Scores, StoredBatch, Variance
+from scoresde.commands.interfaces import DRAWS, MEAN_ERROR, Estimand, Likelihood, Scorer, Scores, StoredBatch, Variance
 from scoresde.commands.load import TrainedModel
 from scoresde.commands.variance import NoVariance
 from scoresde.covariance import CovarianceDenoiser, LearnedRange
@@ -24,7 +24,7 @@ from scoresde.likelihood.report import REVERSE_SDE, discrete_chain
 from scoresde.likelihood.vlb import vlb
 
 DECODERS = {"discretized": DiscretizedGaussian, "categorical": CategoricalDecoder}
-REPORTED = ("nats", "std_error", "nfe")  # what a report keeps of `Scores`, in their order
+REPORTED = ("nats", "std_error", "nfe")  # what a report keeps of `Scores`, in their order, and of their terms
 HANDOVER = 1.5  # half cells per σ/α where a bound hands over to the decoder: about the best for the digits, measured
 
 
@@ -45,7 +45,7 @@ class ELBO(Likelihood):
     t_start: float | None = None
     decoder: str = "discretized"
 
-    columns: ClassVar = ("prior", "diffusion", "reconstruction")
+    columns: ClassVar = ("prior", "diffusion", "reconstruction", MEAN_ERROR)
 
     def __post_init__(self) -> None:
         check_elbo("likelihood", self.form, self.samples, self.sampling)
@@ -80,7 +80,7 @@ class VLB(Likelihood):
     draws: int | None = None
     t_start: float | None = None
 
-    columns: ClassVar = ("prior", "transitions", "reconstruction")
+    columns: ClassVar = ("prior", "transitions", "reconstruction")  # rows share nothing: mean_error is std_error
 
     def __post_init__(self) -> None:
         check_variances("likelihood", self.variance, self.decoder_variance)
@@ -131,7 +131,8 @@ class LikelihoodReport(Likelihood):
 
     @property
     def columns(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (*self.ode.columns, *(f"{prefix}{name}" for prefix in self._others for name in REPORTED))
+        kept = {prefix: (*REPORTED, *_of_the_mean(other)) for prefix, other in self._others.items()}
+        return (*self.ode.columns, *(f"{prefix}{name}" for prefix, names in kept.items() for name in names))
 
     @property
     def estimands(self) -> dict[str, Estimand]:
@@ -149,7 +150,9 @@ class LikelihoodReport(Likelihood):
             scores = first(batch)
             terms = dict(scores.terms)
             for prefix, other in others.items():
-                terms |= {f"{prefix}{name}": value for name, value in zip(REPORTED, other(batch)[:3], strict=True)}
+                found = other(batch)
+                terms |= {f"{prefix}{name}": value for name, value in zip(REPORTED, found[:3], strict=True)}
+                terms |= {f"{prefix}{name}": found.terms[name] for name in _of_the_mean(self._others[prefix])}
             return scores._replace(terms=terms)
 
         return score
@@ -157,6 +160,11 @@ class LikelihoodReport(Likelihood):
     @property
     def _others(self) -> dict[str, Likelihood]:
         return {"sde_": self.elbo, "chain_": self.vlb}
+
+
+def _of_the_mean(likelihood: Likelihood) -> list[str]:
+    """Its columns that the error of the mean needs."""
+    return [name for name in (DRAWS, MEAN_ERROR) if name in likelihood.columns]
 
 
 def _bound_scores(
@@ -167,6 +175,8 @@ def _bound_scores(
     generator = torch.Generator(batch.x.device).manual_seed(batch.seeds[0])
     result = bound(denoiser, codec.encode(batch.x, dequantize=False), generator=generator)
     terms = {name: term.reshape(len(term), -1).sum(1) for name, term in result.terms.items()}
+    if result.mean_error is not None:
+        terms[MEAN_ERROR] = result.mean_error
     log_det = 0.0 if isinstance(codec, Quantized) else codec.log_det
     return Scores(result.log_prob.double() - log_det, result.std_error, result.nfe, terms)
 

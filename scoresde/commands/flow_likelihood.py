@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scoresde.commands.auxiliary import load_dequantization
-from scoresde.commands.interfaces import Estimand, Likelihood, Scorer, Scores, StoredBatch, Variance
+from scoresde.commands.interfaces import DRAWS, Estimand, Likelihood, Scorer, Scores, StoredBatch, Variance
 from scoresde.commands.load import TrainedModel
 from scoresde.data import Quantized, Standardized
 from scoresde.denoiser import Denoiser
@@ -39,7 +39,8 @@ class FlowLikelihood(Likelihood):
             the run; None: the first, or the second for a model that was trained on the centres.
         samples: Draws of it per example.
         importance: Whether the draws are importance-weighted.
-        repeat: Share of the examples that get two draws where the others get one: they tell the estimator's error.
+        repeat: Share of the examples that get two draws where the others get one: they tell the estimator's error. A
+            draw is a probe, or of levels, and with below="decoder", all that is random.
     """
 
     divergence: str = "hutchinson"
@@ -56,7 +57,7 @@ class FlowLikelihood(Likelihood):
     importance: bool = False
     repeat: float = 0.1
 
-    columns: ClassVar = ("solver_error",)
+    columns: ClassVar = ("solver_error", DRAWS)
     per_example: ClassVar = True
 
     def __post_init__(self) -> None:
@@ -85,7 +86,7 @@ class FlowLikelihood(Likelihood):
 
     def prepare(self, trained: TrainedModel, variance: Variance) -> Scorer:
         if isinstance(trained.codec, Standardized):
-            once = self.probes == 1 and self.divergence != "exact"
+            once = self.below == "decoder" or (self.probes == 1 and self.divergence != "exact")
             return partial(self._scores, partial(self._density, trained, trained.codec), once)
         # a model that was trained on the centres has never seen dequantised levels
         name = self.dequantization or ("uniform" if trained.dequantize else "truncated_normal")
@@ -103,12 +104,21 @@ class FlowLikelihood(Likelihood):
         return _joined(parts)
 
     def _density(self, trained: TrainedModel, codec: Standardized, batch: StoredBatch, twice: bool) -> Scores:
-        result = log_prob(
-            trained.denoiser.given(**batch.cond), codec.encode(batch.x), below=self.below, seeds=batch.seeds,
-            on_error="nan", **{**self._ode, **({"probes": 2} if twice else {})},
-        )  # fmt: skip
-        nats, terms = result.log_prob.double() - codec.log_det, {"solver_error": result.solver_error}
-        return Scores(nats, result.std_error, result.nfe, terms, result.failures)
+        denoiser, x = trained.denoiser.given(**batch.cond), codec.encode(batch.x)
+        options = {"below": self.below, "on_error": "nan", **self._ode}
+        if twice and self.below == "decoder":
+            again = [stream_seed(seed, "again") for seed in batch.seeds]
+            parts = [log_prob(denoiser, x, seeds=seeds, **options) for seeds in (batch.seeds, again)]
+            first, second = (part.log_prob.double() for part in parts)
+            value, std_error, draws = (first + second) / 2, (first - second).abs() / 2, 2.0
+            solver_error, nfe = (parts[0].solver_error + parts[1].solver_error) / 2, parts[0].nfe + parts[1].nfe
+            failures = parts[1].failures | parts[0].failures
+        else:
+            options |= {"probes": 2} if twice else {}
+            value, std_error, _, nfe, solver_error, _, failures, _ = log_prob(denoiser, x, seeds=batch.seeds, **options)
+            draws = _draws(2, self.probe, x[0].numel()) if twice else 1.0
+        terms = {"solver_error": solver_error, DRAWS: torch.full_like(solver_error, draws)}
+        return Scores(value.double() - codec.log_det, std_error, nfe, terms, failures)
 
     def _probability(
         self, trained: TrainedModel, dequantization: Dequantization, batch: StoredBatch, twice: bool
@@ -117,17 +127,25 @@ class FlowLikelihood(Likelihood):
             start = self.t_start if t_start is None else t_start
             return log_prob(model, x, **{**self._ode, **options, "t_start": start})
 
+        samples = 2 if twice else self.samples
         result = discrete_log_prob(
-            trained.denoiser.given(**batch.cond), batch.x, dequantization, samples=2 if twice else self.samples,
+            trained.denoiser.given(**batch.cond), batch.x, dequantization, samples=samples,
             importance=self.importance, seeds=batch.seeds, on_error="nan", log_prob=density,
         )  # fmt: skip
-        terms = {"solver_error": result.solver_error}
+        terms = {"solver_error": result.solver_error, DRAWS: torch.full_like(result.solver_error, samples)}
         return Scores(result.log_prob, result.std_error, result.nfe, terms, result.failures)
 
     @property
     def _ode(self) -> dict[str, Any]:
         """Arguments of `log_prob`."""
         return {name: value for name, value in vars(self).items() if name in ODE}
+
+
+def _draws(probes: int, probe: str, entries: int) -> float:
+    """How many independent probes so many are worth: orthogonal ones K (d − 1)/(d − K), and d of them are exact."""
+    if probe != "orthogonal":
+        return float(probes)
+    return math.inf if probes >= entries else probes * (entries - 1) / (entries - probes)
 
 
 def filling_time(trained: TrainedModel, codec: Quantized, halves: float) -> float:

@@ -16,6 +16,8 @@ from scoresde.solvers import Solver
 if TYPE_CHECKING:
     from scoresde.commands.load import TrainedModel
 
+DRAWS, MEAN_ERROR = "draws", "mean_error"  # columns of a likelihood's table that its summary needs
+
 Steering = Callable[[Tensor | None], Denoiser]  # labels (B,) of a batch, or None -> its guided denoiser
 
 
@@ -78,9 +80,11 @@ class Scores(NamedTuple):
 
     Attributes:
         nats: log p(x) in the data's own units, or log P of the levels, (B,).
-        std_error: Of nats, from the estimator's own random numbers, (B,); NaN if it is not known.
+        std_error: Of nats, from the estimator's own random numbers, (B,); its square is unbiased, NaN if not known.
         nfe: Network calls of each example, (B,).
-        terms: More columns by name, (B,).
+        terms: More columns by name, (B,). Two count in the error of the mean over all rows: "draws", how many a value
+            is the mean of, if some have more than others, and "mean_error", in place of std_error, if the rows share
+            out their random numbers (`Bound`).
         failures: Why a row has no value, by its place in the batch.
     """
 

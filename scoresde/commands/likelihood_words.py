@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from scoresde.commands.interfaces import Likelihood
+from scoresde.commands.interfaces import DRAWS, MEAN_ERROR, Likelihood
 from scoresde.commands.load import TrainedModel
 from scoresde.commands.tables import Row
 from scoresde.data import Quantized
-from scoresde.likelihood.report import Report, ReportRow
+from scoresde.likelihood.report import NOT_IN_THE_BAR, Report, ReportRow
 from scoresde.likelihood.summary import RunningMean, Summary
 
 ANOMALIES = 5  # least likely rows that are named
@@ -44,11 +45,21 @@ class Unit(NamedTuple):
         return nats / self.nats
 
 
-def means(rows: Sequence[Row], unit: Unit, mean: RunningMean | None = None, of: str = "") -> RunningMean:
-    """The mean over the rows that have a value, in the unit of the report; `of` is a prefix of the columns."""
-    columns = [[float(row[f"{of}{name}"] or "nan") for row in rows] for name in ("nats", "std_error")]
-    values, errors = torch.tensor(columns, dtype=torch.float64).reshape(2, -1)
-    return (mean or RunningMean()).update(values / unit.nats, errors / abs(unit.nats))
+def means(rows: Sequence[Row], unit: Unit, mean: RunningMean | None = None) -> RunningMean:
+    """The mean over the rows that have a value, in the unit of the report."""
+    values, errors, draws = errors_of(rows)
+    return (mean or RunningMean()).update(values / unit.nats, errors / abs(unit.nats), draws)
+
+
+def errors_of(rows: Sequence[Row], of: str = "") -> tuple[Tensor, Tensor, Tensor | None]:
+    """Nats, and what `summarize` takes for their errors; `of` is a prefix of the columns."""
+
+    def column(name: str) -> Tensor:
+        return torch.tensor([float(row[f"{of}{name}"] or "nan") for row in rows], dtype=torch.float64)
+
+    names = rows[0].keys() if rows else ()
+    error = MEAN_ERROR if f"{of}{MEAN_ERROR}" in names else "std_error"
+    return column("nats"), column(error), column(DRAWS) if f"{of}{DRAWS}" in names else None
 
 
 def with_error(summary: Summary) -> str:
@@ -80,7 +91,7 @@ def print_summary(
         unit.key: summary.mean, f"{unit.key}_std_error": summary.std_error,
         f"{unit.key}_estimator_error": summary.estimator_error, f"{unit.key}_data_error": summary.data_error,
     }  # fmt: skip
-    for column in likelihood.columns:
+    for column in (name for name in likelihood.columns if name not in (DRAWS, MEAN_ERROR)):
         known = [float(row[column]) for row in good if row[column]]
         found[f"likelihood_{column}"] = sum(known) / len(known) if known else math.nan
     if good:
@@ -104,13 +115,13 @@ def print_summary(
 def _estimands(rows: Sequence[Row], unit: Unit, likelihood: Likelihood) -> str:
     """What the values are of; a table if there are several."""
     if len(likelihood.estimands) == 1:
-        return f"({likelihood.estimands[''].distribution})"
+        return f"({likelihood.estimands[''].distribution}; {NOT_IN_THE_BAR})"
     table = []
     for prefix, (name, distribution) in likelihood.estimands.items():
-        columns = [[float(row[f"{prefix}{key}"] or "nan") for row in rows] for key in ("nats", "std_error", "nfe")]
-        nats, errors, calls = torch.tensor(columns, dtype=torch.float64)
+        nats, errors, draws = errors_of(rows, prefix)
+        calls = torch.tensor([float(row[f"{prefix}nfe"] or "nan") for row in rows], dtype=torch.float64)
         scale = abs(unit.nats)
-        table.append(ReportRow.of(name, distribution, -nats / scale, errors / scale, calls[nats.isfinite()]))
+        table.append(ReportRow.of(name, distribution, -nats / scale, errors / scale, calls[nats.isfinite()], draws))
     return str(Report(rows=tuple(table), unit=unit.name if unit.is_bits else "nats"))
 
 
@@ -118,9 +129,7 @@ def _sentence(summary: Summary, unit: Unit, name: str) -> str:
     units = "" if unit.is_bits else " nats in the data's own units"
     if math.isnan(summary.std_error):
         return f"{unit.name} {with_error(summary)}{units} (one example, so no standard error)"
-    own, part = summary.estimator_error, ""
-    if own <= summary.std_error:
-        part = f"; ± {own:.4f} of it from the estimator"
-    elif not math.isnan(own):
-        part = f"; the estimator's is about ± {own:.4f}, so more draws would help"
-    return f"{unit.name} {with_error(summary)}{units} (standard error over {summary.n} {name}{part})"
+    own = "unknown" if math.isnan(summary.estimator_error) else f"± {summary.estimator_error:.4f}"
+    more = ", so more draws would help" if summary.more_draws_help else ""
+    error = f"standard error over {summary.n} {name}; the estimator's part of it: {own}{more}"
+    return f"{unit.name} {with_error(summary)}{units} ({error})"

@@ -13,6 +13,7 @@ from scoresde.likelihood.dequantization import (
 from scoresde.likelihood.discrete_log_prob import DiscreteLogProb, discrete_log_prob
 from scoresde.likelihood.elbo import elbo
 from scoresde.likelihood.flow_density import LogProb, log_prob
+from scoresde.likelihood.intervals import coverage_factor
 from scoresde.likelihood.report import Report, ReportRow, likelihood_report
 from scoresde.likelihood.summary import RunningMean, Summary, summarize
 from scoresde.likelihood.variational import VariationalDequantization
@@ -22,6 +23,6 @@ __all__ = [
     "Bound", "CategoricalDecoder", "Cells", "Decoder", "Dequantization", "Dequantized", "DiscreteLogProb",
     "DiscretizedGaussian", "LogProb", "Report", "ReportRow", "RunningMean", "Summary",
     "TruncatedNormalDequantization", "UniformDequantization", "VariationalDequantization", "bits_per_dim",
-    "check_dequantized", "discrete_log_prob", "elbo", "gaussian_decoder", "likelihood_report", "log_prob",
-    "summarize", "vlb",
+    "check_dequantized", "coverage_factor", "discrete_log_prob", "elbo", "gaussian_decoder", "likelihood_report",
+    "log_prob", "summarize", "vlb",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from scoresde.denoiser import Denoiser
 from scoresde.likelihood import flow_density
 from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.dequantization import Dequantization
+from scoresde.likelihood.intervals import interval
 from scoresde.noise.keyed import deliver, keyed_normals
 from scoresde.noise.streams import sample_seeds, stream_seed
 
@@ -22,14 +23,14 @@ class DiscreteLogProb(NamedTuple):
 
     Attributes:
         log_prob: The lower bound of log P(k) in nats, float64, (B,).
-        std_error: Its standard error from the draws of x and the probes of each, (B,): the square is unbiased, as
-            `summarize` needs it, but ± 2 of it hold less than 95 % for fewer than about ten draws. NaN for one draw,
-            whose error cannot be estimated.
+        std_error: Its standard error from the draws of x and the probes of each, (B,); the square is unbiased. NaN for
+            one draw, whose error cannot be estimated.
         probe_error: The part of std_error that is due to the probes of the density alone, (B,); NaN if the density does
             not tell.
         solver_error: Estimate of the solver's error in nats, the draws' mean, (B,); NaN if the density does not tell.
         nfe: Network evaluations of each example, all draws together, (B,).
         failures: Why a row is NaN, where the density tells (`log_prob` with on_error="nan").
+        freedom: Degrees of freedom of std_error: one less than the draws.
     """
 
     log_prob: Tensor
@@ -38,6 +39,11 @@ class DiscreteLogProb(NamedTuple):
     solver_error: Tensor
     nfe: Tensor
     failures: dict[int, str]
+    freedom: float = math.inf
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Ends (B,) of the interval that holds the bound's expectation in a share `level` of cases."""
+        return interval(self.log_prob, self.std_error, self.freedom, level)
 
 
 def discrete_log_prob(
@@ -151,4 +157,5 @@ def _combined(
         value, share, terms = log_w.mean(0), torch.full_like(log_w, 1 / samples), log_w
     std_error = terms.std(0) / math.sqrt(samples) if samples > 1 else torch.full_like(value, math.nan)
     probe_error, solver_error = (share * probe_error).square().sum(0).sqrt(), (share * solver_error).sum(0)
-    return DiscreteLogProb(value, std_error, probe_error, solver_error, nfe.sum(0).round().long(), failures)
+    calls, freedom = nfe.sum(0).round().long(), max(samples - 1, 1)
+    return DiscreteLogProb(value, std_error, probe_error, solver_error, calls, failures, freedom)

@@ -12,8 +12,10 @@ from scoresde.denoiser import Denoiser
 from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.chain import prior_kl
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
-from scoresde.likelihood.trace import standard_error
+from scoresde.likelihood.intervals import pooled_freedom
 from scoresde.sde import SDE, expand
+
+KNOTS = 9  # of what the examples of a batch have in common in a cell of noise levels
 
 
 @torch.no_grad()
@@ -53,7 +55,7 @@ def elbo(
         denoiser: The model.
         x: Data in the model's own scaling, (B, *), float32 or float64.
         form: "dsm" or "ssm"; the same number in expectation.
-        samples: Draws of (t, noise) per example. The standard error holds what it promises from about 16 on: with a few
+        samples: Draws of (t, noise) per example. Intervals hold what they promise from about 16 on: with a few
             draws the noise levels that carry the integral may all be missed.
         sampling: How times are drawn. "stratified": the range of logsnr falls into samples/2 cells with two draws each
             (an odd one out makes three), whose differences give the standard error; "antithetic": one draw
@@ -74,8 +76,8 @@ def elbo(
     """
     check_elbo("elbo", form, samples, sampling, below, probe)
     path = _Path(denoiser.sde, x, t_start, below)
-    rows = []
-    for u in _uniforms(samples, x.shape[0], sampling, generator, x.device):
+    rows, places = [], _uniforms(samples, x.shape[0], sampling, generator, x.device)
+    for u in places:
         z = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         t = path.time(u)
         if form == "ssm":
@@ -96,11 +98,15 @@ def elbo(
         terms["reconstruction"] = nll.mean(0)
         draws, calls = draws + nll, calls + samples
     total = torch.stack(list(terms.values())).sum(0)
+    std_error, freedom = _std_error(draws)
+    mean_error = _mean_error(draws, places)
     return Bound(
         -total.to(x.dtype),
-        _std_error(draws).to(x.dtype),
+        std_error.to(x.dtype),
         {key: value.to(x.dtype) for key, value in terms.items()},
         torch.full((x.shape[0],), calls, device=x.device),
+        freedom,
+        mean_error.to(x.dtype),
     )
 
 
@@ -213,14 +219,40 @@ def _cells(samples: int) -> list[int]:
     return [2] * (pairs - 1) + [samples - 2 * (pairs - 1)]
 
 
-def _std_error(draws: Tensor) -> Tensor:
-    """Of the mean over draws (samples, B) ordered by cell: a cell of n adds n s²/samples², s² the variance in it."""
+def _std_error(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the mean over draws (samples, B) ordered by cell, and its degrees of freedom.
+
+    A cell of n draws adds n s²/samples² to the variance, s² the variance in it.
+    """
     samples = len(draws)
     if samples == 1:
-        return torch.full_like(draws[0], math.nan)
+        return torch.full_like(draws[0], math.nan), torch.ones_like(draws[0])
     cells = draws.split(_cells(samples))
     sizes = torch.tensor([len(cell) for cell in cells], device=draws.device)[:, None]
-    return standard_error(sizes * torch.stack([cell.var(0) for cell in cells]) / samples**2, sizes - 1)
+    variances = sizes * torch.stack([cell.var(0) for cell in cells]) / samples**2
+    return variances.sum(0).sqrt(), pooled_freedom(variances, sizes - 1)
+
+
+def _mean_error(draws: Tensor, places: Tensor) -> Tensor:
+    """Every example's part in the error of the batch's mean, (B,), from draws (samples, B) ordered by cell.
+
+    As `_std_error`, but of what is left of the draws in a cell without g(u), a piecewise linear function that all
+    examples have in common: together they visit all noise levels, so that g's average has next to no error.
+    """
+    samples, batch = draws.shape
+    if samples == 1:
+        return torch.full_like(draws[0], math.nan)
+    knots = max(1, min(KNOTS, batch // 4))
+    total, first = torch.zeros_like(draws[0]), 0
+    for size in _cells(samples):
+        values, at = draws[first : first + size], (places[first : first + size] * samples - first) / size
+        hats = (1 - (at[..., None] * (knots - 1) - torch.arange(knots, device=at.device)).abs()).clamp_min(0)
+        values, hats = values - values.mean(0), hats - hats.mean(0)
+        curve = torch.linalg.pinv(hats.flatten(0, 1), rtol=1e-9) @ values.flatten()
+        left = (values - hats @ curve).square().sum(0) / (size - 1)
+        total += size * left / samples**2 / (1 - (knots - 1) / (batch * (size - 1)))
+        first += size
+    return total.sqrt()
 
 
 def random_probe(x: Tensor, probe: str, generator: torch.Generator | None) -> Tensor:

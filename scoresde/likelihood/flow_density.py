@@ -18,6 +18,7 @@ from scoresde.integrate.coordinates import FlowCoordinates
 from scoresde.integrate.methods import Attempt, Field, State
 from scoresde.integrate.torchdiffeq_backend import adaptive_method, check_ode_arguments, integrate_together
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
+from scoresde.likelihood.intervals import interval
 from scoresde.likelihood.trace import Trace, check_trace, mean_and_error, trace_of
 from scoresde.noise.keyed import deliver, keyed_normals
 from scoresde.noise.streams import sample_seeds, stream_seed
@@ -34,15 +35,15 @@ class LogProb(NamedTuple):
 
     Attributes:
         log_prob: log p(x) in nats, (B,), the term `below` included.
-        std_error: Standard error of log_prob from the random probes, (B,), such that ± 2 of them hold the exact trace's
-            value in 95 % of cases for few probes too: 0 for an exact trace, NaN for one probe, whose error cannot be
-            estimated.
+        std_error: Standard error of log_prob from all random numbers, (B,); its square is unbiased. 0 for an exact
+            trace. NaN where one draw cannot tell: for one probe, and for below="decoder", which draws x_ε once.
         latent: x at t = 1, (B, *).
         nfe: Network evaluations of each sample, (B,); the products with the Jacobian share them.
         solver_error: Estimate of the error of log_prob from finite steps in nats, (B,), rather too large than too
             small; NaN for fixed steps, which estimate none.
         below: The part of log_prob from between 0 and t_start, (B,): zeros for below="density".
         failures: For on_error="nan", one sentence for each row that could not be done; its values are NaN.
+        freedom: Degrees of freedom of std_error: one less than the number of values from probes.
     """
 
     log_prob: Tensor
@@ -52,6 +53,14 @@ class LogProb(NamedTuple):
     solver_error: Tensor
     below: Tensor
     failures: dict[int, str]
+    freedom: float = math.inf
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Ends (B,) of the interval that holds the exact trace's value in a share `level` of cases, few probes or many.
+
+        log_prob ± c std_error with c = `coverage_factor(freedom, level)`. Solver error and model error come on top.
+        """
+        return interval(self.log_prob, self.std_error, self.freedom, level)
 
 
 def log_prob(
@@ -153,13 +162,15 @@ def log_prob(
         latent = flow.scale(1.0) * y
         log_det = entries * (flow.scale(1.0) / flow.scale(t_start)).log()  # log |d(x_1, x_t)/d(y_1, y_t)|
         mean, std_error = mean_and_error(delta, trace, entries)
+        std_error = std_error if below == "density" else torch.full_like(std_error, math.nan)
         value = denoiser.sde.prior_log_prob(latent) + log_det + mean + decoder_term
     columns = [part.to(x.dtype) for part in (value, std_error, latent, error, decoder_term)]
     if failures:
         rows = torch.tensor(list(failures), device=x.device)
         columns = [column.index_fill(0, rows, math.nan) for column in columns]
     value, std_error, latent, error, decoder_term = columns
-    return LogProb(value, std_error, latent, nfe + (below == "decoder"), error, decoder_term, failures)
+    freedom = max(trace.values - 1, 1)
+    return LogProb(value, std_error, latent, nfe + (below == "decoder"), error, decoder_term, failures, freedom)
 
 
 def likelihood_field(

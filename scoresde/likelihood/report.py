@@ -19,6 +19,7 @@ from scoresde.likelihood.vlb import vlb
 
 PROBABILITY_FLOW = "probability-flow ODE: its own density"
 REVERSE_SDE = "reverse SDE: upper bound of −log p_SDE"
+NOT_IN_THE_BAR = "standard errors hold the choice of examples and the estimator's draws, not the model's own error"
 
 
 def discrete_chain(steps: int) -> str:
@@ -45,16 +46,22 @@ class ReportRow:
 
     @classmethod
     def of(
-        cls, name: str, distribution: str, nll: Tensor, std_error: Tensor | None = None, nfe: Tensor | None = None
+        cls,
+        name: str,
+        distribution: str,
+        nll: Tensor,
+        std_error: Tensor | None = None,
+        nfe: Tensor | None = None,
+        draws: Tensor | None = None,
     ) -> ReportRow:
-        """From values per example, each (N,): −log p in any unit, its standard error, network evaluations."""
+        """From values per example, each (N,): −log p in any unit, and as for `summarize`; network evaluations."""
         mean_nfe = math.nan if nfe is None else float(nfe.double().mean())
-        return cls(name=name, distribution=distribution, summary=summarize(nll, std_error), nfe=mean_nfe)
+        return cls(name=name, distribution=distribution, summary=summarize(nll, std_error, draws), nfe=mean_nfe)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Rows of one model on one test set; `str` draws an aligned table.
+    """Rows of one model on one test set; `str` draws an aligned table, and says what its errors do not hold.
 
     Args:
         rows: One per estimate.
@@ -71,14 +78,15 @@ class Report:
             s = row.summary
             failed = f" ({s.failed} failed)" if s.failed else ""
             nfe = "" if math.isnan(row.nfe) else f"{row.nfe:.0f}"
-            errors = (f"{s.mean:.4f}", f"{s.std_error:.4f}", f"{s.estimator_error:.4f}")
-            cells.append((row.name, *errors, nfe, f"{s.n}{failed}", row.distribution))
+            own = "unknown" if math.isnan(s.estimator_error) else f"{s.estimator_error:.4f}"
+            numbers = f"{s.mean:.4f}", f"{s.std_error:.4f}", own
+            cells.append((row.name, *numbers, nfe, f"{s.n}{failed}", row.distribution))
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = []
         for line in cells:
             middle = [cell.rjust(width) for cell, width in zip(line[1:-1], widths[1:-1], strict=True)]
             lines.append("  ".join([line[0].ljust(widths[0]), *middle, line[-1]]).rstrip())
-        return "\n".join(lines)
+        return "\n".join([*lines, f"({NOT_IN_THE_BAR})"])
 
 
 def likelihood_report(
@@ -111,7 +119,7 @@ def likelihood_report(
     return Report(
         rows=(
             ReportRow.of("ODE", PROBABILITY_FLOW, -flow.log_prob, flow.std_error, flow.nfe),
-            ReportRow.of("SDE bound", REVERSE_SDE, -bound.log_prob, bound.std_error, bound.nfe),
-            ReportRow.of("VLB", discrete_chain(steps), -discrete.log_prob, discrete.std_error, discrete.nfe),
+            ReportRow.of("SDE bound", REVERSE_SDE, -bound.log_prob, bound.mean_error, bound.nfe),
+            ReportRow.of("VLB", discrete_chain(steps), -discrete.log_prob, discrete.mean_error, discrete.nfe),
         )
     )

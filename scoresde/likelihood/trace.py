@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,8 +12,6 @@ from torch import Tensor
 from scoresde.checks import check_choice
 from scoresde.noise.keyed import deliver, keyed_normals
 from scoresde.noise.streams import stream_seed
-
-Freedom = TypeVar("Freedom", float, Tensor)
 
 DIVERGENCES = ("hutchinson", "exact", "hutch++")
 PROBES = ("rademacher", "gaussian", "orthogonal")
@@ -107,11 +104,10 @@ def draw_probes(probe: str, x: Tensor, count: int, seeds: Sequence[int], purpose
 def mean_and_error(values: Tensor, trace: Trace, entries: int) -> tuple[Tensor, Tensor]:
     """Mean of values (B, K) from K probes, and its standard error (B,): 0 if exact, NaN for one probe.
 
-        error = c s / √K,            c = t_{K−1}(0.977) / 2        s² the sample variance
-        error = c s / √K √(1 − K/d)                                orthogonal probes, drawn without replacement
+        error = s / √K                          s² the sample variance, so that error² is unbiased
+        error = s / √K √(1 − K/d)               orthogonal probes, drawn without replacement
 
-    The factor c makes ± 2 errors an interval of 95.4 % for few probes too, where s itself is uncertain: 1.65 for 4,
-    1.16 for 10, 1.07 for 20. Frames of orthogonal probes have Σ v_kᵀ A v_k = d tr A if K = d.
+    Frames of orthogonal probes have Σ v_kᵀ A v_k = d tr A if K = d.
     """
     count, mean = values.shape[1], values.mean(1)
     if trace.probes is None or (trace.orthogonal and count == entries):
@@ -119,36 +115,7 @@ def mean_and_error(values: Tensor, trace: Trace, entries: int) -> tuple[Tensor, 
     if count == 1:
         return mean, torch.full_like(mean, math.nan)
     missing = 1 - count / entries if trace.orthogonal else 1.0
-    return mean, student_factor(count - 1) * math.sqrt(missing / count) * values.std(1)
-
-
-def student_factor(freedom: Freedom) -> Freedom:
-    """Half the quantile of Student's t that leaves out as much as 2 of a normal variable.
-
-    Cornish-Fisher expansion at 2; within 1 % for 2 degrees of freedom or more, 12 % below for 1.
-    """
-    u = 1 / freedom
-    return 1 + u * (1.25 + u * (1.53125 + u * (1.4297 + 0.9220 * u)))
-
-
-def standard_error(variances: Tensor, freedom: int | Tensor) -> Tensor:
-    """Standard error of a sum, such that ± 2 of it holds the expectation with 95 %.
-
-        error = c(ν) √Σ v_k,     c(ν) = t_ν(0.977) / 2
-        ν     = (Σ v_k)² / Σ v_k²/(ν_k + 2) − 2          (Satterthwaite 1946, corrected for estimated v_k)
-
-    Where few parts carry the variance, few degrees of freedom tell it, whatever the number of parts.
-
-    Args:
-        variances: Unbiased estimates of the parts' variances, (K, B).
-        freedom: Degrees of freedom ν_k of each, () or (K, 1).
-    Returns:
-        (B,).
-    """
-    total = variances.sum(0)
-    weights = (variances / total.clamp_min(1e-300)).square() / (freedom + 2)
-    combined = (1 / weights.sum(0).clamp_min(1e-12) - 2).clamp_min(1)
-    return total.sqrt() * student_factor(combined)
+    return mean, math.sqrt(missing / count) * values.std(1)
 
 
 def _exact(output: Tensor, x: Tensor, create_graph: bool) -> Tensor:

@@ -11,7 +11,7 @@ from scoresde.denoiser import Denoiser
 from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.chain import chain_times, check_chain, prior_kl, reconstruction, transition_kl
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
-from scoresde.likelihood.trace import standard_error
+from scoresde.likelihood.intervals import pooled_freedom
 from scoresde.sde.grids import Grid, uniform_grid
 
 
@@ -100,21 +100,25 @@ def vlb(
 
     prior, total, recon = prior_kl(denoiser.sde, x, times[0]).double(), total / samples, recon / samples
     calls = samples * sums.shape[1]
+    std_error, freedom = _std_error(sums, samples)
     return Bound(
         -(prior + total.sum(1) + recon).to(x.dtype),
-        _std_error(sums, samples).to(x.dtype),
+        std_error.to(x.dtype),
         {"prior": prior.to(x.dtype), "transitions": total.to(x.dtype), "reconstruction": recon.to(x.dtype)},
         torch.full((x.shape[0],), calls, device=x.device),
+        freedom,
+        std_error.to(x.dtype),
     )
 
 
-def _std_error(moments: Tensor, samples: int) -> Tensor:
-    """Of a sum of independent columns, from Σ and Σ² of the draws of each, (2, K, B)."""
+def _std_error(moments: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    """Of a sum of independent columns, from Σ and Σ² of the draws of each, (2, K, B), and its degrees of freedom."""
     sums, squares = moments
     if samples == 1:
-        return torch.full_like(sums[0], math.nan)
+        return torch.full_like(sums[0], math.nan), torch.ones_like(sums[0])
     deviations = (squares - sums.square() / samples).clamp_min(0)
-    return standard_error(deviations / (samples * (samples - 1)), samples - 1)
+    variances = deviations / (samples * (samples - 1))
+    return variances.sum(0).sqrt(), pooled_freedom(variances, samples - 1)
 
 
 def _schedule(

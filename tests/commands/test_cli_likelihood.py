@@ -84,7 +84,7 @@ def test_exact_values_are_those_of_python_in_the_data_s_own_units(work: Path) ->
     data = likelihood_command.own_examples(trained, "test", 0)
     index = [int(row["index"]) for row in rows]
     assert index == data.index[:4].tolist() and list(rows[0]) == [
-        "index", "label", "nats", "std_error", "solver_error", "nfe", "status"
+        "index", "label", "nats", "std_error", "solver_error", "draws", "nfe", "status"
     ]  # fmt: skip
     x = trained.codec.encode(data.x[:4])
     result = log_prob(trained.model, x, divergence="exact", rtol=1e-4, atol=1e-4)  # type: ignore[arg-type]
@@ -104,6 +104,22 @@ def test_bits_per_dim_are_of_the_levels(work: Path) -> None:
     assert found["bits_per_dim_std_error"] == pytest.approx(bits.std(ddof=1) / math.sqrt(5))
     own = np.sqrt(np.square(column(rows, "std_error")).sum()) / 5 / (64 * math.log(2))
     assert found["bits_per_dim_estimator_error"] == pytest.approx(own)
+
+
+def test_examples_with_one_draw_have_the_error_of_one(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = score("digits", "likelihood=hutchinson", "likelihood.num_examples=12", "likelihood.repeat=0.4", *LOOSE)
+    errors, draws = column(rows, "std_error"), column(rows, "draws")
+    assert set(draws) == {1, 2} and np.array_equal(np.isnan(errors), draws == 1)
+    per_draw = 2 * np.square(errors[draws == 2]).mean()
+    expected = math.sqrt(np.square(errors[draws == 2]).sum() + per_draw * (draws == 1).sum()) / 12 / (64 * math.log(2))
+    assert metrics()["bits_per_dim_estimator_error"] == pytest.approx(expected)
+    assert "likelihood_draws" not in metrics()
+    said = capsys.readouterr().out
+    assert f"the estimator's part of it: ± {expected:.4f}" in said and "not the model's own error" in said
+
+    score("digits", "likelihood=hutchinson", "likelihood.num_examples=3", "likelihood.repeat=0", *LOOSE)
+    assert metrics()["bits_per_dim_estimator_error"] is None
+    assert "the estimator's part of it: unknown" in capsys.readouterr().out
 
 
 def test_a_value_depends_on_neither_batch_nor_resumption(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

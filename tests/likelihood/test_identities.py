@@ -251,7 +251,8 @@ def test_report_puts_the_three_laws_side_by_side() -> None:
         assert row.summary.n == 200 and row.summary.failed == 0
     assert ode.summary.estimator_error == 0 < sde.summary.estimator_error < sde.summary.std_error
     assert (sde.nfe, chain.nfe) == (64, 40)
-    table = str(report).splitlines()
+    *table, last = str(report).splitlines()
+    assert last.endswith("not the model's own error)")
     assert len(table) == 4 and len({line.rindex(line.split("  ")[-1]) for line in table}) == 1  # aligned
     assert table[1].endswith("probability-flow ODE: its own density")
     assert table[2].endswith("reverse SDE: upper bound of −log p_SDE")
@@ -261,7 +262,7 @@ def test_report_puts_the_three_laws_side_by_side() -> None:
 def test_report_of_given_values() -> None:
     values = torch.tensor([3.0, 4.0, math.nan, 5.0])
     report = Report(rows=(ReportRow.of("NLL", "some law", values, torch.full((4,), 0.3)),), unit="bits/dim")
-    header, row = str(report).splitlines()
+    header, row, _ = str(report).splitlines()
     assert "bits/dim" in header and row.split() == [
         "NLL",
         "4.0000",

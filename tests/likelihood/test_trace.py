@@ -12,7 +12,8 @@ from torch import Tensor
 
 from scoresde import VPSDE, GaussianDenoiser, log_prob
 from scoresde.likelihood import trace as trace_module
-from scoresde.likelihood.trace import PROBES, Trace, draw_probes, mean_and_error, student_factor, trace_of
+from scoresde.likelihood.intervals import coverage_factor, interval
+from scoresde.likelihood.trace import PROBES, Trace, draw_probes, mean_and_error, trace_of
 
 DIM = 6
 
@@ -64,7 +65,7 @@ def test_orthogonal_probes_vary_as_draws_without_replacement(count: int) -> None
     mean, error = mean_and_error(found, estimate, DIM)
     variance = VARIANCES["orthogonal"](symmetric(a)) / count * (DIM - count) / (DIM - 1)
     torch.testing.assert_close(mean.var(), variance, rtol=0.05, atol=0)
-    torch.testing.assert_close(error.square().mean() / student_factor(count - 1) ** 2, variance, rtol=0.05, atol=0)
+    torch.testing.assert_close(error.square().mean(), variance, rtol=0.05, atol=0)
     vectors = estimate.probes
     assert vectors is not None
     torch.testing.assert_close(vectors @ vectors.mT, (DIM * torch.eye(count)).double().expand(batch, -1, -1))
@@ -99,15 +100,18 @@ def test_hutch_plus_plus_is_unbiased_and_varies_less_where_few_directions_matter
     assert abs(float((mean.mean() - a.trace()) / (mean.std() / math.sqrt(batch)))) < 4
     plain = values("hutchinson", a, batch, 8, "gaussian")[0].mean(1)
     assert float(mean.var()) < 0.05 * float(plain.var())
-    assert 0.90 <= float(((mean - a.trace()).abs() < 2 * error).double().mean()) <= 0.98
+    half = coverage_factor(estimate.values - 1) * error
+    assert 0.92 <= float(((mean - a.trace()).abs() < half).double().mean()) <= 0.98
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 6, 10, 20])
-def test_two_standard_errors_hold_as_much_for_few_probes(count: int) -> None:
+def test_squared_errors_are_unbiased_and_intervals_cover_for_few_probes(count: int) -> None:
     normals = torch.randn(40_000, count, generator=torch.Generator().manual_seed(count), dtype=torch.float64)
     mean, error = mean_and_error(normals, Trace(normals), 10**6)
-    expected = 0.9545 if count > 2 else 0.948
-    assert float((mean.abs() < 2 * error).double().mean()) == pytest.approx(expected, abs=0.004)
+    assert float(error.square().mean()) == pytest.approx(1 / count, rel=0.03)
+    for level in (0.5, 0.95):
+        low, high = interval(mean, error, count - 1, level)
+        assert float(((low < 0) & (high > 0)).double().mean()) == pytest.approx(level, abs=0.008)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 4, 100])
@@ -154,7 +158,7 @@ def test_probes_of_a_sample_follow_from_its_seed_alone(probe: str, shape: tuple[
     ],
     ids=str,
 )
-def test_two_standard_errors_cover_the_exact_log_prob(probe: str, options: dict[str, object]) -> None:
+def test_intervals_cover_the_exact_log_prob(probe: str, options: dict[str, object]) -> None:
     """On a full-covariance Gaussian, whose divergence along any path is tr of one matrix."""
     a = torch.randn(8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     denoiser = GaussianDenoiser(VPSDE(), 0.0, cov=a @ a.T / 8 + 0.05 * torch.eye(8, dtype=torch.float64))
@@ -162,20 +166,20 @@ def test_two_standard_errors_cover_the_exact_log_prob(probe: str, options: dict[
     loose = {"rtol": 1e-4, "atol": 1e-4}
     exact = log_prob(denoiser, x, divergence="exact", **loose).log_prob  # type: ignore[arg-type]
     found = log_prob(denoiser, x, probe=probe, seeds=5, **loose, **options)  # type: ignore[arg-type]
-    z = (found.log_prob - exact) / found.std_error
-    assert 0.90 <= float((z.abs() < 2).double().mean()) <= 0.98
+    low, high = found.interval()
+    assert 0.92 <= float(((low < exact) & (exact < high)).double().mean()) <= 0.98
     assert abs(float((found.log_prob - exact).mean() / found.std_error.square().mean().sqrt())) < 0.1
 
 
-def test_standard_errors_cover_on_a_mixture() -> None:
+def test_intervals_cover_on_a_mixture() -> None:
     denoiser = mixture(VPSDE())
     x = denoiser.sample(1000, generator=torch.Generator().manual_seed(2))
     loose = {"rtol": 1e-4, "atol": 1e-4}
     exact = log_prob(denoiser, x, divergence="exact", **loose).log_prob  # type: ignore[arg-type]
     for probe in ("rademacher", "gaussian"):
         found = log_prob(denoiser, x, probes=12, probe=probe, seeds=3, **loose)  # type: ignore[arg-type]
-        z = (found.log_prob - exact) / found.std_error.clamp(min=1e-3)  # the steps decide where the probes agree
-        assert 0.90 <= float((z.abs() < 2).double().mean()) <= 0.985
+        low, high = found._replace(std_error=found.std_error.clamp(min=1e-3)).interval()  # the steps have errors too
+        assert 0.90 <= float(((low < exact) & (exact < high)).double().mean()) <= 0.985
     both = log_prob(denoiser, x, probes=2, probe="orthogonal", seeds=3, **loose)  # type: ignore[arg-type]
     torch.testing.assert_close(both.log_prob, exact, rtol=0, atol=1e-2)
     assert torch.equal(both.std_error, torch.zeros_like(exact))
