@@ -101,7 +101,7 @@ def test_hutch_plus_plus_is_unbiased_and_varies_less_where_few_directions_matter
     plain = values("hutchinson", a, batch, 8, "gaussian")[0].mean(1)
     assert float(mean.var()) < 0.05 * float(plain.var())
     half = coverage_factor(estimate.values - 1) * error
-    assert 0.92 <= float(((mean - a.trace()).abs() < half).double().mean()) <= 0.98
+    assert 0.90 <= float(((mean - a.trace()).abs() < half).double().mean()) <= 0.98
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 6, 10, 20])
