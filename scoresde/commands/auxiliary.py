@@ -15,7 +15,7 @@ from scoresde.commands.device import pick_device
 from scoresde.commands.fill import fill
 from scoresde.commands.interfaces import Task
 from scoresde.commands.load import TrainedModel, load_run, newest_run
-from scoresde.commands.origin import Origin, check_data, origin_of
+from scoresde.commands.origin import Origin, check_base, check_data, hash_of_weights, origin_of
 from scoresde.commands.saved_config import read_config
 from scoresde.commands.train import fit
 from scoresde.covariance import VarianceHead
@@ -88,11 +88,12 @@ class AuxiliaryTask(Task):
         module = self.module(trained, options, extensions).to(device)
         task = {key: value for key, value in config["task"].items() if key != "of"}
         whole = {**trained.config, **{key: config[key] for key in OWN}, "task": task, self.key: options}
+        origin = Origin.of(whole, data, extensions, base=hash_of_weights(trained.model))
         frozen = {id(parameter) for parameter in trained.model.parameters()}
         parameters = [parameter for parameter in module.parameters() if id(parameter) not in frozen]
         metrics = fit(
             config, module, parameters, loss, data, inside(trained.run, trained.run.path / self.folder), whole,
-            Origin.of(whole, data, extensions), labelled=trained.classes is not None, dequantize=trained.dequantize,
+            origin, labelled=trained.classes is not None, dequantize=trained.dequantize,
         )  # fmt: skip
         print(f"done: python sample.py run={trained.run.path} {self.usage}")
         return metrics
@@ -117,10 +118,11 @@ class AuxiliaryTask(Task):
                 f"the {self.noun} in {path} was trained for step {options['step']} of {trained.run.path}, which is at "
                 f"step {trained.step}: remove {path} and train it again."
             )
-        module = self.module(trained, options, trained.extensions)
         if state.get("origin") is not None:  # an earlier version did not keep it
             origin = origin_of(run, run.checkpoint, state, config, trained.extensions)
+            check_base(origin, hash_of_weights(trained.model), run.checkpoint)
             check_data(trained.fingerprint, origin.data, trained.run.path)
+        module = self.module(trained, options, trained.extensions)
         load_weights(module, state, ema=True)
         return module.to(trained.device).eval().requires_grad_(False)
 

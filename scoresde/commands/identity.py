@@ -30,12 +30,12 @@ class Difference(NamedTuple):
 
 
 def kept(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run's own configuration file holds."""
+    """What of a command's configuration the run's own file holds."""
     return {key: value for key, value in config.items() if key not in NOT_KEPT and (key, value) != ("init", None)}
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes it another run: all that changes the weights, apart from the data themselves and the length.
+    """What of a run's own configuration makes it another run: all that changes the weights, but data and length.
 
     Left out are the places of files, `trainer.steps`, and what training says and saves in between.
     """
@@ -43,7 +43,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
         key: {name: value for name, value in node.items() if name not in FREE[key]}
         if key in FREE and isinstance(node, Mapping)
         else node
-        for key, node in kept(config).items()
+        for key, node in config.items()
     }
 
 

@@ -28,6 +28,7 @@ class Origin:
         data: Fingerprint of its data; None: an earlier version did not keep it.
         codec: Map between the data's values and the model's, as `codec_state` describes it.
         shape: Event shape.
+        base: Hash of the frozen weights that something is trained for, see `hash_of_weights`; None if there are none.
         extensions: The user's own modules, needed to tell whether two names are of one class.
     """
 
@@ -35,19 +36,22 @@ class Origin:
     data: Mapping[str, Any] | None
     codec: Mapping[str, Any]
     shape: Sequence[int]
+    base: str | None = None
     extensions: Sequence[str] = ()
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], data: Dataset, extensions: Sequence[str] = ()) -> Origin:
+    def of(
+        cls, config: Mapping[str, Any], data: Dataset, extensions: Sequence[str] = (), base: str | None = None
+    ) -> Origin:
         """That of a run with this configuration on these data."""
         return cls(
             config=identity(config), data=fingerprint(data), codec=codec_state(data.codec), shape=list(data.shape),
-            extensions=extensions,
+            base=base, extensions=extensions,
         )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps; see `check`."""
-        return {"config": self.config, "data": self.data, "codec": self.codec, "shape": self.shape}
+        return {"config": self.config, "data": self.data, "codec": self.codec, "shape": self.shape, "base": self.base}
 
     def check(self, state: Mapping[str, Any] | None, path: Path) -> None:
         """Raise if a checkpoint, from `path`, has another origin; None is that of a version that did not say.
@@ -57,8 +61,18 @@ class Origin:
         """
         if state is not None:
             theirs = _read(state, path)
+            check_base(theirs, self.base, path)
             check_data(theirs.data, self.data, path)
             check_config(theirs, self.config, path, self.extensions)
+
+
+def check_base(origin: Origin, base: str | None, path: Path) -> None:
+    """Raise if the checkpoint at `path`, of this origin, was trained for other weights than those with this hash."""
+    if origin.base is not None and origin.base != base:
+        raise CheckpointError(
+            f"{path} was trained for other weights than those of this run: remove {path.parent.parent}, which was "
+            f"copied from another run or is older than the run's weights, and train it again."
+        )
 
 
 def check_data(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None, path: Path) -> None:
@@ -143,7 +157,7 @@ def _codec_part(origin: Origin) -> dict[str, Any]:
 def _read(state: Mapping[str, Any], path: Path) -> Origin:
     """The origin that a file says."""
     try:
-        origin = Origin(**{key: state[key] for key in ("config", "data", "codec", "shape")})
+        origin = Origin(**{key: state[key] for key in ("config", "data", "codec", "shape")}, base=state.get("base"))
         codec_from_state(origin.codec)
         identity(origin.config)
         if origin.data is not None:

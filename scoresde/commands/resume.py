@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from scoresde.commands.build import ConfigError
-from scoresde.commands.identity import PLACES, differences, identity, kept
+from scoresde.commands.identity import PLACES, differences, identity
 from scoresde.commands.origin import Origin, check_data, keep_codec, read_codec
 from scoresde.commands.saved_config import read_config
 from scoresde.data.fingerprint import change
@@ -73,7 +73,7 @@ def _time(run: RunDirectory) -> int:
     return run.checkpoint.stat().st_mtime_ns if run.has_checkpoint else 0
 
 
-def take_up(path: Path, config: Mapping[str, Any], origin: Origin) -> RunDirectory:
+def take_up(path: Path, saved: dict[str, Any], origin: Origin) -> RunDirectory:
     """The run directory, new or with the same configuration, whatever names an earlier version had for it.
 
     Raises:
@@ -82,7 +82,7 @@ def take_up(path: Path, config: Mapping[str, Any], origin: Origin) -> RunDirecto
     """
     run = RunDirectory(path)
     if not run.config.is_file():
-        return RunDirectory.create(path, yaml.safe_dump(kept(config), sort_keys=False))
+        return RunDirectory.create(path, yaml.safe_dump(saved, sort_keys=False))
     for difference in differences(identity(read_config(run)), origin.config, origin.extensions):
         check_data((read_codec(run) or {}).get("data"), origin.data, path)
         raise ValueError(
@@ -92,26 +92,26 @@ def take_up(path: Path, config: Mapping[str, Any], origin: Origin) -> RunDirecto
     return RunDirectory.create(path, run.config_text)
 
 
-def bring_up_to_date(run: RunDirectory, config: Mapping[str, Any], origin: Origin, trainer: Trainer) -> None:
+def bring_up_to_date(run: RunDirectory, saved: Mapping[str, Any], origin: Origin, trainer: Trainer) -> None:
     """Keep codec.pt, and in config.yaml the places of files and the length of the run; say where it starts.
 
     The length is that of the command, unless nothing is left to do.
     """
     keep_codec(run, origin)
-    before, now = read_config(run), kept(config)
+    before, now = read_config(run), dict(saved)
     if trainer.step >= trainer.steps:
         now["trainer"] = before["trainer"]
     elif trainer.step > 0 and (steps := before["trainer"].get("steps")) != trainer.steps:
-        print(f"{run.path} was set up for {steps} steps and goes on to {trainer.steps}: {_rate(config, trainer)}.")
+        print(f"{run.path} was set up for {steps} steps and goes on to {trainer.steps}: {_rate(saved, trainer)}.")
     elif trainer.step == 0 and "init" in now:
         print(f"{run.path} starts from the averaged weights of {now['init']['path']}.")
     if any(differences(before, now, origin.extensions)):
         write_atomically(run.config, yaml.safe_dump(now, sort_keys=False).encode())
 
 
-def _rate(config: Mapping[str, Any], trainer: Trainer) -> str:
+def _rate(saved: Mapping[str, Any], trainer: Trainer) -> str:
     """What the learning rate of a run of another length does."""
-    options = {key: config["trainer"][key] for key in ("warmup", "decay") if key in config["trainer"]}
+    options = {key: saved["trainer"][key] for key in ("warmup", "decay") if key in saved["trainer"]}
     decay = options.get("decay", "constant")
     if decay == "constant":
         return "its learning rate does not depend on that"

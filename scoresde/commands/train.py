@@ -105,10 +105,11 @@ class ModelTask(Task):
         config = start_from(config, model)
         model.to(device)
         loss = self.loss(build_as(Loss, config["loss"], "loss", extensions))
-        origin = Origin.of(config, data, extensions)
+        saved = kept(config)
+        origin = Origin.of(saved, data, extensions)
         path = run_path(config, origin)
         metrics = fit(
-            config, model, parameter_groups(model), loss, data, path, kept(config), origin, labelled=labelled,
+            config, model, parameter_groups(model), loss, data, path, saved, origin, labelled=labelled,
             dequantize=loss.dequantize,
         )  # fmt: skip
         print(f"done: python sample.py run={path}")

@@ -323,3 +323,19 @@ def test_a_run_of_an_earlier_version_is_taken_up_and_knows_itself_then(here: Pat
     assert state["step"] == 6 and state["origin"]["data"]["train"]["count"] == 897
     assert load_checkpoint("runs/digits/codec.pt")["data"] == state["origin"]["data"]
     assert load_run("runs/digits").step == 6
+
+
+def test_what_is_trained_for_a_run_knows_itself_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head = ["experiment=digits_npr", "logger=csv", "trainer.progress=false", "trainer.decay=constant", "batch_size=16",
+            "model=mlp", "model.width=8", "model.depth=1", "trainer.log_every=1"]  # fmt: skip
+    draw = ["num_samples=2", "solver=ddpm", "solver.steps=2", "solver.variance=optimal", "variance=npr"]
+    for name in ("a", "b"):
+        command(train_main, *head, f"of=runs/{name}", "trainer.steps=2")
+    command(train_main, *head, "of=runs/a", "trainer.steps=3")
+    assert "variance_npr was set up for 2 steps and goes on to 3" in capsys.readouterr().out
+    command(sample_main, "run=runs/a", *draw)
+    shutil.copy("runs/b/variance_npr/checkpoints/last.pt", "runs/a/variance_npr/checkpoints/last.pt")
+    assert "was trained for other weights than those of this run" in sentence(sample_main, "run=runs/a", *draw)
+    shutil.rmtree("runs/a/variance_npr")
+    shutil.copytree("runs/b/variance_npr", "runs/a/variance_npr")  # all of it is of another run
+    assert "was trained for other weights than those of this run" in sentence(sample_main, "run=runs/a", *draw)
