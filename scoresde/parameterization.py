@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_numbers
+
 __all__ = ["EDM", "Data", "Epsilon", "Parameterization", "Score", "VPrediction"]
 
 
@@ -29,11 +31,7 @@ class Parameterization(ABC):
     sigma_data: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.sigma_data > 0:
-            raise ValueError(
-                f"{type(self).__name__} needs sigma_data > 0, the standard deviation of the data, "
-                f"got sigma_data={self.sigma_data}."
-            )
+        check_numbers(self, "0 < sigma_data <= 1e9")
 
     @abstractmethod
     def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

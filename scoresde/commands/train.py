@@ -26,6 +26,7 @@ from scoresde.data import Dataset
 from scoresde.denoiser import Denoiser, NetworkDenoiser
 from scoresde.guidance import NoisyClassifier
 from scoresde.losses import ClassifierLoss, DenoisingLoss, Loss
+from scoresde.losses.loss import check_law
 from scoresde.parameterization import Parameterization
 from scoresde.sde import SDE
 from scoresde.solvers import DPMSolverPP2M
@@ -193,9 +194,11 @@ def fit(
         labelled, dequantize: As for `Batches`.
     """
     extensions = [*config["extensions"], ANY_INTERFACE]
+    device = next(module.parameters()).device
+    if isinstance(sde := getattr(module, "sde", None), SDE):
+        check_law(loss, sde, device)
     optimizer = build_as(torch.optim.Optimizer, config["optimizer"], "optimizer", extensions, parameters)
     run = take_up(path, saved, origin)
-    device = next(module.parameters()).device
     count = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
     print(f"{run.path}: {count:,} parameters, {len(data.train):,} training examples of shape {data.shape}, {device}")
     built = build(

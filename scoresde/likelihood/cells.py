@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_pair, check_whole
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cells:
@@ -27,13 +29,9 @@ class Cells:
     value_range: tuple[float, float] = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
-        low, high = (float(edge) for edge in self.value_range)
-        object.__setattr__(self, "value_range", (low, high))
-        if not isinstance(self.levels, int) or self.levels < 2 or not -math.inf < low < high < math.inf:
-            raise ValueError(
-                f"{type(self).__name__} needs a whole number of levels >= 2 and finite low < high, got "
-                f"levels={self.levels!r}, value_range={self.value_range}."
-            )
+        check_whole(self, "levels >= 2")
+        edges = check_pair(self, "value_range", self.value_range, "-inf < low < high < inf")
+        object.__setattr__(self, "value_range", edges)
 
     @property
     def width(self) -> float:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_choice
 from scoresde.denoiser import Denoiser
-from scoresde.losses.loss import SampledLoss, check_one_of
+from scoresde.losses.loss import SampledLoss, check_functions
 from scoresde.losses.times import TimeLaw, uniform_times
 from scoresde.losses.weightings import Weighting, simple_weighting
 from scoresde.sde import SDE
@@ -40,7 +41,8 @@ class DenoisingLoss(SampledLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_one_of("DenoisingLoss", "reduction", self.reduction, ("mean", "half_sum"))
+        check_choice(self, "reduction", self.reduction, ("mean", "half_sum"))
+        check_functions(self, "weighting", "time")
 
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, *, generator: torch.Generator | None = None, **cond: Any

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_choice, check_flags, check_numbers
 from scoresde.sde import SDE
 
 
@@ -61,10 +61,9 @@ class SampledLoss(Loss):
     label_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        name = type(self).__name__
-        check_one_of(name, "sampling", self.sampling, ("independent", "stratified", "antithetic"))
-        if not 0 <= self.label_dropout < 1:
-            raise ValueError(f"{name} needs 0 <= label_dropout < 1, got {self.label_dropout}.")
+        check_flags(self)
+        check_choice(self, "sampling", self.sampling, ("independent", "stratified", "antithetic"))
+        check_numbers(self, "0 <= label_dropout < 1")
 
     @abstractmethod
     def times(self, sde: SDE, u: Tensor) -> Tensor:
@@ -103,7 +102,32 @@ def standard_normal(x: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
-def check_one_of(owner: str, name: str, value: str, allowed: Sequence[str]) -> None:
-    """Raise one sentence if an option has none of its values."""
-    if value not in allowed:
-        raise ValueError(f"{owner} needs {name} to be one of {', '.join(allowed)}, got {value!r}.")
+def check_functions(loss: Loss, *names: str) -> None:
+    """Raise ValueError unless the attributes of these names can be called."""
+    for name in names:
+        if not callable(value := getattr(loss, name)):
+            raise ValueError(f"{type(loss).__name__} needs {name} to be a function, got {value!r}.")
+
+
+@torch.no_grad()
+def check_law(loss: object, sde: SDE, device: torch.device) -> None:
+    """Raise ValueError unless a loss draws times in [0, 1], with weights >= 0 that are finite and not all 0.
+
+    Args:
+        loss: Tried if it is a `DrawsTimes`, and its `weighting` if it has one.
+        sde: The process that is trained on.
+        device: Where.
+    """
+    if not isinstance(loss, DrawsTimes):
+        return
+    name = type(loss).__name__
+    t, _ = loss.draw(sde, torch.zeros(256, 1, device=device), torch.Generator(device).manual_seed(0))
+    if not bool(((t >= 0) & (t <= 1)).all()):
+        raise ValueError(f"{name} needs a law of times in [0, 1], got times from {t.min():.4g} to {t.max():.4g}.")
+    if (weighting := getattr(loss, "weighting", None)) is not None:
+        weights = weighting(sde, t)
+        if not bool((weights.isfinite() & (weights >= 0)).all() and (weights > 0).any()):
+            raise ValueError(
+                f"{name} needs a weighting that is finite, not negative and somewhere positive, "
+                f"got weights from {weights.min():.4g} to {weights.max():.4g}."
+            )

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scoresde.checks import check_numbers, check_whole
+
 
 class LossSecondMoment:
     """Importance sampling of the T terms of a variational bound by the second moment of their losses.
@@ -26,10 +28,8 @@ class LossSecondMoment:
     """
 
     def __init__(self, *, history: int = 10, uniform: float = 0.001) -> None:
-        if history < 1 or not 0 < uniform <= 1:
-            raise ValueError(
-                f"LossSecondMoment needs history >= 1 and 0 < uniform <= 1, got history={history}, uniform={uniform}."
-            )
+        check_whole(self, "1 <= history <= 1000000", history=history)
+        check_numbers(self, "0 < uniform <= 1", uniform=uniform)
         self.history, self.uniform = history, uniform
         self.losses = torch.zeros(0, history, dtype=torch.float64)  # (T, history), the oldest is overwritten next
         self.counts = torch.zeros(0, dtype=torch.int64)  # losses seen of every term, (T,)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_flags
 from scoresde.covariance import VarianceHead
 from scoresde.losses.denoising import DenoisingLoss
 from scoresde.losses.loss import Loss
@@ -39,6 +40,7 @@ class SecondMomentLoss(Loss):
     relative: bool = True
 
     def __post_init__(self) -> None:
+        check_flags(self)
         self._draws()
 
     def __call__(

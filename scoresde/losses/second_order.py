@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.checks import check_choice
+from scoresde.checks import check_choice, check_numbers, check_whole
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.elbo import random_probe
-from scoresde.losses.loss import SampledLoss, check_one_of
+from scoresde.losses.loss import SampledLoss, check_functions
 from scoresde.losses.times import TimeLaw, uniform_times
 from scoresde.losses.weightings import Weighting, simple_weighting
 from scoresde.sde import SDE, expand
@@ -58,12 +58,11 @@ class SecondOrderLoss(SampledLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_one_of("SecondOrderLoss", "order2", self.order2, ("jacobian", "trace", "both"))
-        check_choice("SecondOrderLoss", "probe", self.probe, ("rademacher", "gaussian"))
-        if self.probes is not None and self.probes < 1:
-            raise ValueError(f"SecondOrderLoss needs probes >= 1, or None for the exact term, got {self.probes}.")
-        if not self.weight >= 0:
-            raise ValueError(f"SecondOrderLoss needs weight >= 0, got {self.weight}.")
+        check_choice(self, "order2", self.order2, ("jacobian", "trace", "both"))
+        check_choice(self, "probe", self.probe, ("rademacher", "gaussian"))
+        check_whole(self, "probes >= 1 or null")
+        check_numbers(self, "0 <= weight <= 1e9")
+        check_functions(self, "weighting", "time")
 
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, *, generator: torch.Generator | None = None, **cond: Any

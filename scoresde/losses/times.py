@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_numbers, check_whole
 from scoresde.sde import SDE
 
 TimeLaw = Callable[[SDE, Tensor], Tensor]  # (sde, u (B,) uniform in [0, 1)) -> t (B,)
@@ -19,11 +20,13 @@ def uniform_times(sde: SDE, u: Tensor) -> Tensor:
 
 def discrete_times(sde: SDE, u: Tensor, *, steps: int = 1000) -> Tensor:
     """t uniform on {1/steps, 2/steps, ..., 1}: the states of a discrete DDPM chain."""
+    check_whole("discrete_times", "1 <= steps <= 1000000", steps=steps)
     return (torch.floor(u * steps) + 1).clamp(1, steps) / steps
 
 
 def lognormal_times(sde: SDE, u: Tensor, *, mean: float = -1.2, std: float = 1.2) -> Tensor:
     """log(σ/α) ~ N(mean, std²), the noise distribution of arXiv:2206.00364, cut to [t_min, 1]."""
+    check_numbers("lognormal_times", "-30 <= mean <= 30", "0 <= std <= 30", mean=mean, std=std)
     quantile = torch.special.ndtri(u.double().clamp(1e-7, 1 - 1e-7))
     return sde.time(-2 * (mean + std * quantile)).clamp(sde.t_min, 1).to(u.dtype)
 

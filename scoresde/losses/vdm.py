@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_choice, check_whole
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.cells import Cells
 from scoresde.likelihood.chain import prior_kl
 from scoresde.likelihood.decoder import CategoricalDecoder, Decoder
-from scoresde.losses.loss import SampledLoss, check_one_of, standard_normal
+from scoresde.losses.loss import SampledLoss, check_functions, standard_normal
 from scoresde.losses.times import discrete_times, logsnr_times, uniform_times
 from scoresde.losses.weightings import importance_weighting, likelihood_weighting
 from scoresde.sde import SDE, LearnedVPSDE
@@ -56,9 +57,9 @@ class VDMLoss(SampledLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_one_of("VDMLoss", "clock", self.clock, ("own", "logsnr"))
-        if self.steps is not None and (isinstance(self.steps, bool) or self.steps < 1):
-            raise ValueError(f"VDMLoss needs steps of at least 1, or None for continuous time, got {self.steps}.")
+        check_choice(self, "clock", self.clock, ("own", "logsnr"))
+        check_whole(self, "1 <= steps <= 1000000 or null")
+        check_functions(self, "decoder")
 
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, *, generator: torch.Generator | None = None, **cond: Any

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_choice, check_numbers, check_unused, check_whole
 from scoresde.covariance import LearnedRange
 from scoresde.denoiser import Denoiser
-from scoresde.likelihood.chain import Prediction, chain_term, chain_times, check_chain, predict, prior_kl
+from scoresde.likelihood.chain import VARIANCES, Prediction, chain_term, chain_times, check_chain, predict, prior_kl
 from scoresde.likelihood.decoder import Decoder, DiscretizedGaussian, gaussian_decoder
-from scoresde.losses.loss import SampledLoss, check_one_of, standard_normal
+from scoresde.losses.loss import SampledLoss, standard_normal
 from scoresde.losses.resampling import LossSecondMoment
 from scoresde.sde import SDE, expand
 
@@ -60,7 +61,7 @@ class VLBLoss(SampledLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_one_of("VLBLoss", "objective", self.objective, ("simple", "vlb", "hybrid"))
+        check_choice(self, "objective", self.objective, ("simple", "vlb", "hybrid"))
         if self.objective == "hybrid" and self.variance != "learned":
             raise ValueError(
                 f"VLBLoss with objective='hybrid' trains only the variance by the bound, so it needs "
@@ -71,10 +72,16 @@ class VLBLoss(SampledLoss):
                 f"VLBLoss needs levels and value_range of quantised data, or neither for continuous data, got "
                 f"levels={self.levels}, value_range={self.value_range}."
             )
-        if self.steps < 2 or not self.vlb_weight >= 0:
-            raise ValueError(
-                f"VLBLoss needs steps >= 2 and vlb_weight >= 0, got steps={self.steps}, vlb_weight={self.vlb_weight}."
-            )
+        check_choice(self, "variance", self.variance, VARIANCES)
+        check_whole(self, "2 <= steps <= 1000000", "levels >= 2 or null")
+        check_numbers(self, "0 <= vlb_weight <= 1e9")
+        check_choice(self, "cdf", self.cdf, ("exact", "tanh"))
+        if not isinstance(self.resampling, LossSecondMoment | None):
+            raise ValueError(f"VLBLoss needs resampling to be a LossSecondMoment, or null, got {self.resampling!r}.")
+        if self.objective != "vlb":
+            check_unused(self, f"objective={self.objective}", prior=False)
+        if self.objective != "hybrid":
+            check_unused(self, f"objective={self.objective}", vlb_weight=0.001)
         _ = self.decoder
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_numbers
 from scoresde.sde import SDE
 
 Weighting = Callable[[SDE, Tensor], Tensor]  # (sde, t (B,)) -> weight (B,) of the squared ε-error
@@ -41,8 +42,10 @@ def snr_weighting(sde: SDE, t: Tensor, *, power: float = 1.0, low: float = 0.0, 
     power 0 is the plain x0-loss; power 1 the ε-loss; low=1 the truncated SNR of arXiv:2202.00512;
     high=5 the min-SNR weighting of arXiv:2303.09556.
     """
+    check_numbers("snr_weighting", "-10 <= power <= 10", "0 <= low <= high", power=power, low=low, high=high)
+    check_numbers("snr_weighting", "low < inf", "high > 0", low=low, high=high)
     snr = sde.logsnr(t).exp()
-    return snr.clamp(low, high) ** power / snr
+    return snr.clamp(low, min(high, torch.finfo(snr.dtype).max)) ** power / snr
 
 
 def edm_weighting(sde: SDE, t: Tensor, *, sigma_data: float = 0.5) -> Tensor:
@@ -50,6 +53,7 @@ def edm_weighting(sde: SDE, t: Tensor, *, sigma_data: float = 0.5) -> Tensor:
 
     With the EDM parameterization every noise level then starts at unit loss.
     """
+    check_numbers("edm_weighting", "0 < sigma_data <= 1e9", sigma_data=sigma_data)
     noise_to_signal = torch.exp(-sde.logsnr(t))
     return (noise_to_signal + sigma_data**2) / sigma_data**2
 

@@ -156,15 +156,3 @@ def _value_and_rate(function: Callable[[Tensor], Tensor], t: Tensor) -> tuple[Te
     """function(t) and its derivative, for an elementwise function."""
     value, pull_back = torch.func.vjp(function, t)[:2]
     return value, pull_back(torch.ones_like(value))[0]
-
-
-def check_range(owner: str, low_name: str, low: float, high_name: str, high: float) -> None:
-    if not 0 < low < high < math.inf:
-        raise ValueError(f"{owner} needs 0 < {low_name} < {high_name}, got {low_name}={low}, {high_name}={high}.")
-
-
-def check_t_min(sde: SDE) -> None:
-    if not 0 < sde.t_min < 1:
-        raise ValueError(
-            f"{type(sde).__name__} needs t_min between 0 and 1, got t_min={sde.t_min}. The usual value is 1e-5."
-        )

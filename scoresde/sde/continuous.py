@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.sde.base import SDE, check_range, check_t_min
+from scoresde.checks import check_numbers
+from scoresde.sde.base import SDE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,7 @@ class VPSDE(SDE):
     prior_std = 1.0
 
     def __post_init__(self) -> None:
-        check_range("VPSDE", "beta_min", self.beta_min, "beta_max", self.beta_max)
-        check_t_min(self)
+        check_numbers(self, "0 < beta_min < beta_max <= 1000", "0 < t_min < 1")
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(-0.5 * self._B(t))
@@ -91,8 +91,7 @@ class SubVPSDE(SDE):
     prior_std = 1.0
 
     def __post_init__(self) -> None:
-        check_range("SubVPSDE", "beta_min", self.beta_min, "beta_max", self.beta_max)
-        check_t_min(self)
+        check_numbers(self, "0 < beta_min < beta_max <= 1000", "0 < t_min < 1")
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(-0.5 * self._B(t))
@@ -142,8 +141,7 @@ class VESDE(SDE):
     t_min: float = 1e-5
 
     def __post_init__(self) -> None:
-        check_range("VESDE", "sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
-        check_t_min(self)
+        check_numbers(self, "0 < sigma_min < sigma_max <= 1e9", "0 < t_min < 1")
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -195,10 +193,7 @@ class EDMSDE(SDE):
     t_min: float = 1e-5
 
     def __post_init__(self) -> None:
-        check_range("EDMSDE", "sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
-        check_t_min(self)
-        if not self.rho > 0:
-            raise ValueError(f"EDMSDE needs rho > 0, got rho={self.rho}. The usual value is 7.")
+        check_numbers(self, "0 < sigma_min < sigma_max <= 1e9", "0 < rho <= 1000", "0 < t_min < 1")
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -256,11 +251,7 @@ class CosineSDE(SDE):
     prior_std = 1.0
 
     def __post_init__(self) -> None:
-        check_t_min(self)
-        if not 0 < self.s < 1:
-            raise ValueError(f"CosineSDE needs 0 < s < 1, got s={self.s}. The published value is 0.008.")
-        if not -60 < self.logsnr_min < 0:
-            raise ValueError(f"CosineSDE needs -60 < logsnr_min < 0, got logsnr_min={self.logsnr_min}.")
+        check_numbers(self, "0 < s < 1", "-60 < logsnr_min < 0", "0 < t_min < 1")
 
     def alpha(self, t: Tensor) -> Tensor:
         # cos θ as a sine of the small angle π/2 − θ: exact digits near t = 1

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from scoresde.sde.base import SDE, check_t_min
+from scoresde.checks import check_numbers, check_whole, is_number
+from scoresde.sde.base import SDE
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,18 @@ class DiscreteVPSDE(SDE):
     prior_std = 1.0
 
     def __post_init__(self) -> None:
-        betas = tuple(float(beta) for beta in self.betas)
+        if isinstance(self.betas, str | Mapping) or not isinstance(self.betas, Iterable):
+            raise ValueError(f"DiscreteVPSDE needs betas to be a list of numbers, got {self.betas!r}.")
+        betas = tuple(float(beta) if is_number(beta) else math.nan for beta in self.betas)
         if not betas or not all(0 < beta < 1 for beta in betas):
-            bad = next((beta for beta in betas if not 0 < beta < 1), "no values")
+            bad = next((given for given, beta in zip(self.betas, betas, strict=True) if not 0 < beta < 1), "no values")
             raise ValueError(
                 f"DiscreteVPSDE needs betas strictly between 0 and 1, got {bad}. "
                 f"To sample in few steps keep the long table and take a sub-sequence of its times."
             )
         object.__setattr__(self, "betas", betas)
-        object.__setattr__(self, "t_min", 1 / len(betas) if self.t_min is None else float(self.t_min))
-        if not 0 < self.t_min < 1 and len(betas) > 1:
-            check_t_min(self)
+        object.__setattr__(self, "t_min", 1 / len(betas) if self.t_min is None else self.t_min)
+        check_numbers(self, "0 < t_min < 1" if len(betas) > 1 else "0 < t_min <= 1")
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(-0.5 * self._B(t)).to(t.dtype)
@@ -92,21 +95,26 @@ def _beta_tables(betas: tuple[float, ...], device: torch.device) -> tuple[Tensor
 
 def linear_betas(steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> tuple[float, ...]:
     """DDPM's table: β from `start` to `end` in equal steps (arXiv:2006.11239)."""
+    _check_table("linear_betas", steps, start, end)
     return tuple(torch.linspace(start, end, steps, dtype=torch.float64).tolist())
 
 
 def quadratic_betas(steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> tuple[float, ...]:
     """Equal steps in √β, then squared (the `quad` schedule of DDIM's code, arXiv:2010.02502)."""
+    _check_table("quadratic_betas", steps, start, end)
     return tuple(torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square().tolist())
 
 
 def scaled_linear_betas(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> tuple[float, ...]:
     """Equal steps in √β with the end points of latent diffusion (arXiv:2112.10752)."""
+    _check_table("scaled_linear_betas", steps, start, end)
     return quadratic_betas(steps, start, end)
 
 
 def cosine_betas(steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> tuple[float, ...]:
     """Improved DDPM's table, β_k = min(1 − ᾱ(k/N)/ᾱ((k−1)/N), max_beta) (arXiv:2102.09672)."""
+    check_whole("cosine_betas", "1 <= steps <= 1000000", steps=steps)
+    check_numbers("cosine_betas", "0 <= s < 1", "0 < max_beta < 1", s=s, max_beta=max_beta)
 
     def alpha_bar(u: float) -> float:
         return math.cos((u + s) / (1 + s) * math.pi / 2) ** 2
@@ -116,5 +124,11 @@ def cosine_betas(steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -
 
 def sigmoid_betas(steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> tuple[float, ...]:
     """β along a sigmoid on [−6, 6], from `start` to `end`."""
+    _check_table("sigmoid_betas", steps, start, end)
     ramp = torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64))
     return tuple((start + (end - start) * ramp).tolist())
+
+
+def _check_table(owner: str, steps: int, start: float, end: float) -> None:
+    check_whole(owner, "1 <= steps <= 1000000", steps=steps)
+    check_numbers(owner, "0 < start <= end < 1", start=start, end=end)

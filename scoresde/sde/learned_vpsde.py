@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scoresde.sde.base import SDE, check_t_min
+from scoresde.checks import check_choice, check_flag, check_numbers, check_whole
+from scoresde.sde.base import SDE
 
 SCHEDULES = ("linear", "network")
 CELLS = 128  # of the table that starts an inversion of r
@@ -53,15 +54,12 @@ class LearnedVPSDE(nn.Module, SDE):
         t_min: float = 1e-5,
     ) -> None:
         super().__init__()
-        if schedule not in SCHEDULES:
-            raise ValueError(f"LearnedVPSDE needs schedule to be one of {', '.join(SCHEDULES)}, got {schedule!r}.")
-        if not -60 < logsnr_min < logsnr_max < 60:
-            raise ValueError(
-                f"LearnedVPSDE needs -60 < logsnr_min < logsnr_max < 60, got logsnr_min={logsnr_min}, "
-                f"logsnr_max={logsnr_max}. The published values are -5 and 13.3."
-            )
-        self.t_min = float(t_min)
-        check_t_min(self)
+        check_choice(self, "schedule", schedule, SCHEDULES)
+        ends = {"logsnr_min": logsnr_min, "logsnr_max": logsnr_max}
+        check_numbers(self, "-60 < logsnr_min < logsnr_max < 60", "0 < t_min < 1", **ends, t_min=t_min)
+        check_whole(self, "width >= 1", width=width)
+        check_flag(self, "learn_ends", learn_ends)
+        self.t_min, learn_ends = float(t_min), bool(learn_ends)
         self.gamma_0 = nn.Parameter(torch.tensor(-float(logsnr_max)), requires_grad=learn_ends)
         self.gamma_1 = nn.Parameter(torch.tensor(-float(logsnr_min)), requires_grad=learn_ends)
         self.interior = MonotoneNetwork(width) if schedule == "network" else None
@@ -128,8 +126,6 @@ class MonotoneNetwork(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"LearnedVPSDE needs width >= 1, got {width}.")
         steepness = min(2.0 * width, 32.0)
         centres = (torch.arange(width) + 0.5) / width
         self.slope = nn.Parameter(torch.tensor(_inverse_softplus(1.0)))

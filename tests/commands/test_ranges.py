@@ -21,6 +21,7 @@ import yaml
 from scoresde import VPSDE, GaussianDenoiser, StepSolver
 from scoresde.commands import SolverGrid
 from scoresde.commands.build import build, find_target
+from scoresde.losses.loss import check_law
 
 CONF = Path(__file__).parents[2] / "conf"
 WRONG = (math.nan, math.inf, -math.inf, -1, 0, 0.5, 1e300, "abc", [], [0.5], [1, 0], [math.nan, 1.0], True, None, {})
@@ -36,6 +37,17 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "grid": {
         "rho": (0.5,), "power": (0.5,), "levels": (None,), "iterations": (0,), "refit": FLAG, "gaussian_start": FLAG,
+    },
+    "sde": {
+        "t_min": (0.5, None), "betas": ([0.5],), "end": (0.5,), "s": (0, 0.5), "max_beta": (0.5,), "rho": (0.5,),
+        "sigma_min": (0.5,), "sigma_max": (0.5,), "beta_min": (0.5,), "beta_max": (0.5,),
+        "logsnr_min": (-1, 0, 0.5), "logsnr_max": (-1, 0, 0.5), "learn_ends": FLAG,
+    },
+    "parameterization": {"sigma_data": (0.5,)},
+    "loss": {
+        "label_dropout": (0, 0.5), "sigma_data": (0.5,), "mean": (-1, 0, 0.5), "std": (0, 0.5), "power": (-1, 0, 0.5),
+        "low": (0, 0.5), "high": (math.inf, 0.5, 1e300), "weight": (0, 0.5), "vlb_weight": (0, 0.5), "probes": (None,),
+        "resampling": (None,), "uniform": (0.5,), "relative": FLAG, "prior": FLAG, "steps": (None,),
     },
 }  # fmt: skip
 DENOISER = GaussianDenoiser(VPSDE(), 0.0, 1.0)
@@ -53,11 +65,27 @@ def use_grid(grid: Any) -> None:
         grid(DENOISER.sde, 3, 1e-3)
 
 
-USE: dict[str, Callable[[Any], None]] = {"solver": use_solver, "grid": use_grid}
+def use_sde(sde: Any) -> None:
+    t = torch.tensor([sde.t_min, 0.5, 1.0], dtype=torch.float64)
+    assert torch.stack([sde.alpha(t), sde.sigma(t), sde.logsnr(t), sde.f(t), sde.g(t)]).isfinite().all()
+
+
+def use_loss(loss: Any) -> None:
+    check_law(loss, DENOISER.sde, X.device)
+
+
+USE: dict[str, Callable[[Any], None]] = {"solver": use_solver, "grid": use_grid, "sde": use_sde, "loss": use_loss}
+FILLED: dict[str, Any] = {"sigma_data": 1.0, "levels": 4, "value_range": [-1.0, 1.0]}  # in place of null, as data do
 
 
 def node_of(group: str, name: str) -> dict[str, Any]:
-    return yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+    node = yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+    return filled(node) if group in ("parameterization", "loss", "model") else node
+
+
+def filled(node: dict[str, Any]) -> dict[str, Any]:
+    nested = {key: filled(value) if isinstance(value, dict) else value for key, value in node.items()}
+    return {key: FILLED.get(key) if value is None else value for key, value in nested.items()}
 
 
 def options(node: dict[str, Any], before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -107,7 +135,7 @@ def test_every_option_has_a_range(group: str, name: str, make: Callable[[Any], A
         for value in WRONG if make is from_config else WRONG[index % 2 :: 2]:
             said = f"{group}={name} {group}.{'.'.join(place)}={value!r}"
             try:
-                USE[group](make(with_value(node, place, value)))
+                USE.get(group, str)(make(with_value(node, place, value)))
             except (ValueError, TypeError) as error:
                 sentence = str(error)
                 assert place[-1] in sentence and "\n" not in sentence, f"{said}: {sentence}"

@@ -107,5 +107,5 @@ def test_gaussian_decoder_is_the_sum_of_log_densities_and_broadcasts() -> None:
 def test_arguments() -> None:
     with pytest.raises(ValueError, match="needs cdf exact or tanh, got 'erf'"):
         DiscretizedGaussian(cdf="erf")
-    with pytest.raises(ValueError, match="CategoricalDecoder needs a whole number of levels >= 2"):
+    with pytest.raises(ValueError, match="CategoricalDecoder needs levels >= 2, a whole number"):
         CategoricalDecoder(levels=1)

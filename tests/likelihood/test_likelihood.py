@@ -292,7 +292,7 @@ def test_wrong_data_are_named() -> None:
     with pytest.raises(ValueError, match=r"in torch.float16"):
         log_prob(denoiser, torch.zeros(3, 2, dtype=torch.float16))
     for options in ({"levels": 1}, {"value_range": (1.0, -1.0)}):
-        with pytest.raises(ValueError, match=r"levels >= 2 and finite low < high"):
+        with pytest.raises(ValueError, match=r"Cells needs (levels|value_range) "):
             bits_per_dim(torch.zeros(1), (2,), **options)  # type: ignore[arg-type]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from scoresde import (
     EDM,
     EDMSDE,
+    MLP,
     SDE,
     VESDE,
     VPSDE,
@@ -26,6 +28,8 @@ from scoresde import (
     snr_weighting,
     uniform_times,
 )
+from scoresde.commands.train import fit
+from scoresde.losses.loss import check_law
 
 TIMES = torch.tensor([1e-3, 0.05, 0.4, 0.9], dtype=torch.float64)
 
@@ -201,11 +205,48 @@ def test_label_dropout_replaces_that_fraction_of_labels_by_minus_one() -> None:
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"sampling": "sobol"}, "sampling to be one of independent, stratified, antithetic, got 'sobol'"),
-        ({"reduction": "sum"}, "reduction to be one of mean, half_sum, got 'sum'"),
-        ({"label_dropout": 1.0}, "0 <= label_dropout < 1, got 1.0"),
+        ({"sampling": "sobol"}, "DenoisingLoss needs sampling independent, stratified or antithetic, got 'sobol'"),
+        ({"reduction": "sum"}, "DenoisingLoss needs reduction mean or half_sum, got 'sum'"),
+        ({"label_dropout": 1.0}, "DenoisingLoss needs 0 <= label_dropout < 1, got label_dropout=1.0"),
     ],
 )
 def test_wrong_arguments_are_named(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         DenoisingLoss(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"weighting": lambda sde, t: -torch.ones_like(t)},
+            "not negative and somewhere positive, got weights from -1 to",
+        ),
+        ({"weighting": lambda sde, t: torch.zeros_like(t)}, "somewhere positive, got weights from 0 to 0"),
+        ({"weighting": lambda sde, t: 1 / (t - t)}, "a weighting that is finite"),
+        (
+            {"weighting": partial(snr_weighting, high=-1.0)},
+            "snr_weighting needs 0 <= low <= high, got low=0.0, high=-1.0",
+        ),
+        ({"time": lambda sde, u: 2 * u}, r"a law of times in \[0, 1\], got times from"),
+        ({"time": partial(discrete_times, steps=0)}, "discrete_times needs 1 <= steps <= 1000000, a whole number, got"),
+    ],
+)
+def test_a_law_without_sense_is_refused_before_there_is_a_run(options: Any, words: str, tmp_path: Path) -> None:
+    check_law(DenoisingLoss(), VPSDE(), torch.device("cpu"))
+    module, loss = NetworkDenoiser(MLP(width=8, depth=1), VPSDE(), EDM()), DenoisingLoss(**options)
+    with pytest.raises(ValueError, match=words):
+        nothing: Any = None
+        fit(
+            {"extensions": []},
+            module,
+            [],
+            loss,
+            nothing,
+            tmp_path / "run",
+            {},
+            nothing,
+            labelled=False,
+            dequantize=True,
+        )
+    assert not (tmp_path / "run").exists()

@@ -189,5 +189,5 @@ def test_a_state_of_another_history_or_chain_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("history", "uniform"), [(0, 0.1), (10, 0.0), (10, 1.1)])
 def test_wrong_arguments_are_named(history: int, uniform: float) -> None:
-    with pytest.raises(ValueError, match="LossSecondMoment needs history >= 1 and 0 < uniform <= 1"):
+    with pytest.raises(ValueError, match="LossSecondMoment needs .* got (history|uniform)="):
         LossSecondMoment(history=history, uniform=uniform)

@@ -236,12 +236,12 @@ def test_networks_train_on_it_and_without_gradients_the_value_is_the_same(order2
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"order2": "hessian"}, "order2 to be one of jacobian, trace, both, got 'hessian'"),
+        ({"order2": "hessian"}, "SecondOrderLoss needs order2 jacobian, trace or both, got 'hessian'"),
         ({"probe": "sobol"}, "probe rademacher or gaussian, got 'sobol'"),
-        ({"probes": 0}, "probes >= 1, or None for the exact term, got 0"),
-        ({"weight": -1.0}, "weight >= 0, got -1.0"),
-        ({"weight": math.nan}, "weight >= 0, got nan"),
-        ({"sampling": "sobol"}, "sampling to be one of"),
+        ({"probes": 0}, "SecondOrderLoss needs probes >= 1, a whole number, or null, got probes=0"),
+        ({"weight": -1.0}, "SecondOrderLoss needs 0 <= weight <= 1e9, got weight=-1.0"),
+        ({"weight": math.nan}, "SecondOrderLoss needs 0 <= weight <= 1e9, got weight=nan"),
+        ({"sampling": "sobol"}, "SecondOrderLoss needs sampling independent, stratified or antithetic, got 'sobol'"),
     ],
 )
 def test_wrong_arguments_are_named(options: dict[str, Any], words: str) -> None:

@@ -369,8 +369,8 @@ def test_a_toy_learns_its_schedule_and_resumes_bit_for_bit(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"clock": "cosine"}, "clock to be one of own, logsnr"),
-        ({"steps": 0}, "steps of at least 1"),
+        ({"clock": "cosine"}, "VDMLoss needs clock own or logsnr, got 'cosine'"),
+        ({"steps": 0}, "VDMLoss needs 1 <= steps <= 1000000, a whole number, or null, got steps=0"),
         ({"sampling": "qmc"}, "sampling"),
         ({"label_dropout": 1.0}, "label_dropout"),
     ],

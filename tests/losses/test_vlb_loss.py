@@ -318,13 +318,13 @@ def test_levels_are_seen_at_the_centres_of_their_cells() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"objective": "KL"}, "objective to be one of simple, vlb, hybrid, got 'KL'"),
+        ({"objective": "KL"}, "VLBLoss needs objective simple, vlb or hybrid, got 'KL'"),
         ({"variance": "small"}, "objective='hybrid' trains only the variance by the bound, so it needs"),
         ({"levels": 256}, "levels and value_range of quantised data, or neither for continuous data"),
         ({"value_range": (-1.0, 1.0)}, "levels and value_range of quantised data, or neither"),
-        ({"levels": 1, "value_range": (-1.0, 1.0)}, "DiscretizedGaussian needs a whole number of levels >= 2"),
-        ({"steps": 1}, "steps >= 2 and vlb_weight >= 0, got steps=1"),
-        ({"sampling": "sobol"}, "sampling to be one of independent, stratified, antithetic"),
+        ({"levels": 1, "value_range": (-1.0, 1.0)}, "VLBLoss needs levels >= 2, a whole number, or null, got levels=1"),
+        ({"steps": 1}, "VLBLoss needs 2 <= steps <= 1000000, a whole number, got steps=1"),
+        ({"sampling": "sobol"}, "VLBLoss needs sampling independent, stratified or antithetic, got 'sobol'"),
         ({"label_dropout": 1.0}, "0 <= label_dropout < 1"),
     ],
 )

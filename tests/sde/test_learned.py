@@ -284,10 +284,10 @@ def test_times_and_parameters_may_be_on_different_devices() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"schedule": "cosine"}, "linear, network, got 'cosine'"),
+        ({"schedule": "cosine"}, "LearnedVPSDE needs schedule linear or network, got 'cosine'"),
         ({"logsnr_max": -6.0}, "logsnr_min < logsnr_max"),
         ({"width": 0}, "width >= 1"),
-        ({"t_min": 0.0}, "t_min between 0 and 1"),
+        ({"t_min": 0.0}, "LearnedVPSDE needs 0 < t_min < 1, got t_min=0.0"),
     ],
 )
 def test_errors_name_what_is_wrong(options: dict[str, float], message: str) -> None:

@@ -240,17 +240,20 @@ def test_an_sde_needs_a_whole_pair_of_formulas() -> None:
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: VPSDE(beta_min=20.0, beta_max=0.1), "VPSDE needs 0 < beta_min < beta_max, got beta_min=20.0"),
+        (
+            lambda: VPSDE(beta_min=20.0, beta_max=0.1),
+            "0 < beta_min < beta_max <= 1000, got beta_min=20.0, beta_max=0.1",
+        ),
         (lambda: SubVPSDE(beta_min=0.0), "SubVPSDE needs 0 < beta_min < beta_max"),
         (lambda: VESDE(sigma_min=0.0), "VESDE needs 0 < sigma_min < sigma_max"),
         (lambda: EDMSDE(sigma_max=math.inf), "EDMSDE needs 0 < sigma_min < sigma_max"),
-        (lambda: EDMSDE(rho=0.0), "EDMSDE needs rho > 0, got rho=0.0"),
+        (lambda: EDMSDE(rho=0.0), "EDMSDE needs 0 < rho <= 1000, got rho=0.0"),
         (lambda: CosineSDE(s=1.5), "CosineSDE needs 0 < s < 1, got s=1.5"),
         (lambda: CosineSDE(logsnr_min=3.0), "CosineSDE needs -60 < logsnr_min < 0"),
-        (lambda: VPSDE(t_min=0.0), "VPSDE needs t_min between 0 and 1, got t_min=0.0"),
+        (lambda: VPSDE(t_min=0.0), "VPSDE needs 0 < t_min < 1, got t_min=0.0"),
         (lambda: DiscreteVPSDE([0.1, 1.5]), "strictly between 0 and 1, got 1.5. To sample in few steps"),
         (lambda: DiscreteVPSDE([]), "strictly between 0 and 1, got no values"),
-        (lambda: DiscreteVPSDE([0.1, 0.2], t_min=2.0), "DiscreteVPSDE needs t_min between 0 and 1, got t_min=2.0"),
+        (lambda: DiscreteVPSDE([0.1, 0.2], t_min=2.0), "DiscreteVPSDE needs 0 < t_min < 1, got t_min=2.0"),
     ],
 )
 def test_wrong_arguments_are_named(make: object, words: str) -> None:
