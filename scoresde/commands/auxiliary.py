@@ -16,7 +16,7 @@ from scoresde.commands.fill import fill
 from scoresde.commands.interfaces import Task
 from scoresde.commands.load import TrainedModel, load_run, newest_run
 from scoresde.commands.origin import Origin, check_base, check_data, hash_of_weights, origin_of
-from scoresde.commands.saved_config import read_config
+from scoresde.commands.saved_config import building, checked_config
 from scoresde.commands.train import fit
 from scoresde.covariance import VarianceHead
 from scoresde.data import Dataset, Quantized
@@ -111,18 +111,21 @@ class AuxiliaryTask(Task):
                 f"experiment={self.experiment} of={trained.run.path}, which makes {path}."
             )
         run = RunDirectory.open(path)
-        config, state = read_config(run), load_checkpoint(run.checkpoint)
-        options = config[self.key]
-        if options["step"] != trained.step:
+        config, state = checked_config(run, trained.extensions), load_checkpoint(run.checkpoint)
+        options = config.get(self.key)
+        if not isinstance(options, dict) or not isinstance(options.get("net"), dict):
+            raise ConfigError(f"{run.config} does not say what {self.noun} it is: it lacks {self.key}.net.")
+        if options.get("step") != trained.step:
             raise ConfigError(
-                f"the {self.noun} in {path} was trained for step {options['step']} of {trained.run.path}, which is at "
-                f"step {trained.step}: remove {path} and train it again."
+                f"the {self.noun} in {path} was trained for step {options.get('step')} of {trained.run.path}, which is "
+                f"at step {trained.step}: remove {path} and train it again."
             )
         if state.get("origin") is not None:  # an earlier version did not keep it
             origin = origin_of(run, run.checkpoint, state, config, trained.extensions)
             check_base(origin, hash_of_weights(trained.model), run.checkpoint)
             check_data(trained.fingerprint, origin.data, trained.run.path)
-        module = self.module(trained, options, trained.extensions)
+        with building(run, state):
+            module = self.module(trained, options, trained.extensions)
         load_weights(module, state, ema=True)
         return module.to(trained.device).eval().requires_grad_(False)
 

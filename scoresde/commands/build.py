@@ -12,6 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import torch
 from torch import nn
 
+from scoresde.commands.allowed import named_functions
 from scoresde.commands.interfaces import Diagnostics, Guidance, Likelihood, SolverGrid, Task, Variance
 from scoresde.losses import Loss
 from scoresde.parameterization import Parameterization
@@ -133,6 +134,12 @@ def find_target(name: Any, where: str, extensions: Sequence[str] = ()) -> Any:
     home = getattr(target, "__module__", None) or ""
     if not callable(target) or not (home == root or home.startswith(root + ".")):
         raise ConfigError(f"{where}._target_ names {name!r}, which is not a class or function of {root}.")
+    own = ANY_INTERFACE in extensions
+    if root == "scoresde" and not (own or isinstance(target, type) or target in named_functions()):
+        raise ConfigError(
+            f"{where}._target_ names {name!r}, a function that a configuration from elsewhere may not call: it may "
+            f"name classes, schedules, weightings, laws of times, grids and data."
+        )
     if root not in ("scoresde", *extensions) and not (isinstance(target, type) and issubclass(target, INTERFACES)):
         raise ConfigError(
             f"{where}._target_ names {name!r}, which is none of {', '.join(kind.__name__ for kind in INTERFACES)}: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from scoresde.commands.build import ConfigError, find_target
+from scoresde.commands.allowed import name_one
 
 NOT_KEPT = ("run", "device", "logger", "extensions", "of", "head", "variance_output")  # the last three: in `task`
 PLACES = ("path", "test_path")  # where data lie, or weights to start from: what they are has a fingerprint
@@ -53,20 +53,13 @@ def differences(theirs: Any, ours: Any, extensions: Sequence[str] = (), key: str
         for name in dict.fromkeys([*ours, *theirs]):
             inner = f"{key}.{name}" if key else str(name)
             yield from differences(theirs.get(name), ours.get(name), extensions, inner)
-    elif not (_equal(theirs, ours) or (key.endswith("_target_") and _name_one(theirs, ours, extensions))):
+    elif not (_equal(theirs, ours) or (key.endswith("_target_") and name_one(theirs, ours))):
         yield Difference(key, theirs, ours)
 
 
 def _equal(theirs: Any, ours: Any) -> bool:
     both_nan = theirs != theirs and ours != ours
     return isinstance(theirs, bool) == isinstance(ours, bool) and (theirs == ours or both_nan)
-
-
-def _name_one(theirs: Any, ours: Any, extensions: Sequence[str]) -> bool:
-    try:
-        return bool(find_target(theirs, "config", extensions) is find_target(ours, "config", extensions))
-    except ConfigError:
-        return False
 
 
 def _shown(value: Any) -> str:

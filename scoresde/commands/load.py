@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +16,16 @@ from scoresde.commands.build import ConfigError, build, build_as, require
 from scoresde.commands.identity import PLACES
 from scoresde.commands.interfaces import Task
 from scoresde.commands.origin import check_data, origin_of
-from scoresde.commands.saved_config import read_config
+from scoresde.commands.saved_config import building, checked_config
 from scoresde.commands.train import ModelTask, build_model
 from scoresde.data import Dataset, Quantized, Standardized, codec_from_state
 from scoresde.data.fingerprint import fingerprint
 from scoresde.denoiser import Denoiser
 from scoresde.guidance import NoisyClassifier
 from scoresde.losses import Loss
-from scoresde.training import RunDirectory, load_checkpoint, load_weights
+from scoresde.training import CheckpointError, RunDirectory, load_checkpoint, load_weights
+
+LARGEST_EVENT = 2**26  # entries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +116,9 @@ def load(path: str | Path, *, device: str | torch.device | None = None, extensio
         extensions: The user's own modules that the run's classes may come from.
     Raises:
         FileNotFoundError: If there is no such run or it has no checkpoint.
-        CheckpointError: If the checkpoint is damaged, or could run code.
-        ConfigError: If the run is that of a classifier, or its configuration names something that is not allowed.
+        CheckpointError: If the checkpoint is damaged, could run code, or holds weights that are not finite.
+        ConfigError: If the run is that of a classifier, or its configuration names something that is not allowed, as
+            a loss of the user's own that is not among the extensions.
     """
     return load_run(path, device=device, extensions=extensions).denoiser
 
@@ -126,7 +131,7 @@ def load_run(
     is_file = path.suffix == ".pt"
     run = RunDirectory.open(path.parent.parent if is_file else path)
     checkpoint = path if is_file else run.checkpoint
-    config = read_config(run)
+    config = checked_config(run, extensions)
     task: Task = build_as(Task, config["task"], "task", extensions)
     if not isinstance(task, ModelTask):
         raise ConfigError(
@@ -134,8 +139,11 @@ def load_run(
             f"denoiser's run, {run.path.parent}."
         )
     state = load_checkpoint(checkpoint)
-    model, net = build_model(task, config, extensions)  # which refuses what a configuration may not name
     origin = origin_of(run, checkpoint, state, config, extensions)
+    shape = _checked_shape(origin.shape, config["model"], run)
+    with building(run, state):
+        model, net = build_model(task, config, extensions)
+        dequantize = config.get("loss") is None or build_as(Loss, config["loss"], "loss", extensions).dequantize
     load_weights(model, state, ema=True)
     return TrainedModel(
         run=run,
@@ -143,23 +151,30 @@ def load_run(
         model=model.to(device or "cpu").eval().requires_grad_(False),
         net=net,
         codec=codec_from_state(origin.codec),
-        shape=tuple(origin.shape),
+        shape=shape,
         step=int(state.get("step", 0)),
-        dequantize=_dequantizes(config.get("loss"), extensions),
+        dequantize=dequantize,
         extensions=extensions,
         fingerprint=origin.data,
     )
 
 
-def _dequantizes(loss: Any, extensions: Sequence[str]) -> bool:
-    try:
-        return build_as(Loss, loss, "loss", extensions).dequantize
-    except ConfigError:  # a loss of the user's own, which takes no part in using the model
-        return True
+def _checked_shape(shape: Any, model: Mapping[str, Any], run: RunDirectory) -> tuple[int, ...]:
+    """The shape of one example as codec.pt says, if it is one that the network of the configuration takes."""
+    sizes = shape if isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape) else []
+    expected = sizes
+    if str(model["_target_"]).startswith("scoresde."):
+        images = [model.get("channels"), model.get("image_size"), model.get("image_size")]
+        expected = model.get("shape") or images
+    if not sizes or sizes != expected or math.prod(sizes) > LARGEST_EVENT:
+        raise CheckpointError(f"the codec of {run.path} is not that of its model: it is of examples of shape {shape}.")
+    return tuple(sizes)
 
 
 def newest_run(makes: type, root: str | Path = "runs", extensions: Sequence[str] = ()) -> RunDirectory:
     """The most recently trained run of a task that makes `Denoiser`s, or `NoisyClassifier`s.
+
+    A later one whose configuration cannot be read is passed over with a word on the error stream.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -167,15 +182,18 @@ def newest_run(makes: type, root: str | Path = "runs", extensions: Sequence[str]
 
     def fits(run: RunDirectory) -> bool:
         try:
-            task: Task = build_as(Task, read_config(run)["task"], "task", extensions)
-        except ConfigError:  # of a module that is not among the extensions, or no configuration
+            task: Task = build_as(Task, checked_config(run, extensions)["task"], "task", extensions)
+        except (OSError, ValueError) as error:
+            print(f"{run.path} is passed over: {error}", file=sys.stderr)
             return False
         return isinstance(task, ModelTask) and issubclass(task.makes, makes)
 
     runs = [RunDirectory(config.parent) for config in Path(root).rglob("config.yaml")]
-    fitting = [run for run in runs if run.has_checkpoint and fits(run)]
-    if fitting:
-        return max(fitting, key=lambda run: run.checkpoint.stat().st_mtime_ns)
+    trained = [run for run in runs if run.has_checkpoint]
+    latest_first = sorted(trained, key=lambda run: run.checkpoint.stat().st_mtime_ns, reverse=True)
+    found = next(filter(fits, latest_first), None)
+    if found is not None:
+        return found
     if makes is NoisyClassifier:
         raise FileNotFoundError(
             f"no classifier found under {root}/: train one with python train.py experiment=digits_classifier, "

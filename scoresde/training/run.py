@@ -6,7 +6,9 @@ import os
 from itertools import zip_longest
 from pathlib import Path
 
-from scoresde.files import inside, write_atomically
+from scoresde.files import inside, open_regular, write_atomically
+
+LARGEST_CONFIG = 1 << 20  # bytes; a larger file is not a configuration
 
 
 class RunDirectory:
@@ -90,7 +92,9 @@ class RunDirectory:
 
     @property
     def config_text(self) -> str:
-        return self.config.read_text(encoding="utf-8")
+        """The text of config.yaml, as far as one has any use for it."""
+        with open_regular(self.config) as file:
+            return file.read(LARGEST_CONFIG + 1).decode("utf-8")
 
     def snapshot(self, step: int) -> Path:
         """The checkpoint kept for one step; it may not exist."""
