@@ -32,6 +32,8 @@ __all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return _import_module(f"scoresde.{name}")
     homes = [_HOME_OF[name]] if name in _HOME_OF else [f"scoresde.{package}" for package in _PACKAGES]
     if name in _RENAMED:
         return __getattr__(_RENAMED[name])
@@ -44,4 +46,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*__all__, *_PACKAGES})

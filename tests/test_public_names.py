@@ -2,6 +2,8 @@
 
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,3 +51,13 @@ def test_a_name_that_moved_down_is_still_found() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'VPSED'"):
         _ = scoresde.VPSED
+
+
+def test_packages_are_attributes_after_import_alone() -> None:
+    """In a fresh interpreter, where nothing else has imported them."""
+    check = "import scoresde; print(all(getattr(scoresde, n).__name__ == f'scoresde.{n}' for n in scoresde._PACKAGES))"
+    check += "; print({'testing', 'interop', 'data', 'models'} <= set(dir(scoresde)))"
+    asked = "import scoresde; scoresde.testing.check_sde, scoresde.interop, scoresde.data, scoresde.models; print(True)"
+    for script in (check, asked):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert set(done.stdout.split()) == {"True"}, done.stderr
