@@ -6,11 +6,19 @@ import os
 import re
 import secrets
 import stat
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO, TextIO
 
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # which Windows lacks
-_TEMPORARY = re.compile(r".+\.[0-9a-f]{16}\.tmp")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 _KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
@@ -58,24 +66,32 @@ def inside(root: str | os.PathLike[str], path: str | Path) -> Path:
     return Path(path)
 
 
-def write_atomically(path: str | Path, *parts: bytes | memoryview) -> None:
+def write_atomically(path: str | Path, *parts: bytes | memoryview, keep: Path | None = None) -> None:
     """Write a file under a new random name in its folder, flush it to the disk, then rename it.
 
-    A link of the file's name is replaced, not followed.
+    A link of the file's name is replaced, not followed. What a process that was killed here has left is removed.
 
+    Args:
+        path: The file.
+        parts: What it holds, one after the other.
+        keep: Name in the same folder for the file that is replaced; there is no moment at which neither has its name.
     Raises:
         OSError: If that fails; the temporary file is then removed.
     """
     path = Path(path)
+    _remove_leftovers(path)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     created = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with os.fdopen(created, "wb") as file:
+            try_lock(file.fileno())  # until it has its name
             for part in parts:
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if keep is not None:
+                _keep(path, keep)
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -87,11 +103,45 @@ def write_atomically(path: str | Path, *parts: bytes | memoryview) -> None:
             os.close(folder)
 
 
-def remove_leftovers(folder: str | Path) -> None:
-    """Remove what `write_atomically` left in a folder when it was killed; for the only process that writes there."""
-    for entry in os.scandir(folder) if os.path.isdir(folder) else ():
-        if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-            os.unlink(entry.path)
+def _keep(path: Path, name: Path) -> None:
+    """Give a file, if there is one, a second name; where a file can have only one, that name alone."""
+    if not os.path.lexists(path):
+        return
+    second = name.with_name(f"{name.name}.{secrets.token_hex(8)}.tmp")
+    _remove_leftovers(name)
+    try:
+        os.link(path, second, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        os.replace(path, name)
+        return
+    try:
+        os.replace(second, name)
+    finally:
+        second.unlink(missing_ok=True)  # it stays where both were names of one file already
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what `write_atomically` has left of a file when it was killed, but not what another process writes."""
+    for entry in os.scandir(path.parent):
+        mine = entry.name.startswith(f"{path.name}.") and _TEMPORARY.fullmatch(entry.name[len(path.name) :])
+        if not mine or not entry.is_file(follow_symlinks=False):
+            continue
+        with suppress(OSError), open(entry.path, "rb") as file:
+            if try_lock(file.fileno()):
+                os.unlink(entry.path)
+
+
+def try_lock(opened: int) -> bool | None:
+    """Lock a file until it is closed; False if it is locked already, None where there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # as on some file systems of a network
+        return None
+    return True
 
 
 def open_append(path: str | Path) -> TextIO:

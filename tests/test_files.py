@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scoresde.files import inside, open_append, open_regular, remove_leftovers, write_atomically
+from scoresde.files import inside, open_append, open_regular, try_lock, write_atomically
 
 
 def test_write_is_whole_and_follows_no_link(tmp_path: Path) -> None:
@@ -33,12 +33,57 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "old"
 
 
-def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    for name in ("last.pt.0123456789abcdef.tmp", "mine.tmp", "last.pt"):
+def test_leftovers_of_a_killed_write_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    others = ("mine.tmp", "last.pt.tmp", "past.pt.0123456789abcdef.tmp", "last.pt.0123456789ABCDEF.tmp")
+    for name in (*others, "last.pt.0123456789abcdef.tmp", "last.pt.fedcba9876543210.tmp"):
         (tmp_path / name).touch()
-    remove_leftovers(tmp_path)
-    remove_leftovers(tmp_path / "nothing")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "mine.tmp"]
+    with open(tmp_path / "last.pt.fedcba9876543210.tmp") as file:
+        assert try_lock(file.fileno())  # as another process that is writing it
+        write_atomically(tmp_path / "last.pt", b"new")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {*others, "last.pt", "last.pt.fedcba9876543210.tmp"}
+
+
+def test_what_is_replaced_can_keep_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last, previous = tmp_path / "last", tmp_path / "previous"
+
+    def contents() -> list[bytes]:
+        return [path.read_bytes() for path in (last, previous) if path.exists()]
+
+    write_atomically(last, b"1", keep=previous)
+    assert contents() == [b"1"]
+    write_atomically(last, b"2", keep=previous)
+    assert contents() == [b"2", b"1"]
+    previous.unlink()
+    os.link(last, previous)  # as after a kill between the two
+    write_atomically(last, b"3", keep=previous)
+    assert contents() == [b"3", b"2"]
+    with pytest.raises(TypeError):
+        write_atomically(last, "4", keep=previous)  # type: ignore[arg-type]
+    assert contents() == [b"3", b"2"]
+
+    def no_links(*args: object, **options: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", no_links)
+    write_atomically(last, b"5", keep=previous)
+    assert contents() == [b"5", b"3"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["replace", "link"])
+def test_at_every_moment_one_of_the_two_is_whole(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last, previous = tmp_path / "last", tmp_path / "previous"
+    write_atomically(last, b"1")
+    write_atomically(last, b"2", keep=previous)
+    real = getattr(os, name)
+
+    def watched(*args: object, **options: object) -> None:
+        real(*args, **options)
+        assert last.exists() and previous.exists()
+
+    monkeypatch.setattr(os, name, watched)
+    write_atomically(last, b"3", keep=previous)
 
 
 def test_append_goes_on_and_follows_no_link(tmp_path: Path) -> None:

@@ -1,7 +1,14 @@
 """Training: the loop, averaged weights, checkpoints, the run directory and loggers."""
 
-from scoresde.training.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
+from scoresde.training.checkpoint import (
+    CheckpointError,
+    DamagedCheckpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from scoresde.training.ema import EMA
+from scoresde.training.lock import InUse
 from scoresde.training.loggers import CSVLogger, Logger, MultiLogger
 from scoresde.training.run import RunDirectory
 from scoresde.training.schedule import learning_rate_factor
@@ -11,7 +18,7 @@ from scoresde.training.update import TrainingError
 from scoresde.training.wandb import WandbLogger, csv_and_wandb
 
 __all__ = [
-    "EMA", "CSVLogger", "CheckpointError", "Interrupted", "Logger", "MultiLogger", "RunDirectory", "Trainer",
-    "TrainingError", "WandbLogger", "csv_and_wandb", "learning_rate_factor", "load_checkpoint", "load_weights",
-    "save_checkpoint",
+    "EMA", "CSVLogger", "CheckpointError", "DamagedCheckpoint", "InUse", "Interrupted", "Logger", "MultiLogger",
+    "RunDirectory", "Trainer", "TrainingError", "WandbLogger", "csv_and_wandb", "learning_rate_factor",
+    "load_checkpoint", "load_weights", "save_checkpoint",
 ]  # fmt: skip

@@ -25,7 +25,11 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be written, is damaged, or does not fit."""
 
 
-def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint is incomplete, or not what was written."""
+
+
+def save_checkpoint(path: str | Path, state: dict[str, Any], *, keep: Path | None = None) -> None:
     """Write a checkpoint.
 
     The file is what `torch.save` writes, with the SHA-256 of all its other bytes as the comment of the zip
@@ -34,6 +38,7 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     Args:
         path: Where to write; an existing file is replaced in one step.
         state: Nested dicts, lists and tuples of tensors, numbers, strings, booleans and None.
+        keep: Name in the same folder for the file that is replaced.
     Raises:
         TypeError: If state holds anything else, naming its key.
         CheckpointError: If the file cannot be written, as on a full disk; an existing file is then untouched.
@@ -44,7 +49,7 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     content[-2:] = struct.pack("<H", _TRAILER)  # length of the archive's comment, the last field of a zip file
     digest = hashlib.sha256(content).hexdigest().encode()
     try:
-        write_atomically(path, content, _MARK + digest)
+        write_atomically(path, content, _MARK + digest, keep=keep)
     except OSError as error:
         raise CheckpointError(
             f"cannot save {path}: {error.strerror or error}; earlier files are untouched; "
@@ -144,7 +149,7 @@ def _plain(value: Any, key: str) -> Any:
 
 
 def _verified(file: io.BufferedReader, path: Path) -> dict[str, Any]:
-    damaged = CheckpointError(
+    damaged = DamagedCheckpoint(
         f"{path} is damaged: it is incomplete or its checksum does not match; "
         f"put an earlier snapshot in its place, or remove it to start again."
     )

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop after the current step."""
+"""Signals as a wish to stop after the current step."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import threading
 from types import FrameType
 from typing import Any
 
+ALWAYS = ("SIGINT", "SIGTERM")
+UNLESS_USED = ("SIGHUP", "SIGUSR1", "SIGXCPU")  # a closed terminal, a batch system's warning, its limit; not on Windows
+
 
 class Interrupted(SystemExit):
-    """A run was stopped by a signal and its state is saved. The exit status is 128 + signal: 130 or 143."""
+    """A run was stopped by a signal and its state is saved. The exit status is 128 + signal: 130, 143, ..."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
@@ -17,9 +20,11 @@ class Interrupted(SystemExit):
 
 
 class StopSignals:
-    """Inside the `with` block the first SIGINT or SIGTERM is noted in `received`; a second acts as before.
+    """Inside the `with` block the first signal that asks to stop is noted in `received`.
 
-    Outside the main thread, where Python allows no handlers, nothing is noted.
+    A second SIGINT acts as before; other signals may come again while the state is saved, as a batch system sends them.
+    SIGHUP, SIGUSR1 and SIGXCPU are left alone where something else has been told to answer or, as by `nohup`, to ignore
+    them. Outside the main thread, where Python allows no handlers, nothing is noted.
     """
 
     def __init__(self) -> None:
@@ -28,18 +33,22 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._previous[signum] = signal.signal(signum, self._note)
+            for name in (*ALWAYS, *UNLESS_USED):
+                signum = getattr(signal, name, None)
+                if signum is not None and (name in ALWAYS or signal.getsignal(signum) is signal.SIG_DFL):
+                    self._previous[signum] = signal.signal(signum, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._restore()
+        for signum in [*self._previous]:
+            self._restore(signum)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.received = signum
-        self._restore()
+        if self.received is None:
+            self.received = signum
+        self._restore(signal.SIGINT)
 
-    def _restore(self) -> None:
-        for signum, handler in self._previous.items():
+    def _restore(self, signum: int) -> None:
+        if signum in self._previous:
+            handler = self._previous.pop(signum)
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
-        self._previous.clear()

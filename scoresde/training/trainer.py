@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from scoresde.streams import say
 from scoresde.training.checkpoint import (
     FORMAT,
     CheckpointError,
-    load_checkpoint,
     load_weights,
     save_checkpoint,
     with_present_names,
@@ -25,13 +25,14 @@ from scoresde.training.checkpoint import (
 from scoresde.training.compiled import CompiledNetwork
 from scoresde.training.ema import EMA
 from scoresde.training.loggers import CSVLogger, Logger, MultiLogger
+from scoresde.training.preview import Preview, Redrawn, draw, random_state_kept
 from scoresde.training.progress import Progress
+from scoresde.training.rows import set_aside
 from scoresde.training.run import RunDirectory
 from scoresde.training.schedule import DECAYS, learning_rate_factor
 from scoresde.training.signals import Interrupted, StopSignals
 from scoresde.training.update import Batch, TrainingError, Update
 
-Preview = Callable[[nn.Module, int], str | Path | None]  # (denoiser with averaged weights, step) -> picture
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -63,7 +64,8 @@ class Trainer:
         run: Where to write; None writes nothing.
         logger: Receives metrics and pictures; None: the run's metrics.csv.
         preview: Called as preview(denoiser, step) with averaged weights in evaluation mode; returns the path
-            of a picture, or None.
+            of a picture, or None. Called again on resuming at a step where it was due, as a kill may have cut it off;
+            with a method path(step) only if that file is missing.
         steps: Number of updates.
         warmup: Updates over which the learning rate grows from 0.
         decay: Learning rate after the warm-up: "constant", or to zero as "cosine" or "linear".
@@ -116,12 +118,13 @@ class Trainer:
             denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.step = 0  # finished updates
         self.origin, self._origin_state, self._resumed = origin, None, False
+        self._keeps = False  # whether last.pt is kept when it is replaced: a state that a signal had saved is not
         self.ema = EMA(denoiser, ema_decay, ema_ramp)
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self._rank = torch.distributed.get_rank() if distributed else 0
         if logger is None and run is not None:
             logger = CSVLogger(run)
-        self.logger: Logger = logger if logger is not None and self._rank == 0 else MultiLogger([])
+        self.logger = MultiLogger([logger] if logger is not None and self._rank == 0 else [])
         self._update = Update(
             denoiser=denoiser, loss=loss, optimizer=optimizer, batch=batch,
             factor=partial(learning_rate_factor, steps=steps, warmup=warmup, decay=decay),
@@ -141,22 +144,26 @@ class Trainer:
             TrainingError: If a loss, gradient or weight is not finite, with the step and the noise level.
             CheckpointError: If the run's checkpoint is damaged or of another model, or a new one cannot be
                 written.
-            Interrupted: After SIGINT or SIGTERM, once the state is saved.
+            Interrupted: After SIGINT, SIGTERM, SIGHUP, SIGUSR1 or SIGXCPU, once the state is saved.
+            InUse: If another process trains the run.
         """
-        if not self._resumed:
-            self.resume()
-        self._resumed = False
-        if self.step >= self.steps:
-            self._say(f"already trained to step {self.step} of {self.steps}: nothing left to do.")
-            return {"step": float(self.step)}
-        progress = Progress(self.step, self.steps, self.progress and self._rank == 0)
-        network = CompiledNetwork(dict(self.denoiser.named_children()).get("net", self.denoiser), self.compile)
         with ExitStack() as stack:
+            if self.run is not None and self._rank == 0:
+                stack.enter_context(self.run.locked())
+            if not self._resumed:
+                self.resume()
+            self._resumed = False
+            if self.step >= self.steps:
+                self._redo()
+                self._say(f"already trained to step {self.step} of {self.steps}: nothing left to do.")
+                return {"step": float(self.step)}
+            progress = Progress(self.step, self.steps, self.progress and self._rank == 0)
+            network = CompiledNetwork(dict(self.denoiser.named_children()).get("net", self.denoiser), self.compile)
             stack.callback(self.logger.close)
             stack.callback(progress.close)
             stack.callback(self.denoiser.train, self.denoiser.training)
             stack.enter_context(network)
-            stack.enter_context(_random_state_kept(self.device))
+            stack.enter_context(random_state_kept(self.device))
             stop = stack.enter_context(StopSignals())
             try:
                 metrics, stopped_by = self._loop(network, progress, stop)
@@ -173,8 +180,10 @@ class Trainer:
         """(last metrics, signal that ended the loop)."""
         metrics: dict[str, float] = {}
         stopped_by = None
-        self.denoiser.train()
         self.logger.start(self.step)
+        with network.eager():
+            self._show(self._redo())
+        self.denoiser.train()
         self._meter.restart()
         while self.step < self.steps and stopped_by is None:
             network.attempt(partial(self._update, self.step))
@@ -189,13 +198,13 @@ class Trainer:
                 self.logger.log(self.step, metrics)
                 progress.report(self.step, metrics["loss"], metrics["examples_per_second"], self._update.noun)
             paused = time.perf_counter()
-            if self._due(self.checkpoint_every) or stopped_by is not None:
-                self._save(lambda run: run.last)
             if self._due(self.snapshot_every):
                 self._save(lambda run: run.snapshot(self.step))
-            if self._due(self.sample_every) and self.preview is not None and self._rank == 0:
+            if self._due(self.checkpoint_every) or stopped_by is not None:
+                self._save(lambda run: run.last)
+            if self._due(self.sample_every):
                 with network.eager():
-                    self._show(self.preview)
+                    self._show(self._draw())
             self._meter.pause(time.perf_counter() - paused)
         return metrics, stopped_by
 
@@ -211,7 +220,9 @@ class Trainer:
         if not all(bool(tensor.isfinite().all()) for tensor in tensors):
             raise TrainingError(f"the weights are not finite after step {self.step}")
         if self.run is not None and self._rank == 0:
-            save_checkpoint(where(self.run), self._state())
+            path, last = where(self.run), self.run.last
+            save_checkpoint(path, self._state(), keep=self.run.previous if path == last and self._keeps else None)
+            self._keeps = self._due(self.checkpoint_every) if path == last else self._keeps
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -230,8 +241,8 @@ class Trainer:
         self._resumed = True
         if self.run is None or not self.run.has_checkpoint:
             return
-        path = self.run.checkpoint
-        state = with_present_names(self.denoiser, load_checkpoint(path))
+        path, state = self.run.newest_state()
+        state = with_present_names(self.denoiser, state)
         self._origin_state = state.get("origin")
         if self.origin is not None:
             self.origin.check(self._origin_state, path)
@@ -247,33 +258,39 @@ class Trainer:
             self._meter.count = int(state.get("summed", self.step % self.log_every))
         except (KeyError, ValueError) as error:
             raise CheckpointError(f"{path} is of another model or optimizer: {error}.") from error
+        self._keeps = path == self.run.last and self._due(self.checkpoint_every)
+        if path != self.run.last and self.run.last.is_file() and self._rank == 0:
+            say(f"{self.run.last} is damaged: it is {set_aside(self.run.last).name} from now on.")
         if 0 < self.step < self.steps:
             self._say(f"going on from step {self.step} of {self.steps} ({path}).")
 
-    def _show(self, preview: Preview) -> None:
-        self.denoiser.eval()
-        with torch.no_grad(), self.ema.applied(self.denoiser):
-            picture = preview(self.denoiser, self.step)
-        self.denoiser.train()
+    def _redo(self) -> Path | None:
+        """Make what a kill may have cut off after the state of this step was saved; returns its picture, if drawn."""
+        if self.run is None or self.step == 0 or self._rank > 0:
+            return None
+        if self._due(self.snapshot_every) and not self.run.snapshot(self.step).is_file():
+            self._save(lambda run: run.snapshot(self.step))
+        drawn = isinstance(self.preview, Redrawn) and self.preview.path(self.step).is_file()
+        return self._draw() if self._due(self.sample_every) and not drawn else None
+
+    def _draw(self) -> Path | None:
+        if self.preview is None or self._rank > 0:
+            return None
+        return draw(self.preview, self.denoiser, self.ema, self.step)
+
+    def _show(self, picture: Path | None) -> None:
         if picture is not None:
-            self.logger.image(self.step, Path(picture))
+            self.logger.image(self.step, picture)
 
     def _due(self, period: int) -> bool:
         return period > 0 and (self.step % period == 0 or self.step == self.steps)
 
     def _say(self, sentence: str) -> None:
         if self._rank == 0:
-            print(sentence, flush=True)
+            say(sentence)
 
     def _say_stopped(self, signum: int) -> None:
         then = "nothing is saved without a run directory"
         if self.run is not None:
             then = f"the state is saved in {self.run.last}: run the same command again to go on"
         self._say(f"stopped by {signal.Signals(signum).name} after step {self.step} of {self.steps}; {then}.")
-
-
-def _random_state_kept(device: torch.device) -> AbstractContextManager[None]:
-    """The global random state is on leaving what it was on entering."""
-    if device.type == "cpu":
-        return torch.random.fork_rng([])
-    return torch.random.fork_rng([device], device_type=device.type)
