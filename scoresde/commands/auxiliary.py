@@ -24,7 +24,7 @@ from scoresde.denoiser import Denoiser
 from scoresde.files import inside
 from scoresde.likelihood.variational import VariationalDequantization
 from scoresde.losses import DequantizationLoss, DequantizedDenoiser, Loss, SecondMomentLoss
-from scoresde.training import RunDirectory, load_checkpoint, load_weights
+from scoresde.training import RunDirectory, load_weights
 
 OWN = ("loss", "optimizer", "trainer", "batch_size", "seed")  # what such a run's configuration says itself
 HEADS = ("npr", "sn")
@@ -111,7 +111,7 @@ class AuxiliaryTask(Task):
                 f"experiment={self.experiment} of={trained.run.path}, which makes {path}."
             )
         run = RunDirectory.open(path)
-        config, state = checked_config(run, trained.extensions), load_checkpoint(run.checkpoint)
+        config, (checkpoint, state) = checked_config(run, trained.extensions), run.newest_state()
         options = config.get(self.key)
         if not isinstance(options, dict) or not isinstance(options.get("net"), dict):
             raise ConfigError(f"{run.config} does not say what {self.noun} it is: it lacks {self.key}.net.")
@@ -121,8 +121,8 @@ class AuxiliaryTask(Task):
                 f"at step {trained.step}: remove {path} and train it again."
             )
         if state.get("origin") is not None:  # an earlier version did not keep it
-            origin = origin_of(run, run.checkpoint, state, config, trained.extensions)
-            check_base(origin, hash_of_weights(trained.model), run.checkpoint)
+            origin = origin_of(run, checkpoint, state, config, trained.extensions)
+            check_base(origin, hash_of_weights(trained.model), checkpoint)
             check_data(trained.fingerprint, origin.data, trained.run.path)
         with building(run, state):
             module = self.module(trained, options, trained.extensions)

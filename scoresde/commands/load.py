@@ -130,7 +130,6 @@ def load_run(
     path = Path(path)
     is_file = path.suffix == ".pt"
     run = RunDirectory.open(path.parent.parent if is_file else path)
-    checkpoint = path if is_file else run.checkpoint
     config = checked_config(run, extensions)
     task: Task = build_as(Task, config["task"], "task", extensions)
     if not isinstance(task, ModelTask):
@@ -138,7 +137,7 @@ def load_run(
             f"{run.path} is the run of a {type(task).__name__}, which makes no model of data by itself: name the "
             f"denoiser's run, {run.path.parent}."
         )
-    state = load_checkpoint(checkpoint)
+    checkpoint, state = (path, load_checkpoint(path)) if is_file else run.newest_state()
     origin = origin_of(run, checkpoint, state, config, extensions)
     shape = _checked_shape(origin.shape, config["model"], run)
     with building(run, state):

@@ -198,28 +198,31 @@ def fit(
     if isinstance(sde := getattr(module, "sde", None), SDE):
         check_law(loss, sde, device)
     optimizer = build_as(torch.optim.Optimizer, config["optimizer"], "optimizer", extensions, parameters)
-    run = take_up(path, saved, origin)
-    count = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
-    print(f"{run.path}: {count:,} parameters, {len(data.train):,} training examples of shape {data.shape}, {device}")
-    built = build(
-        config["trainer"],
-        "trainer",
-        extensions,
-        denoiser=module,
-        loss=loss,
-        optimizer=optimizer,
-        batch=Batches(data, config["batch_size"], config["seed"], labelled=labelled, dequantize=dequantize),
-        run=run,
-        logger=build_as(Logger, config["logger"], "logger", extensions, run),
-        preview=Preview(run, data, labelled) if isinstance(module, Denoiser) and data.is_image else None,
-        seed=config["seed"],
-        device=device,
-        origin=origin,
-    )
-    trainer: Trainer = require(built, Trainer, "trainer")
-    trainer.resume()
-    bring_up_to_date(run, saved, origin, trainer)
-    return trainer.fit()
+    with RunDirectory(path).locked():
+        run = take_up(path, saved, origin)
+        count = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
+        print(
+            f"{run.path}: {count:,} parameters, {len(data.train):,} training examples of shape {data.shape}, {device}"
+        )
+        built = build(
+            config["trainer"],
+            "trainer",
+            extensions,
+            denoiser=module,
+            loss=loss,
+            optimizer=optimizer,
+            batch=Batches(data, config["batch_size"], config["seed"], labelled=labelled, dequantize=dequantize),
+            run=run,
+            logger=build_as(Logger, config["logger"], "logger", extensions, run),
+            preview=Preview(run, data, labelled) if isinstance(module, Denoiser) and data.is_image else None,
+            seed=config["seed"],
+            device=device,
+            origin=origin,
+        )
+        trainer: Trainer = require(built, Trainer, "trainer")
+        trainer.resume()
+        bring_up_to_date(run, saved, origin, trainer)
+        return trainer.fit()
 
 
 class Preview:
@@ -239,9 +242,12 @@ class Preview:
         if self.labels:
             cond["label"] = torch.arange(PREVIEW_SAMPLES, device=device) % self.labels
         x = DPMSolverPP2M()(denoiser.given(**cond), latent.to(device))
-        path = self.run.samples / f"step_{step:08d}.png"
-        save_picture(path, self.data.codec.to_uint8(x.cpu()))  # type: ignore[union-attr]  # images are quantised
-        return path
+        save_picture(self.path(step), self.data.codec.to_uint8(x.cpu()))  # type: ignore[union-attr]  # images have levels
+        return self.path(step)
+
+    def path(self, step: int) -> Path:
+        """Of the picture of a step."""
+        return self.run.samples / f"step_{step:08d}.png"
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:

@@ -34,9 +34,9 @@ def start_from(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
             if known.get("path") == str(path):
                 return {**config, "init": known}
         raise ConfigError(f"init={given} needs a run directory or a checkpoint: {path} does not exist.")
-    checkpoint = path if path.is_file() else RunDirectory.open(path).checkpoint
     try:
-        load_weights(model, load_checkpoint(checkpoint), ema=True)
+        state = load_checkpoint(path) if path.is_file() else RunDirectory.open(path).newest_state()[1]
+        load_weights(model, state, ema=True)
     except CheckpointError as error:
         raise ConfigError(f"init={given} cannot be started from: {error}") from error
     return {**config, "init": {"path": str(path), "weights": hash_of_weights(model)}}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import signal
 import subprocess
@@ -161,6 +162,110 @@ def test_snapshots_are_kept_and_can_be_started_from(make_trainer: Make, tmp_path
     assert_same_bits(run.last, tmp_path / "before.pt")
 
 
+@pytest.mark.parametrize("cut_off", [5, 10])
+def test_what_a_kill_cut_off_after_the_checkpoint_is_made_again(
+    cut_off: int, make_trainer: Make, tmp_path: Path
+) -> None:
+    """last.pt of a step is there, its snapshot and its picture are not."""
+    whole, parts = (RunDirectory.create(tmp_path / name, "seed: 0\n") for name in ("whole", "parts"))
+    options: dict[str, Any] = {
+        "steps": 10, "log_every": 2, "checkpoint_every": 5, "snapshot_every": 5, "sample_every": 5,
+    }  # fmt: skip
+    drawn: list[int] = []
+
+    class Picture:
+        def __init__(self, run: RunDirectory) -> None:
+            self.run = run
+
+        def path(self, step: int) -> Path:
+            return self.run.samples / f"{step}.png"
+
+        def __call__(self, denoiser: nn.Module, step: int) -> Path:
+            assert not denoiser.training
+            drawn.append(step)
+            value = sum(float(parameter.sum()) for parameter in denoiser.parameters())
+            self.path(step).write_text(repr(value))
+            return self.path(step)
+
+    make_trainer(run=whole, preview=Picture(whole), **options).fit()
+    make_trainer(run=parts, preview=Picture(parts), **options).fit()
+    if cut_off == 5:
+        for path in (parts.last, parts.snapshot(10), Picture(parts).path(10)):
+            path.unlink()
+        parts.previous.rename(parts.last)
+    parts.snapshot(cut_off).unlink()
+    Picture(parts).path(cut_off).unlink()
+    drawn.clear()
+    make_trainer(run=parts, preview=Picture(parts), **options).fit()
+    assert drawn == [5, 10] if cut_off == 5 else drawn == [10]
+    for step in (5, 10):
+        assert_same_bits(parts.snapshot(step), whole.snapshot(step))
+        assert Picture(parts).path(step).read_text() == Picture(whole).path(step).read_text()
+    assert_same_bits(parts.previous, whole.previous)
+    assert metrics(parts) == metrics(whole)
+    drawn.clear()
+    make_trainer(run=parts, preview=Picture(parts), **options).fit()
+    assert not drawn
+
+
+def test_a_picture_that_cannot_be_written_does_not_end_training(
+    make_trainer: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(denoiser: nn.Module, step: int) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    trainer = make_trainer(run=RunDirectory.create(tmp_path, "seed: 0\n"), preview=full, sample_every=4)
+    assert trainer.fit()["step"] == 8
+    assert "cannot write the picture of step 4 (No space left on device): training goes on." in capsys.readouterr().out
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("trouble", ["damaged", "missing"])
+def test_the_previous_checkpoint_is_used_where_the_last_is_damaged(
+    trouble: str, make_trainer: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, parts = (RunDirectory.create(tmp_path / name, "seed: 0\n") for name in ("whole", "parts"))
+    options = {"steps": 9, "checkpoint_every": 3, "snapshot_every": 4}
+    for run in (whole, parts):
+        make_trainer(run=run, **options).fit()
+    assert load_checkpoint(parts.previous)["step"] == 6
+    parts.snapshot(9).unlink()
+    damage(parts.last) if trouble == "damaged" else parts.last.unlink()
+    bad = parts.last.read_bytes() if trouble == "damaged" else b""
+    capsys.readouterr()
+    assert parts.newest_state()[1]["step"] == 8  # a snapshot, which is newer than previous.pt
+    damage(parts.snapshot(8))
+    make_trainer(run=parts, **options).fit()
+    assert_same_bits(parts.last, whole.last)
+    assert metrics(parts) == metrics(whole)
+    said = capsys.readouterr().out
+    assert f"{parts.last} is {trouble}: {parts.previous} is used instead, the state after step 6." in said
+    if trouble == "damaged":
+        assert (parts.checkpoints / "last-1.pt").read_bytes() == bad
+    for path in (parts.last, parts.previous, *parts.snapshots):
+        damage(path)
+    with pytest.raises(CheckpointError, match=r"last\.pt is damaged"):
+        make_trainer(run=parts, **options).fit()
+
+
+def test_a_state_that_a_signal_saved_does_not_become_the_previous_one(make_trainer: Make, tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, "seed: 0\n")
+    options = {"steps": 8, "checkpoint_every": 2, "sample_every": 1}
+    with pytest.raises(Interrupted):
+        make_trainer(run=run, preview=Stop(4, signal.SIGTERM), **options).fit()
+    assert [load_checkpoint(path)["step"] for path in (run.last, run.previous)] == [5, 4]
+    with pytest.raises(Interrupted):
+        make_trainer(run=run, preview=Stop(6, signal.SIGTERM), **options).fit()
+    assert [load_checkpoint(path)["step"] for path in (run.last, run.previous)] == [7, 6]
+    make_trainer(run=run, **options).fit()
+    assert [load_checkpoint(path)["step"] for path in (run.last, run.previous)] == [8, 6]
+
+
 def test_a_finished_run_says_so(make_trainer: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunDirectory.create(tmp_path, "seed: 0\n")
     make_trainer(run=run).fit()
@@ -203,6 +308,40 @@ def test_handlers_are_restored_and_a_second_interrupt_acts_at_once(make_trainer:
     with pytest.raises(KeyboardInterrupt):
         make_trainer(sample_every=2, preview=twice).fit()
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU"])
+def test_signals_that_ask_to_stop_may_come_again_while_the_state_is_saved(
+    name: str, make_trainer: Make, tmp_path: Path
+) -> None:
+    signum = getattr(signal, name)
+    run = RunDirectory.create(tmp_path, "seed: 0\n")
+
+    def thrice(denoiser: nn.Module, step: int) -> None:
+        for again in (signum, signum, signal.SIGTERM):
+            os.kill(os.getpid(), again)
+            time.sleep(0)
+
+    before = signal.signal(signum, signal.SIG_DFL)
+    try:
+        with pytest.raises(Interrupted) as stopped:
+            make_trainer(run=run, sample_every=2, preview=thrice).fit()
+        assert signal.getsignal(signum) is signal.SIG_DFL
+    finally:
+        signal.signal(signum, before)
+    assert stopped.value.code == 128 + signum
+    assert load_checkpoint(run.last)["step"] == 3
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda signum, frame: None], ids=["nohup", "the user's own"])
+def test_signals_that_are_answered_or_ignored_already_are_left_alone(handler: Any, make_trainer: Make) -> None:
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        kill = Stop(2, signal.SIGHUP)
+        assert make_trainer(sample_every=1, preview=kill).fit()["step"] == 8
+        assert signal.getsignal(signal.SIGHUP) is handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_training_in_another_thread_needs_no_signals(make_trainer: Make) -> None:
