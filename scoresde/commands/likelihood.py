@@ -19,6 +19,7 @@ from scoresde.commands.examples import SPLITS, given_examples, own_examples
 from scoresde.commands.interfaces import Likelihood, Scorer, Scores, StoredBatch, Variance
 from scoresde.commands.likelihood_words import Unit, means, print_summary, with_error
 from scoresde.commands.load import TrainedModel
+from scoresde.commands.origin import hash_of_weights
 from scoresde.commands.tables import GrowingTable
 from scoresde.noise import stream_seed
 from scoresde.solvers import ProbabilityFlowODE, Solver
@@ -156,8 +157,8 @@ class Evaluation:
         finally:
             self.table.close()
         seconds = time.perf_counter() - start
-        if self.table.aside is not None:
-            print(f"the {self.table.path} of another model, data or options is now {self.table.aside}")
+        if self.table.trouble:
+            print(self.table.trouble)
         rows = self.table.rows[:count]
         found = print_summary(rows, self.unit, self.likelihood, self.examples.name, seconds, self.given)
         print(f"every value: {self.table.path}")
@@ -219,7 +220,7 @@ class Evaluation:
         if not self.likelihood.per_example:
             likelihood["batch_size"] = self.options.batch_size
         return {
-            "run": str(self.trained.run.path.resolve()),
+            "weights": hash_of_weights(self.trained.model),
             "step": self.trained.step,
             "rows": [self.examples.name, self.examples.digest()],
             "seed": self.seed,

@@ -6,20 +6,24 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from scoresde.files import open_append, write_atomically
+from scoresde.training.rows import free_name
 
 Row = dict[str, str]
+CHECK = "check"  # last column: a checksum of the row, of all rows before it, and of what they belong to
 
 
 class GrowingTable:
     """Rows on disk, and beside them a JSON file of the same name with what they belong to.
 
     Every `append` is whole on disk before it returns, and nothing is touched before the first. A table of something
-    else is then set aside as name-1.csv, name-2.csv, ...; a last line that was cut off is dropped.
+    else is then set aside as name-1.csv, name-2.csv, ..., and so is one with rows that are not what was written: those
+    before them are gone on with. A last line that was cut off is dropped.
 
     Args:
         path: The CSV file.
@@ -29,6 +33,7 @@ class GrowingTable:
     Attributes:
         rows: Those on disk, as text by column.
         aside: Where another table has gone, or will go; None if there is none.
+        trouble: What to say of a table that could not be gone on with as it was; empty otherwise.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], identity: Mapping[str, Any], *, resume: bool = True) -> None:
@@ -36,14 +41,13 @@ class GrowingTable:
         self.identity = json.loads(json.dumps(identity))
         self.rows: list[Row] = []
         self.aside: Path | None = None
+        self.trouble = ""
+        self._sum = 0
         self._file: TextIO | None = None
         if path.is_dir() or path.suffix != ".csv":
             raise ValueError(f"the table of likelihoods needs a name that ends in .csv, got {path}.")
-        if resume and path.is_file():
-            if self._known() == self.identity:
-                self.rows = list(self._read())
-            else:
-                self.aside = self._free_name()
+        if resume:
+            self._take_up()
 
     @property
     def sidecar(self) -> Path:
@@ -59,7 +63,8 @@ class GrowingTable:
         if self._file is None:
             self._file = self._open()
         lines = [{name: _cell(row.get(name)) for name in self.columns} for row in rows]
-        self._file.write(self._text(lines).decode())
+        for line in lines:
+            self._file.write(self._line(line))
         self._file.flush()
         os.fsync(self._file.fileno())
         self.rows += lines
@@ -68,11 +73,16 @@ class GrowingTable:
         if self._file is not None:
             self._file.close()
 
-    def _text(self, lines: Sequence[Row]) -> bytes:
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerows([line[name] for name in self.columns] for line in lines)
-        return buffer.getvalue().encode()
+    def _line(self, row: Row) -> str:
+        """A row with its check, which goes on from the line that was made before."""
+        cells = [row[name] for name in self.columns]
+        self._sum = zlib.crc32(_csv(cells).encode(), self._sum)
+        return _csv([*cells, f"{self._sum:08x}"])
+
+    def _restart(self) -> str:
+        """The header; the next line is that of the first row."""
+        self._sum = zlib.crc32(json.dumps([self.identity, self.columns], sort_keys=True).encode())
+        return _csv([*self.columns, CHECK])
 
     def _known(self) -> Any:
         try:
@@ -80,16 +90,39 @@ class GrowingTable:
         except (OSError, ValueError):
             return None
 
-    def _read(self) -> Iterator[Row]:
-        text = self.path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        lines = csv.reader(io.StringIO(whole))
-        if next(lines, None) != self.columns:
+    def _take_up(self) -> None:
+        """The rows that are there and are what was written."""
+        known = self._known()
+        if not self.path.is_file():
+            if known == self.identity:
+                self.trouble = f"{self.path} is missing: its rows are evaluated again"
             return
-        for line in lines:
-            if len(line) != len(self.columns):
-                return
-            yield dict(zip(self.columns, line, strict=True))
+        if known != self.identity:
+            self.aside = free_name(self.path)
+            what = "of another model, data or options" if known else f"whose {self.sidecar.name} is missing or damaged"
+            self.trouble = f"the {self.path} {what} is now {self.aside}"
+            return
+        content = self.path.read_bytes()
+        rest = content[self._read(content.decode(errors="replace")) :]
+        if rest:
+            self.aside = free_name(self.path) if b"\n" in rest else None
+            then = f"; as it was it is now {self.aside}" if self.aside else ""
+            self.trouble = (
+                f"{self.path} was cut off or changed after row {len(self.rows)}, and goes on from there{then}"
+            )
+
+    def _read(self, text: str) -> int:
+        """Take up rows as long as each is the line that was written; returns the length of these lines in bytes."""
+        whole = self._restart()
+        if text.startswith(whole):
+            for cells in csv.reader(io.StringIO(text[len(whole) :], newline="")):
+                row = dict(zip(self.columns, cells, strict=False))
+                if len(cells) != len(self.columns) + 1 or not text.startswith(line := self._line(row), len(whole)):
+                    break
+                self.rows.append(row)
+                whole += line
+            return len(whole.encode())
+        return 0
 
     def _open(self) -> TextIO:
         """The file for appending, with the rows that were kept."""
@@ -100,16 +133,16 @@ class GrowingTable:
                     self.sidecar.replace(self.aside.with_suffix(".json"))
                 self.path.replace(self.aside)
             write_atomically(self.sidecar, json.dumps(self.identity, indent=2).encode())
-            write_atomically(self.path, self._text([dict(zip(self.columns, self.columns, strict=True)), *self.rows]))
+            write_atomically(self.path, "".join([self._restart(), *map(self._line, self.rows)]).encode())
             return open_append(self.path)
         except OSError as error:
             raise OSError(f"cannot write {self.path}: {error.strerror}. Choose another place with out=...") from None
 
-    def _free_name(self) -> Path:
-        number = 1
-        while (aside := self.path.with_name(f"{self.path.stem}-{number}.csv")).exists():
-            number += 1
-        return aside
+
+def _csv(cells: Sequence[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()
 
 
 def _cell(value: Any) -> str:

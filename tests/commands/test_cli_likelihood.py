@@ -395,12 +395,28 @@ def test_a_table_reads_back_what_it_wrote(tmp_path: Path) -> None:
     again.close()
     assert [row["a"] for row in GrowingTable(path, columns, {"seed": 0}).rows] == ["0.1", "", "2.0"]
     whole = path.read_text()
-    for damaged in (
-        whole[:-1],
-        whole[:-3] + "\n4.0,ok\n",
-    ):  # cut off within the last line; a line too short, then another
+    for damaged, aside in (
+        (whole[:-1], None),
+        (whole[:-3] + "\n4.0,ok\n", "t-1.csv"),
+        (whole.replace("2.0", "3.0"), "t-1.csv"),
+        (whole.replace("\n2.0", "\n\n2.0"), "t-1.csv"),
+    ):  # cut off within the last line; a line too short, then another; a number changed; a line added
         path.write_text(damaged)
-        assert [row["a"] for row in GrowingTable(path, columns, {"seed": 0}).rows] == ["0.1", ""]
+        again = GrowingTable(path, columns, {"seed": 0})
+        assert [row["a"] for row in again.rows] == ["0.1", ""]
+        assert "was cut off or changed after row 2" in again.trouble
+        assert again.aside == (None if aside is None else path.with_name(aside))
+    again.append([{"a": 2.0}])
+    again.close()
+    assert path.read_text() == whole and path.with_name("t-1.csv").read_text() == damaged
+    path.with_name("t-1.csv").unlink()
+    for damaged in (whole.replace("0.1", "0.2"), whole.replace("\n", "\r\n"), "\ufeff" + whole, "x", ""):
+        path.write_bytes(damaged.encode())
+        assert GrowingTable(path, columns, {"seed": 0}).rows == []
+    path.unlink()
+    assert "t.csv is missing" in GrowingTable(path, columns, {"seed": 0}).trouble
+    path.write_text(whole)
+    assert GrowingTable(path, columns, {"seed": 0}).trouble == ""
     path.with_suffix(".json").unlink()
     assert GrowingTable(path, columns, {"seed": 0}).aside == tmp_path / "deep/t-1.csv"
     with pytest.raises(ValueError, match=r"ends in \.csv"):
