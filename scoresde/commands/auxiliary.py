@@ -15,7 +15,7 @@ from scoresde.commands.device import pick_device
 from scoresde.commands.fill import fill
 from scoresde.commands.interfaces import Task
 from scoresde.commands.load import TrainedModel, load_run, newest_run
-from scoresde.commands.origin import Origin, check_base, check_data, hash_of_weights, origin_of
+from scoresde.commands.origin import Origin, check_base, check_data, origin_of
 from scoresde.commands.saved_config import building, checked_config
 from scoresde.commands.train import fit
 from scoresde.covariance import VarianceHead
@@ -88,7 +88,7 @@ class AuxiliaryTask(Task):
         module = self.module(trained, options, extensions).to(device)
         task = {key: value for key, value in config["task"].items() if key != "of"}
         whole = {**trained.config, **{key: config[key] for key in OWN}, "task": task, self.key: options}
-        origin = Origin.of(whole, data, extensions, base=hash_of_weights(trained.model))
+        origin = Origin.of(whole, data, extensions, base=trained.weights)
         frozen = {id(parameter) for parameter in trained.model.parameters()}
         parameters = [parameter for parameter in module.parameters() if id(parameter) not in frozen]
         metrics = fit(
@@ -122,7 +122,7 @@ class AuxiliaryTask(Task):
             )
         if state.get("origin") is not None:  # an earlier version did not keep it
             origin = origin_of(run, checkpoint, state, config, trained.extensions)
-            check_base(origin, hash_of_weights(trained.model), checkpoint)
+            check_base(origin, trained.weights, checkpoint)
             check_data(trained.fingerprint, origin.data, trained.run.path)
         with building(run, state):
             module = self.module(trained, options, trained.extensions)

@@ -19,7 +19,6 @@ from scoresde.commands.examples import SPLITS, given_examples, own_examples
 from scoresde.commands.interfaces import Likelihood, Scorer, Scores, StoredBatch, Variance
 from scoresde.commands.likelihood_words import Unit, means, print_summary, with_error
 from scoresde.commands.load import TrainedModel
-from scoresde.commands.origin import hash_of_weights
 from scoresde.commands.tables import GrowingTable
 from scoresde.noise import stream_seed
 from scoresde.solvers import ProbabilityFlowODE, Solver
@@ -220,7 +219,7 @@ class Evaluation:
         if not self.likelihood.per_example:
             likelihood["batch_size"] = self.options.batch_size
         return {
-            "weights": hash_of_weights(self.trained.model),
+            "weights": self.trained.weights,
             "step": self.trained.step,
             "rows": [self.examples.name, self.examples.digest()],
             "seed": self.seed,

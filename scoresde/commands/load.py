@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from scoresde.commands.build import ConfigError, build, build_as, require
 from scoresde.commands.identity import PLACES
 from scoresde.commands.interfaces import Task
-from scoresde.commands.origin import check_data, origin_of
+from scoresde.commands.origin import check_data, hash_of_weights, origin_of
 from scoresde.commands.saved_config import building, checked_config
 from scoresde.commands.train import ModelTask, build_model
 from scoresde.data import Dataset, Quantized, Standardized, codec_from_state
@@ -71,6 +72,11 @@ class TrainedModel:
     def given(self, label: Tensor | None) -> Denoiser:
         """The denoiser, with labels (B,) or None for no label if it is a model of classes."""
         return self.denoiser if self.classes is None else self.denoiser.given(label=label)
+
+    @cached_property
+    def weights(self) -> str:
+        """Hash of its weights, by which what is made from them is known."""
+        return hash_of_weights(self.model)
 
     @property
     def classes(self) -> int | None:

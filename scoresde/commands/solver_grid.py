@@ -29,8 +29,10 @@ from scoresde.fitting import (
     optimise_grid,
     reference_paths,
 )
+from scoresde.fitting.calibrated import fit_fields, fit_state
 from scoresde.fitting.optimal_grid import COSTS
 from scoresde.solvers import Solver, StepSolver
+from scoresde.training import CheckpointError, load_checkpoint, save_checkpoint
 
 Fit = TypeVar("Fit", OptimisedGrid, Calibration)
 
@@ -155,6 +157,19 @@ def _path(name: str, steps: int, depends_on: Any, trained: TrainedModel) -> Path
     return folder / f"{name}-{steps}steps-{key}-at{trained.step}.pt"
 
 
+def _known(kind: type[Fit], path: Path, trained: TrainedModel) -> Fit | None:
+    """The fit in a file, if it is whole and was made for the run's weights; otherwise says why it is made again."""
+    try:
+        content = load_checkpoint(path)
+        if content.get("fitted_to") == trained.weights:
+            return kind(**fit_fields(content, kind, path))
+        reason = "was fitted to other weights"
+    except (CheckpointError, ValueError):
+        reason = "is damaged, or of an earlier version"
+    print(f"{path} {reason}: it is fitted again.")
+    return None
+
+
 def _fitted(
     kind: type[Fit],
     fit: Callable[..., Fit],
@@ -163,8 +178,8 @@ def _fitted(
     trained: TrainedModel,
 ) -> Fit:
     """The fit that the run has, or a new one: of the model without guidance, and without labels if it takes some."""
-    if path.is_file() and not options.refit:
-        return kind.load(path)
+    if path.is_file() and not options.refit and (known := _known(kind, path, trained)) is not None:
+        return known
     denoiser, count, device = trained.given(None), options.reference_paths, trained.device
     with tqdm(total=count, desc="reference paths", unit="run", disable=None, leave=False) as bar:
         generator = torch.Generator(device=device).manual_seed(0)
@@ -175,7 +190,8 @@ def _fitted(
     with tqdm(total=options.iterations, desc="fitting", unit="iteration", disable=None, leave=False) as bar:
         numbers = {"iterations": options.iterations, "batch": options.batch, "progress": bar.update}
         made = fit(denoiser, paths=paths, **numbers)
-    made.save(path)
+    path.parent.mkdir(exist_ok=True)
+    save_checkpoint(path, {**fit_state(made), "fitted_to": trained.weights})
     record = made.record
     print(
         f"fitted to {record['paths']:.0f} reference paths ({record['paths_nfe']:.0f} network calls for them): "

@@ -113,16 +113,20 @@ class GrowingTable:
 
     def _read(self, text: str) -> int:
         """Take up rows as long as each is the line that was written; returns the length of these lines in bytes."""
-        whole = self._restart()
-        if text.startswith(whole):
-            for cells in csv.reader(io.StringIO(text[len(whole) :], newline="")):
+        header = self._restart()
+        at = len(header)
+        if not text.startswith(header):
+            return 0
+        try:
+            for cells in csv.reader(io.StringIO(text[at:], newline="")):
                 row = dict(zip(self.columns, cells, strict=False))
-                if len(cells) != len(self.columns) + 1 or not text.startswith(line := self._line(row), len(whole)):
+                if len(cells) != len(self.columns) + 1 or not text.startswith(line := self._line(row), at):
                     break
                 self.rows.append(row)
-                whole += line
-            return len(whole.encode())
-        return 0
+                at += len(line)
+        except csv.Error:  # of what no table of ours holds
+            pass
+        return len(text[:at].encode())
 
     def _open(self) -> TextIO:
         """The file for appending, with the rows that were kept."""

@@ -102,9 +102,9 @@ def moments_of(
                 f"a table of the variance needs {name} to be a whole number from {least}, got {number!r}."
             )
     path = trained.run.path / VARIANCE_FILE
-    wanted = {"step": trained.step, "seed": seed, "levels": levels or 0}
+    wanted = {"step": trained.step, "seed": seed, "levels": levels or 0, "weights": trained.weights}
     if path.is_file():
-        state = load_checkpoint(path)
+        state = {"weights": trained.weights, **load_checkpoint(path)}  # an earlier version did not keep them
         if all(state.get(key) == value for key, value in wanted.items()) and state["samples"] >= samples:
             return SecondMoment.from_state(state)
     denoiser, device = trained.denoiser, trained.device

@@ -57,8 +57,13 @@ def save_fit(path: str | Path, fit: Any) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    torch.save({**vars(fit), "start": None if fit.start is None else vars(fit.start)}, temporary)
+    torch.save(fit_state(fit), temporary)
     temporary.replace(path)
+
+
+def fit_state(fit: Any) -> dict[str, Any]:
+    """The fields of a fit as tensors and plain values, which `fit_fields` reads."""
+    return {**vars(fit), "start": None if fit.start is None else vars(fit.start)}
 
 
 def load_fit(path: str | Path, kind: type) -> dict[str, Any]:
@@ -71,6 +76,17 @@ def load_fit(path: str | Path, kind: type) -> dict[str, Any]:
         raise ValueError(
             f"{path} cannot be read as a {kind.__name__} ({type(error).__name__}): delete it and fit again."
         ) from None
+    return fit_fields(content, kind, path)
+
+
+def fit_fields(content: Any, kind: type, path: str | Path) -> dict[str, Any]:
+    """The arguments of a fit of this kind, from what `fit_state` made; `path` is where it was, for the message.
+
+    A fit that a run keeps says besides which weights it was fitted to.
+    """
+    content = (
+        {key: value for key, value in content.items() if key != "fitted_to"} if isinstance(content, dict) else None
+    )
     start = content.get("start") if _has_fields_of(kind, content) else {}
     if start is not None and not _has_fields_of(GaussianFlow, start):
         raise ValueError(f"{path} holds something else than a {kind.__name__}: delete it and fit again.")

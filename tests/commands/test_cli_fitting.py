@@ -12,8 +12,10 @@ import pytest
 from command_line import command, inside
 
 from scoresde.cli import sample_main, train_main
+from scoresde.commands.load import load_run
 from scoresde.fitting import OptimisedGrid
 from scoresde.fitting.calibrated import Calibration
+from scoresde.training import load_checkpoint, save_checkpoint
 
 TINY = ["logger=csv", "model.width=8", "trainer.steps=3", "trainer.precision=float32", "batch_size=16"]
 FIT = ["grid.reference_paths=8", "grid.reference_steps=6", "grid.iterations=2", "grid.batch=4"]
@@ -153,16 +155,23 @@ def test_mistakes_get_one_sentence(
     assert not Path("runs/toy/grids").exists(), "nothing half made is kept"
 
 
-def test_a_damaged_fit_is_named_and_refit_replaces_it(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fit_that_is_damaged_or_of_other_weights_is_made_again(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["solver=ddim", "solver.steps=2", "grid=optimised", *FIT]
     sample(*options)
     (path,) = Path("runs/toy/grids").iterdir()
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(SystemExit) as stopped:
+    whole = path.read_bytes()
+    other = {**load_checkpoint(path), "fitted_to": "those of another run"}
+    for change, words in (
+        (lambda: path.write_bytes(whole[:100]), "is damaged, or of an earlier version: it is fitted again"),
+        (lambda: path.write_bytes(whole[:300] + b"x" + whole[301:]), "is damaged, or of an earlier version"),
+        (lambda: save_checkpoint(path, other), "was fitted to other weights: it is fitted again"),
+    ):
+        change()
+        capsys.readouterr()
         sample(*options)
-    said = stopped.value.code
-    assert isinstance(said, str)
-    assert path.name in said
-    assert "delete it and fit again" in said
-    sample(*options, "grid.refit=true")
+        assert f"{path} {words}" in capsys.readouterr().out
+        assert load_checkpoint(path)["fitted_to"] == load_run("runs/toy").weights
     sample(*options)
+    assert "fitted" not in capsys.readouterr().out

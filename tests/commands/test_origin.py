@@ -16,6 +16,7 @@ from command_line import command, inside
 import scoresde
 from scoresde.cli import sample_main, train_main
 from scoresde.commands.load import load_run
+from scoresde.commands.variance import moments_of
 from scoresde.training import RunDirectory, load_checkpoint, save_checkpoint
 
 SAVED = Path(__file__).parents[1] / "data/runs"
@@ -339,3 +340,11 @@ def test_what_is_trained_for_a_run_knows_itself_too(here: Path, capsys: pytest.C
     shutil.rmtree("runs/a/variance_npr")
     shutil.copytree("runs/b/variance_npr", "runs/a/variance_npr")  # all of it is of another run
     assert "was trained for other weights than those of this run" in sentence(sample_main, "run=runs/a", *draw)
+
+
+def test_a_table_of_the_variance_is_that_of_the_runs_weights(here: Path) -> None:
+    first, other = load_run("runs/a"), load_run("runs/b")
+    made = {name: moments_of(run, samples=9, levels=5).state() for name, run in (("a", first), ("b", other))}
+    shutil.copy("runs/b/variance.pt", "runs/a/variance.pt")
+    again = moments_of(first, samples=9, levels=5).state()
+    assert torch.equal(again["value"], made["a"]["value"]) and not torch.equal(again["value"], made["b"]["value"])
