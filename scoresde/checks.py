@@ -51,15 +51,21 @@ def check_pair(owner: object, name: str, value: Any, condition: str) -> tuple[fl
     return float(low), float(high)
 
 
-def check_sizes(owner: object, name: str, value: Any, least: int = 1) -> tuple[int, ...]:
-    """A sequence of one or more whole numbers as a tuple."""
-    good = hasattr(value, "__iter__") and not isinstance(value, str | bytes | Mapping)
-    sizes = tuple(value) if good else ()
-    if not sizes or not all(is_whole(size) and size >= least for size in sizes):
-        raise ValueError(
-            f"{owner_name(owner)} needs {name} to be a list of one or more whole numbers from {least}, got {value!r}."
-        )
+def check_sizes(owner: object, name: str, value: Any, *, empty: bool = False) -> tuple[int, ...]:
+    """A list of whole numbers from 1 as a tuple; with `empty` it may be empty."""
+    sizes = _listed(value)
+    if sizes is None or not (sizes or empty) or not all(is_whole(size) and size >= 1 for size in sizes):
+        some = "a list of" if empty else "a list of one or more"
+        raise ValueError(f"{owner_name(owner)} needs {name} to be {some} whole numbers from 1, got {value!r}.")
     return sizes
+
+
+def check_list(owner: object, name: str, value: Any) -> tuple[float, ...]:
+    """A list of finite numbers as a tuple."""
+    numbers = _listed(value)
+    if numbers is None or not all(is_number(number) and math.isfinite(number) for number in numbers):
+        raise ValueError(f"{owner_name(owner)} needs {name} to be a list of finite numbers, got {value!r}.")
+    return numbers
 
 
 def check_flags(owner: Any) -> None:
@@ -108,6 +114,10 @@ def is_whole(value: object) -> bool:
         return abs(operator.index(value)) < LARGEST
     except (TypeError, RuntimeError):
         return False
+
+
+def _listed(value: Any) -> tuple[Any, ...] | None:
+    return tuple(value) if hasattr(value, "__iter__") and not isinstance(value, str | bytes | Mapping) else None
 
 
 def owner_name(owner: object) -> str:

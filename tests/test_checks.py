@@ -13,6 +13,7 @@ import torch
 from scoresde.checks import (
     check_choice,
     check_flags,
+    check_list,
     check_numbers,
     check_pair,
     check_sizes,
@@ -82,6 +83,11 @@ def test_pairs_and_sizes_become_tuples() -> None:
     for value in ([], [0], [1.5], "12", None, 3, [True]):
         with pytest.raises(ValueError, match="f needs mults to be a list of one or more whole numbers from 1, got"):
             check_sizes("f", "mults", value)
+    assert check_sizes("f", "mults", [], empty=True) == check_list("f", "taps", []) == ()
+    assert check_list("f", "taps", [0.5, -1]) == (0.5, -1)
+    for value in ([math.inf], [math.nan], ["1"], "12", None, 3, [True], {0: 1.0}):
+        with pytest.raises(ValueError, match="f needs taps to be a list of finite numbers, got"):
+            check_list("f", "taps", value)
 
 
 def test_flags_and_options_without_effect_are_named() -> None:

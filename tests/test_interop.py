@@ -282,7 +282,7 @@ def test_weights_that_do_not_fit_say_how() -> None:
         ("training", {"sde": "cosine"}, "training.sde to be vpsde, subvpsde or vesde, got 'cosine'"),
         ("model", {"name": "ncsnv2_64"}, "reads ncsnpp and ddpm networks, got model.name='ncsnv2_64'"),
         ("model", {"nonlinearity": "elu"}, "reads swish networks, got model.nonlinearity='elu'"),
-        ("model", {"resblock_type": "resnet"}, "block to be one of biggan, ddpm"),
+        ("model", {"resblock_type": "resnet"}, "NCSNpp needs block biggan or ddpm, got 'resnet'"),
         ("model", {"name": "ddpm", "conditional": False}, "reads conditional ddpm networks"),
     ],
 )

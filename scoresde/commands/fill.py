@@ -53,6 +53,7 @@ def fill(config: dict[str, Any], data: Dataset, *, labelled: bool, outputs: int 
     for key, value in suited.items():
         if key in model and model[key] is None:
             model[key] = value
+    _check_attention(model)
     if config["parameterization"].get("sigma_data", 0) is None:
         config["parameterization"]["sigma_data"] = _standard_deviation(data)
     known = {"sigma_data": config["parameterization"].get("sigma_data"), **quantised}
@@ -62,6 +63,18 @@ def fill(config: dict[str, Any], data: Dataset, *, labelled: bool, outputs: int 
         model["data_scale"] = known["sigma_data"] or 1.0
     config["loss"] = _without_nulls(config["loss"], known)
     return config
+
+
+def _check_attention(model: Mapping[str, Any]) -> None:
+    """Raise if a U-Net is to attend at a size that no stage has, which it would leave undone."""
+    mults, resolutions, size = (model.get(key) for key in ("channel_mults", "attention_resolutions", "image_size"))
+    if isinstance(mults, list) and isinstance(resolutions, list) and isinstance(size, int):
+        sizes = [size >> stage for stage in range(len(mults))]
+        if missing := [resolution for resolution in resolutions if resolution not in sizes]:
+            raise ConfigError(
+                f"model.attention_resolutions needs sizes of stages, among {', '.join(map(str, sizes))}, "
+                f"got {missing[0]!r}."
+            )
 
 
 def _without_nulls(node: Any, known: Mapping[str, Any]) -> Any:

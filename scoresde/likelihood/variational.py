@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoresde.checks import check_sizes, check_whole
 from scoresde.likelihood.cells import Cells
 from scoresde.likelihood.dequantization import Dequantized, checked_levels, uniforms
 from scoresde.sde import SDE
@@ -57,13 +58,10 @@ class VariationalDequantization(nn.Module):
         bins: int = 8,
     ) -> None:
         super().__init__()
-        self.shape, self.bins = tuple(shape), bins
+        self.shape, self.bins = check_sizes(self, "shape", shape), bins
         self.cells = Cells(levels=levels, value_range=value_range)
-        if min((width, layers, *self.shape), default=0) < 1 or depth < 0 or bins < 2:
-            raise ValueError(
-                f"VariationalDequantization needs a positive shape, width and layers, depth >= 0 and bins >= 2, got "
-                f"shape={self.shape}, width={width}, layers={layers}, depth={depth}, bins={bins}."
-            )
+        sizes = {"width": width, "depth": depth, "layers": layers, "bins": bins}
+        check_whole(self, "width >= 1", "depth >= 0", "layers >= 1", "2 <= bins < 1000", **sizes)
         self.networks = nn.ModuleList(_Network(self.shape, 3, 3 * bins + 1, width, depth) for _ in range(layers))
         self.register_buffer("colour", _checkerboard(self.shape), persistent=False)
 

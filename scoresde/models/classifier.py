@@ -7,10 +7,14 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoresde.checks import check_flag, check_numbers, check_whole
 from scoresde.models.blocks import AttentionBlock, ResidualBlock
 from scoresde.models.embedding import GaussianFourier, noise_levels
 from scoresde.models.layers import conv3x3, group_norm, linear
+from scoresde.models.ncsnpp_options import check_stages
 from scoresde.models.resample import Down
+
+WHOLE = ("num_classes >= 1", "channels >= 1", "image_size >= 1", "width >= 1", "num_res_blocks >= 1")
 
 
 class Classifier(nn.Module):
@@ -40,19 +44,13 @@ class Classifier(nn.Module):
         channel_mults: Sequence[int] = (1, 2, 2), num_res_blocks: int = 1, attention_resolutions: Sequence[int] = (),
         dropout: float = 0.1, fir: bool = False, fourier_scale: float = 1.0,
     ) -> None:  # fmt: skip
+        check_whole("Classifier", *WHOLE, **locals())
+        check_numbers("Classifier", "0 <= dropout < 1", "0 < fourier_scale <= 1e9", **locals())
+        check_flag("Classifier", "fir", fir)
+        check_stages("Classifier", image_size, channel_mults, attention_resolutions)
         super().__init__()
         mults = tuple(channel_mults)
-        if min((num_classes, channels, width, num_res_blocks, len(mults), *mults)) < 1:
-            raise ValueError(
-                f"Classifier needs positive num_classes, channels, width, num_res_blocks and channel_mults, "
-                f"got {num_classes}, {channels}, {width}, {num_res_blocks} and {mults}."
-            )
         self.channels, self.factor, embed_dim = channels, 2 ** (len(mults) - 1), 4 * width
-        if image_size % self.factor:
-            raise ValueError(
-                f"Classifier with {len(mults)} stages needs image_size divisible by {self.factor}, "
-                f"got {image_size}; use fewer channel_mults or pad the images."
-            )
         self.fourier = GaussianFourier(width, fourier_scale)
         self.embed = nn.Sequential(linear(2 * width, embed_dim), nn.SiLU(), linear(embed_dim, embed_dim))
         self.input = conv3x3(channels, width)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoresde.checks import check_whole
 from scoresde.models.layers import linear
 
 
@@ -120,9 +121,8 @@ class ConditionEmbedding(nn.Module):
 
     def __init__(self, owner: str, dim: int, num_classes: int | None, condition_dim: int | None) -> None:
         super().__init__()
-        for name, size in (("num_classes", num_classes), ("condition_dim", condition_dim)):
-            if size is not None and size < 1:
-                raise ValueError(f"{owner} needs {name} of at least 1, or None for a network without it, got {size}.")
+        sizes = {"num_classes": num_classes, "condition_dim": condition_dim}
+        check_whole(owner, "num_classes >= 1 or null", "condition_dim >= 1 or null", **sizes)
         self.owner, self.num_classes, self.condition_dim = owner, num_classes, condition_dim
         # Row 0 is "no label", so that label −1 needs no special case and −2 is out of range like K.
         self.label = None if num_classes is None else nn.Embedding(num_classes + 1, dim)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoresde.checks import check_list, check_numbers
+
 
 class FourierFeatures(nn.Module):
     """A network whose input also holds sines and cosines of it.
@@ -32,11 +34,11 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, net: nn.Module, *, exponents: Sequence[float] = (7.0, 8.0), scale: float = 1.0) -> None:
         super().__init__()
-        self.net, self.exponents, self.scale = net, tuple(float(n) for n in exponents), float(scale)
-        if not self.exponents or not all(math.isfinite(n) for n in self.exponents):
-            raise ValueError(f"FourierFeatures needs one or more finite exponents, got {self.exponents}.")
-        if not 0 < self.scale < math.inf:
-            raise ValueError(f"FourierFeatures needs scale > 0, the parameterization's sigma_data, got {scale}.")
+        check_numbers(self, "0 < scale <= 1e9", scale=scale)
+        self.net, self.scale = net, float(scale)
+        self.exponents = tuple(float(n) for n in check_list(self, "exponents", exponents))
+        if not self.exponents:
+            raise ValueError("FourierFeatures needs one or more exponents, got none.")
 
     def forward(self, x: Tensor, c_noise: Tensor | float, **cond: Any) -> Tensor:
         """The network's output for x (B, C, *); c_noise and conditions are passed on."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoresde.checks import check_numbers, check_sizes, check_whole
 from scoresde.models.embedding import ConditionEmbedding, GaussianFourier, noise_levels
 from scoresde.models.layers import fan_avg_uniform_, linear
 
@@ -37,14 +38,12 @@ class MLP(nn.Module):
         fourier_scale: float = 1.0, dropout: float = 0.0, num_classes: int | None = None,
         condition_dim: int | None = None,
     ) -> None:  # fmt: skip
+        sizes = {"out_channels": out_channels, "width": width, "depth": depth}
+        check_whole("MLP", "out_channels >= 1 or null", "width >= 2", "depth >= 1", **sizes)
+        rates = {"fourier_scale": fourier_scale, "dropout": dropout}
+        check_numbers("MLP", "0 < fourier_scale <= 1e9", "0 <= dropout < 1", **rates)
         super().__init__()
-        self.shape = tuple(shape)
-        if min((width, depth, *self.shape)) < 1:
-            raise ValueError(f"MLP needs positive shape, width and depth, got {self.shape}, {width} and {depth}.")
-        if out_channels is not None and out_channels < 1:
-            raise ValueError(
-                f"MLP needs out_channels >= 1, or None for the first axis of the data, got {out_channels}."
-            )
+        self.shape = check_sizes("MLP", "shape", shape)
         self.out_shape = self.shape if out_channels is None else (out_channels, *self.shape[1:])
         self.fourier = GaussianFourier(width // 2, fourier_scale)
         self.embed = nn.Sequential(linear(2 * (width // 2), width), nn.SiLU(), linear(width, width))

@@ -17,9 +17,7 @@ from scoresde.models.ncsnpp_options import (
     Embedding,
     ProgressiveInput,
     ProgressiveOutput,
-    check_choices,
-    check_embedding,
-    check_sizes,
+    check_options,
 )
 from scoresde.models.stages import DownStage, Layers, UpStage
 
@@ -114,15 +112,9 @@ class NCSNpp(nn.Module):
         data_scale: float = 1.0,
         checkpoint: bool = False,
     ) -> None:
+        check_options(locals())
         super().__init__()
         mults = tuple(channel_mults)
-        check_choices(block, embedding, progressive_output, progressive_input, progressive_combine)
-        check_sizes(channels, out_channels, image_size, width, mults, num_res_blocks, num_scales, concat_channels)
-        check_embedding(embedding, scale_by_sigma, sigma_min, sigma_max)
-        if not time_conditional and (num_classes or condition_dim):
-            raise ValueError(
-                "NCSNpp adds label and condition to the time embedding, so they need time_conditional=True."
-            )
         self.channels = channels
         self.out_channels = channels if out_channels is None else out_channels
         self.embedding, self.scale_by_sigma, self.centered = embedding, scale_by_sigma, centered

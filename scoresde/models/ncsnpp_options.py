@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
+
+from scoresde.checks import check_choice, check_flag, check_list, check_numbers, check_sizes, check_whole
 
 Block = Literal["biggan", "ddpm"]
 Embedding = Literal["positional", "fourier", "log_fourier"]
@@ -11,52 +14,49 @@ ProgressiveInput = Literal["none", "input_skip", "residual"]
 Combination = Literal["sum", "cat"]
 
 
-_CHOICES: dict[str, Any] = {
+CHOICES: dict[str, Any] = {
     "block": Block,
     "embedding": Embedding,
     "progressive_output": ProgressiveOutput,
     "progressive_input": ProgressiveInput,
     "progressive_combine": Combination,
 }
+FLAGS = ("resample_with_conv", "fir", "skip_rescale", "time_conditional", "scale_by_sigma", "centered", "checkpoint")
+WHOLE = (
+    "channels >= 1", "out_channels >= 1 or null", "image_size >= 1", "width >= 1", "num_res_blocks >= 1",
+    "1 <= num_scales <= 1000000", "norm_groups >= 1 or null", "concat_channels >= 0",
+)  # fmt: skip
+NUMBERS = (
+    "0 <= dropout < 1", "0 < fourier_scale <= 1e9", "0 <= init_scale <= 1e9", "0 < sigma_min < sigma_max <= 1e9",
+    "0 < data_scale <= 1e9",
+)  # fmt: skip
 
 
-def check_choices(*choices: str) -> None:
-    """Raise ValueError unless every value, in the order above, is one of its Literal's."""
-    for (name, literal), value in zip(_CHOICES.items(), choices, strict=True):
-        if value not in get_args(literal):
-            raise ValueError(f"NCSNpp needs {name} to be one of {', '.join(get_args(literal))}, got {value!r}.")
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the arguments of NCSN++, by name, make a network."""
+    for name, literal in CHOICES.items():
+        check_choice("NCSNpp", name, options[name], get_args(literal))
+    for name in FLAGS:
+        check_flag("NCSNpp", name, options[name])
+    check_whole("NCSNpp", *WHOLE, **options)
+    check_numbers("NCSNpp", *NUMBERS, **options)
+    taps = check_list("NCSNpp", "fir_kernel", options["fir_kernel"])
+    if len(taps) < 2 or sum(taps) == 0:
+        raise ValueError(f"NCSNpp needs fir_kernel to be two or more taps with a sum other than 0, got {list(taps)}.")
+    check_list("NCSNpp", "fourier_features", options["fourier_features"])
+    check_stages("NCSNpp", options["image_size"], options["channel_mults"], options["attention_resolutions"])
+    if options["scale_by_sigma"] and options["embedding"] == "fourier":
+        raise ValueError("NCSNpp with scale_by_sigma=True needs embedding log_fourier or positional, got fourier.")
+    if not options["time_conditional"] and (options["num_classes"] or options["condition_dim"]):
+        raise ValueError("NCSNpp adds label and condition to the time embedding, so they need time_conditional=True.")
 
 
-def check_sizes(
-    channels: int,
-    out_channels: int | None,
-    image_size: int,
-    width: int,
-    channel_mults: tuple[int, ...],
-    num_res_blocks: int,
-    num_scales: int,
-    concat_channels: int,
-) -> None:
-    """Raise ValueError unless the sizes make a network."""
-    stages = len(channel_mults)
-    if min(channels, width, stages, num_res_blocks, num_scales, concat_channels + 1, *channel_mults) < 1:
+def check_stages(owner: str, image_size: int, channel_mults: Any, attention_resolutions: Any) -> None:
+    """Raise ValueError unless there are stages, each of half the size of the one before."""
+    stages = len(check_sizes(owner, "channel_mults", channel_mults))
+    check_sizes(owner, "attention_resolutions", attention_resolutions, empty=True)
+    if image_size % 2 ** (stages - 1):
         raise ValueError(
-            f"NCSNpp needs positive sizes, got channels={channels}, width={width}, "
-            f"channel_mults={channel_mults}, num_res_blocks={num_res_blocks}, num_scales={num_scales}, "
-            f"concat_channels={concat_channels}."
-        )
-    if image_size < 1 or image_size % 2 ** (stages - 1):
-        raise ValueError(
-            f"NCSNpp with {stages} stages needs image_size divisible by {2 ** (stages - 1)}, "
+            f"{owner} with {stages} stages needs image_size divisible by {2 ** (stages - 1)}, "
             f"got {image_size}; use fewer channel_mults or pad the images."
         )
-    if out_channels is not None and out_channels < 1:
-        raise ValueError(f"NCSNpp needs out_channels >= 1, or None for the channels of the data, got {out_channels}.")
-
-
-def check_embedding(embedding: Embedding, scale_by_sigma: bool, sigma_min: float, sigma_max: float) -> None:
-    """Raise ValueError unless the noise level is embedded as the other options need it."""
-    if not 0 < sigma_min < sigma_max:
-        raise ValueError(f"NCSNpp needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}.")
-    if scale_by_sigma and embedding == "fourier":
-        raise ValueError("NCSNpp with scale_by_sigma=True needs embedding log_fourier or positional, got fourier.")

@@ -32,7 +32,7 @@ class FIRFilter(nn.Module):
         super().__init__()
         total = sum(taps)
         if len(taps) < 2 or total == 0:
-            raise ValueError(f"A FIR kernel needs two or more taps and a sum other than 0, got {tuple(taps)}.")
+            raise ValueError(f"A fir_kernel needs two or more taps and a sum other than 0, got {tuple(taps)}.")
         k = torch.tensor([float(tap) / total for tap in taps], dtype=torch.float64)
         self.register_buffer("kernel", torch.outer(k, k).to(torch.get_default_dtype()), persistent=False)
 

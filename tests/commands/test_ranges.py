@@ -44,6 +44,13 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
         "logsnr_min": (-1, 0, 0.5), "logsnr_max": (-1, 0, 0.5), "learn_ends": FLAG,
     },
     "parameterization": {"sigma_data": (0.5,)},
+    "model": {
+        "out_channels": (None,), "num_classes": (None,), "condition_dim": (None,), "norm_groups": (None,),
+        "dropout": (0, 0.5), "sigma_min": (0.5,), "sigma_max": (0.5,), "fourier_scale": (0.5,), "init_scale": (0, 0.5),
+        "data_scale": (0.5,), "concat_channels": (0,), "attention_resolutions": ([],), "depth": (0,),
+        "fir_kernel": ([1, 0],), "fourier_features": ([], [0.5], [1, 0]), "resample_with_conv": FLAG,
+        "checkpoint": FLAG, "centered": FLAG, "time_conditional": FLAG, "skip_rescale": FLAG, "scale_by_sigma": FLAG, "fir": FLAG,
+    },
     "loss": {
         "label_dropout": (0, 0.5), "sigma_data": (0.5,), "mean": (-1, 0, 0.5), "std": (0, 0.5), "power": (-1, 0, 0.5),
         "low": (0, 0.5), "high": (math.inf, 0.5, 1e300), "weight": (0, 0.5), "vlb_weight": (0, 0.5), "probes": (None,),
@@ -75,7 +82,12 @@ def use_loss(loss: Any) -> None:
 
 
 USE: dict[str, Callable[[Any], None]] = {"solver": use_solver, "grid": use_grid, "sde": use_sde, "loss": use_loss}
-FILLED: dict[str, Any] = {"sigma_data": 1.0, "levels": 4, "value_range": [-1.0, 1.0]}  # in place of null, as data do
+FILLED: dict[str, Any] = {  # in place of null, as data do
+    "sigma_data": 1.0, "levels": 4, "value_range": [-1.0, 1.0], "shape": [1, 2, 2], "channels": 1, "image_size": 4,
+    "channel_mults": [1], "num_res_blocks": 1, "attention_resolutions": [], "fir": False, "progressive_input": "none",
+    "data_scale": 1.0,
+}  # fmt: skip
+NARROW = {"width": 8, "norm_groups": 4}
 
 
 def node_of(group: str, name: str) -> dict[str, Any]:
@@ -85,7 +97,9 @@ def node_of(group: str, name: str) -> dict[str, Any]:
 
 def filled(node: dict[str, Any]) -> dict[str, Any]:
     nested = {key: filled(value) if isinstance(value, dict) else value for key, value in node.items()}
-    return {key: FILLED.get(key) if value is None else value for key, value in nested.items()}
+    suited = {key: FILLED.get(key) if value is None else value for key, value in nested.items()}
+    classes = {"num_classes": 3} if str(node.get("_target_")).endswith("Classifier") else {}
+    return {**suited, **{key: value for key, value in {**NARROW, **classes}.items() if key in suited}}
 
 
 def options(node: dict[str, Any], before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -48,7 +48,7 @@ def test_gradients_for_guidance_reach_each_sample_alone(fir: bool) -> None:
 def test_errors_name_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="3 stages needs image_size divisible by 4, got 6"):
         Classifier(image_size=6)
-    with pytest.raises(ValueError, match="positive num_classes"):
+    with pytest.raises(ValueError, match="Classifier needs num_classes >= 1, a whole number, got num_classes=0"):
         Classifier(num_classes=0)
     with pytest.raises(ValueError, match=r"needs x of shape \(B, 3, H, W\)"):
         Classifier()(torch.zeros(1, 1, 32, 32), 0.0)

@@ -80,5 +80,5 @@ def test_an_unexpected_condition_says_which_option_is_missing() -> None:
         embed(torch.zeros(3, 2), torch.tensor(0), None)
     with pytest.raises(ValueError, match="without condition_dim, so it takes no condition"):
         embed(torch.zeros(3, 2), None, torch.zeros(3, 4))
-    with pytest.raises(ValueError, match="num_classes of at least 1"):
+    with pytest.raises(ValueError, match="Net needs num_classes >= 1, a whole number, or null, got num_classes=0"):
         ConditionEmbedding("Net", 8, 0, None)

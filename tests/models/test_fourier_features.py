@@ -134,7 +134,9 @@ def test_features_let_a_network_see_the_finest_levels() -> None:
 
 def test_errors_name_what_is_wrong() -> None:
     for options in ({"exponents": ()}, {"exponents": (math.inf,)}):
-        with pytest.raises(ValueError, match="one or more finite exponents"):
+        with pytest.raises(
+            ValueError, match=r"FourierFeatures needs exponents to be a list of finite numbers, got \(inf,\)"
+        ):
             FourierFeatures(Keep(), **options)
     with pytest.raises(ValueError, match="scale > 0"):
         FourierFeatures(Keep(), scale=0.0)

@@ -72,7 +72,7 @@ def test_function_transforms_work() -> None:
 
 
 def test_errors_name_what_is_wrong() -> None:
-    with pytest.raises(ValueError, match="positive shape, width and depth"):
+    with pytest.raises(ValueError, match="MLP needs depth >= 1, a whole number, got depth=0"):
         MLP(depth=0)
     with pytest.raises(ValueError, match=r"shape=\(2,\) needs x of shape"):
         MLP()(torch.zeros(4, 3), 0.0)

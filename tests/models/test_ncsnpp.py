@@ -310,15 +310,27 @@ def test_attention_is_placed_by_stage_so_other_sizes_work() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"block": "resnet"}, "block to be one of biggan, ddpm, got 'resnet'"),
-        ({"embedding": "linear"}, "embedding to be one of positional, fourier, log_fourier, got 'linear'"),
-        ({"progressive_output": "input_skip"}, "progressive_output to be one of none, output_skip, residual"),
-        ({"progressive_input": "output_skip"}, "progressive_input to be one of none, input_skip, residual"),
-        ({"progressive_combine": "mean"}, "progressive_combine to be one of sum, cat"),
-        ({"width": 0}, "needs positive sizes, got channels=2, width=0"),
-        ({"channel_mults": ()}, r"channel_mults=\(\)"),
+        ({"block": "resnet"}, "NCSNpp needs block biggan or ddpm, got 'resnet'"),
+        ({"embedding": "linear"}, "NCSNpp needs embedding positional, fourier or log_fourier, got 'linear'"),
+        (
+            {"progressive_output": "input_skip"},
+            "NCSNpp needs progressive_output none, output_skip or residual, got 'input_skip'",
+        ),
+        (
+            {"progressive_input": "output_skip"},
+            "NCSNpp needs progressive_input none, input_skip or residual, got 'output_skip'",
+        ),
+        ({"progressive_combine": "mean"}, "NCSNpp needs progressive_combine sum or cat, got 'mean'"),
+        ({"width": 0}, "NCSNpp needs width >= 1, a whole number, got width=0"),
+        (
+            {"channel_mults": ()},
+            r"NCSNpp needs channel_mults to be a list of one or more whole numbers from 1, got \(\)",
+        ),
         ({"image_size": 9}, "2 stages needs image_size divisible by 2, got 9"),
-        ({"sigma_min": 1.0, "sigma_max": 0.5}, "0 < sigma_min < sigma_max, got 1.0 and 0.5"),
+        (
+            {"sigma_min": 1.0, "sigma_max": 0.5},
+            "NCSNpp needs 0 < sigma_min < sigma_max <= 1e9, got sigma_min=1.0, sigma_max=0.5",
+        ),
         ({"scale_by_sigma": True}, "needs embedding log_fourier or positional, got fourier"),
         ({"time_conditional": False, "num_classes": 3}, "they need time_conditional=True"),
         ({"norm_groups": 32}, "norm_groups=32 must divide the channels of every layer, got a layer of 8"),
