@@ -17,6 +17,7 @@ from scoresde.commands.device import pick_device
 from scoresde.commands.fill import fill
 from scoresde.commands.identity import PLACES, kept
 from scoresde.commands.interfaces import Task
+from scoresde.commands.optimizer import build_optimizer
 from scoresde.commands.origin import Origin
 from scoresde.commands.pictures import save_picture
 from scoresde.commands.resume import bring_up_to_date, run_path, take_up
@@ -197,7 +198,7 @@ def fit(
     device = next(module.parameters()).device
     if isinstance(sde := getattr(module, "sde", None), SDE):
         check_law(loss, sde, device)
-    optimizer = build_as(torch.optim.Optimizer, config["optimizer"], "optimizer", extensions, parameters)
+    optimizer = build_optimizer(config["optimizer"], extensions, parameters)
     with RunDirectory(path).locked():
         run = take_up(path, saved, origin)
         count = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scoresde.checks import check_flag, check_whole
 from scoresde.data.codec import Quantized, Standardized
-from scoresde.data.dataset import Dataset, Split, check_finite, find, split_indices, take
+from scoresde.data.dataset import Dataset, Split, check_finite, check_split, find, split_indices, take
 
 
 def array(
@@ -34,6 +35,14 @@ def array(
         num_classes: Labels are 0..num_classes−1. None: the largest training label plus one.
         channels_last: The last axis holds channels, as in (N, H, W, C), and moves to the front of each event.
     """
+    check_split("data=array", test_fraction, seed)
+    check_whole("data=array", "2 <= levels <= 65536 or null", "num_classes >= 1 or null", **locals())
+    for name, flag in (("standardize", standardize), ("channels_last", channels_last)):
+        check_flag("data=array", name, flag)
+    if not isinstance(label_key, str | None):
+        raise ValueError(f"data=array needs label_key to be text or null, got {label_key!r}")
+    if not isinstance(test_path, str | Path | None):
+        raise ValueError(f"data=array needs test_path to be a file or null, got {test_path!r}")
     found = find(path, "data=array needs a .npy or .npz file; set data.path to it")
     train = _read_split(found, label_key, levels, channels_last)
     if test_path is None:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from scoresde.checks import check_flag
 from scoresde.data.codec import Quantized
 from scoresde.data.dataset import Dataset, Split, find
 
@@ -28,6 +29,7 @@ def cifar10(path: str | Path | None = None, flip: bool = False) -> Dataset:
             in cifar-10-batches-py), or of train.parquet and test.parquet (columns `img` or `image`, `label`).
         flip: Mirror training images at random.
     """
+    check_flag("data=cifar10", "flip", flip)
     needs = (
         "data=cifar10 needs a folder with the python batches of CIFAR-10 (cifar-10-batches-py, from "
         "https://www.cs.toronto.edu/~kriz/cifar.html) or with train.parquet and test.parquet; "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_numbers, check_whole
 from scoresde.data.codec import Quantized, Standardized
 from scoresde.noise import stream_seed
 
@@ -187,11 +187,9 @@ def check_finite(x: Tensor, where: str) -> None:
         )
 
 
-def check_integer(name: str, value: object, least: int, most: float = math.inf) -> None:
-    """Raise ValueError unless value is an integer in [least, most]."""
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        limit = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
-        raise ValueError(f"{name} must be an integer {limit}, got {value!r}")
+def check_split(owner: str, test_fraction: float, seed: int) -> None:
+    check_numbers(owner, "0 <= test_fraction < 1", test_fraction=test_fraction)
+    check_whole(owner, "seed >= 0", seed=seed)
 
 
 def split_indices(n: int, test_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -199,9 +197,7 @@ def split_indices(n: int, test_fraction: float, seed: int) -> tuple[Tensor, Tens
 
     Files are often sorted by class; shuffled, any first part of a split stands for the whole.
     """
-    if not isinstance(test_fraction, (int, float)) or not 0 <= test_fraction < 1:
-        raise ValueError(f"data.test_fraction must be a number in [0, 1), got {test_fraction!r}")
-    check_integer("data.seed", seed, least=0)
+    check_split("data", test_fraction, seed)
     num_test = max(1, round(n * test_fraction)) if test_fraction > 0 else 0
     if num_test >= n:
         raise ValueError(
@@ -220,6 +216,8 @@ def find(path: str | Path | None, needs: str) -> Path:
     """
     if path is None:
         raise FileNotFoundError(f"{needs}; none was given")
+    if not isinstance(path, str | Path):
+        raise ValueError(f"{needs}; got {path!r}")
     found = Path(path).expanduser()
     if not found.exists():
         raise FileNotFoundError(f"{needs}; {found} does not exist")

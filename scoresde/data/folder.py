@@ -12,8 +12,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+from scoresde.checks import check_choice, check_flag, check_whole
 from scoresde.data.codec import Quantized
-from scoresde.data.dataset import Dataset, Split, check_integer, find, split_indices, take
+from scoresde.data.dataset import Dataset, Split, check_split, find, split_indices, take
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
@@ -39,11 +40,10 @@ def image_folder(
         flip: Mirror training images at random.
         levels: Levels per entry, 2 to 256; fewer than 256 keeps floor(value · levels / 256).
     """
-    if channels not in (1, 3):
-        raise ValueError(f"data=image_folder needs channels=1 or channels=3, got {channels!r}")
-    if size is not None:
-        check_integer("data.size", size, least=1)
-    check_integer("data.levels", levels, least=2, most=256)
+    check_choice("data=image_folder", "channels", channels, (1, 3))
+    check_whole("data=image_folder", "1 <= size <= 65536 or null", "2 <= levels <= 256", size=size, levels=levels)
+    check_split("data=image_folder", test_fraction, seed)
+    check_flag("data=image_folder", "flip", flip)
     root = find(path, "data=image_folder needs a folder of pictures; set data.path to it")
     if not root.is_dir():
         raise ValueError(f"data=image_folder needs a folder, but {root} is a file")

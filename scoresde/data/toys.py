@@ -10,8 +10,9 @@ import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from scoresde.checks import check_choice, check_numbers, check_whole
 from scoresde.data.codec import Standardized
-from scoresde.data.dataset import Dataset, Split, check_integer
+from scoresde.data.dataset import Dataset, Split
 
 Points = tuple[NDArray[np.float64], NDArray[np.int64] | None]
 
@@ -26,14 +27,11 @@ def toy(name: str = "moons", size: int = 10_000, noise: float | None = None, see
         noise: Standard deviation of the Gaussian noise around the shape. None: what is usual for the shape.
         seed: Seed of all draws.
     """
-    if name not in _TOYS:
-        raise ValueError(f"data=toy knows {', '.join(_TOYS)}; got name={name!r}")
-    check_integer("data.size", size, least=2)
-    check_integer("data.seed", seed, least=0)
+    check_choice("data=toy", "name", name, tuple(_TOYS))
+    check_whole("data=toy", "2 <= size <= 100000000", "seed >= 0", size=size, seed=seed)
+    check_numbers("data=toy", "0 <= noise <= 1e9 or null", noise=noise)
     draw, num_classes, usual_noise = _TOYS[name]
     std = usual_noise if noise is None else noise
-    if not isinstance(std, (int, float)) or not 0 <= std < math.inf:
-        raise ValueError(f"data=toy needs a finite noise >= 0, got {noise!r}")
 
     def split(part: int) -> Split:
         rng = np.random.default_rng((seed, part))

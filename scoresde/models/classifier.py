@@ -44,8 +44,9 @@ class Classifier(nn.Module):
         channel_mults: Sequence[int] = (1, 2, 2), num_res_blocks: int = 1, attention_resolutions: Sequence[int] = (),
         dropout: float = 0.1, fir: bool = False, fourier_scale: float = 1.0,
     ) -> None:  # fmt: skip
-        check_whole("Classifier", *WHOLE, **locals())
-        check_numbers("Classifier", "0 <= dropout < 1", "0 < fourier_scale <= 1e9", **locals())
+        given = {name: value for name, value in locals().items() if name != "self"}
+        check_whole("Classifier", *WHOLE, **given)
+        check_numbers("Classifier", "0 <= dropout < 1", "0 < fourier_scale <= 1e9", **given)
         check_flag("Classifier", "fir", fir)
         check_stages("Classifier", image_size, channel_mults, attention_resolutions)
         super().__init__()

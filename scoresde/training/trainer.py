@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from scoresde.checks import check_choice, check_flag, check_numbers, check_whole, is_number
 from scoresde.streams import say
 from scoresde.training.checkpoint import (
     FORMAT,
@@ -34,6 +35,11 @@ from scoresde.training.signals import Interrupted, StopSignals
 from scoresde.training.update import Batch, TrainingError, Update
 
 PRECISIONS = ("float32", "bfloat16")
+WHOLE = (
+    "steps >= 1", "warmup >= 0", "accumulate >= 1", "seed >= 0", "log_every >= 0 or null", "sample_every >= 0 or null",
+    "checkpoint_every >= 0 or null", "snapshot_every >= 0 or null",
+)  # fmt: skip
+FLAGS = ("ema_ramp", "channels_last", "compile", "progress")
 
 
 class Origin(Protocol):
@@ -96,18 +102,15 @@ class Trainer:
         checkpoint_every: int | None = 1000, snapshot_every: int | None = None,
         device: str | torch.device | None = None, progress: bool = True, origin: Origin | None = None,
     ) -> None:  # fmt: skip
-        for name, value, least in (
-            ("steps", steps, 1), ("warmup", warmup, 0), ("accumulate", accumulate, 1), ("seed", seed, 0),
-            ("log_every", log_every or 0, 0), ("sample_every", sample_every or 0, 0),
-            ("checkpoint_every", checkpoint_every or 0, 0), ("snapshot_every", snapshot_every or 0, 0),
-        ):  # fmt: skip
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"Trainer needs {name} to be an integer of at least {least}, got {value!r}.")
-        for name, choice, allowed in (("decay", decay, DECAYS), ("precision", precision, PRECISIONS)):
-            if choice not in allowed:
-                raise ValueError(f"Trainer needs {name} to be one of {', '.join(allowed)}, got {choice!r}.")
-        if clip is not None and (not isinstance(clip, (int, float)) or clip == 0 or math.isnan(clip)):
+        given = {name: value for name, value in locals().items() if name != "self"}
+        check_whole("Trainer", *WHOLE, **given)
+        check_choice(self, "decay", decay, DECAYS)
+        check_choice(self, "precision", precision, PRECISIONS)
+        check_numbers(self, "0 <= ema_decay < 1", ema_decay=ema_decay)
+        if clip is not None and (not is_number(clip) or clip == 0):
             raise ValueError(f"Trainer needs clip to be a positive number, or null for no clipping, got {clip!r}.")
+        for name in FLAGS:
+            check_flag(self, name, given[name])
         self.denoiser, self.optimizer, self.run, self.preview = denoiser, optimizer, run, preview
         self.steps, self.seed, self.compile, self.progress = steps, seed, compile, progress
         self.log_every, self.sample_every = log_every or steps, sample_every or 0

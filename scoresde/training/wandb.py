@@ -10,6 +10,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
+from scoresde.checks import check_numbers
 from scoresde.files import inside, write_atomically
 from scoresde.streams import say
 from scoresde.training.loggers import CSVLogger, Logger, MultiLogger
@@ -41,6 +42,12 @@ class WandbLogger:
     timeout: float = 20.0
 
     def __post_init__(self) -> None:
+        check_numbers(self, "0 < timeout <= 1e6")
+        for name in ("project", "entity", "name"):
+            if not isinstance(value := getattr(self, name), str | None) or (name == "project" and not value):
+                raise ValueError(f"WandbLogger needs {name} to be text, got {value!r}.")
+        if not isinstance(self.tags, list | tuple) or not all(isinstance(tag, str) for tag in self.tags):
+            raise ValueError(f"WandbLogger needs tags to be a list of texts, got {self.tags!r}.")
         self._wandb: Any = None
         self._session: Any = None
 

@@ -345,12 +345,12 @@ def test_image_folder_says_what_is_wrong(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "option, message",
     [
-        ({"channels": 2}, "channels=1 or channels=3, got 2"),
-        ({"size": 0}, "data.size must be an integer of at least 1, got 0"),
-        ({"size": "big"}, "data.size must be an integer of at least 1, got 'big'"),
-        ({"levels": 300}, "data.levels must be an integer from 2 to 256, got 300"),
-        ({"test_fraction": 1.0}, r"data.test_fraction must be a number in \[0, 1\), got 1.0"),
-        ({"seed": -1}, "data.seed must be an integer of at least 0, got -1"),
+        ({"channels": 2}, "data=image_folder needs channels 1 or 3, got 2"),
+        ({"size": 0}, "data=image_folder needs 1 <= size <= 65536, a whole number, or null, got size=0"),
+        ({"size": "big"}, "data=image_folder needs 1 <= size <= 65536, a whole number, or null, got size='big'"),
+        ({"levels": 300}, "data=image_folder needs 2 <= levels <= 256, a whole number, got levels=300"),
+        ({"test_fraction": 1.0}, "data=image_folder needs 0 <= test_fraction < 1, got test_fraction=1.0"),
+        ({"seed": -1}, "data=image_folder needs seed >= 0, a whole number, got seed=-1"),
     ],
 )
 def test_image_folder_rejects_impossible_options(tmp_path: Path, option: dict[str, object], message: str) -> None:

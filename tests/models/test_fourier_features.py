@@ -134,11 +134,9 @@ def test_features_let_a_network_see_the_finest_levels() -> None:
 
 def test_errors_name_what_is_wrong() -> None:
     for options in ({"exponents": ()}, {"exponents": (math.inf,)}):
-        with pytest.raises(
-            ValueError, match=r"FourierFeatures needs exponents to be a list of finite numbers, got \(inf,\)"
-        ):
+        with pytest.raises(ValueError, match="FourierFeatures needs .*exponents"):
             FourierFeatures(Keep(), **options)
-    with pytest.raises(ValueError, match="scale > 0"):
+    with pytest.raises(ValueError, match="FourierFeatures needs 0 < scale <= 1e9, got scale=0.0"):
         FourierFeatures(Keep(), scale=0.0)
     with pytest.raises(ValueError, match="levels >= 2"):
         level_exponents(1)

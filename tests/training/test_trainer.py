@@ -358,14 +358,14 @@ def test_weights_that_are_not_finite_are_never_saved(make_trainer: Make, tmp_pat
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"steps": 0}, "steps to be an integer of at least 1, got 0"),
-        ({"steps": "10"}, "steps to be an integer of at least 1, got '10'"),
-        ({"accumulate": 0}, "accumulate to be an integer of at least 1"),
-        ({"log_every": -1}, "log_every to be an integer of at least 0"),
-        ({"decay": "step"}, "decay to be one of constant, cosine, linear, got 'step'"),
-        ({"precision": "float16"}, "precision to be one of float32, bfloat16, got 'float16'"),
+        ({"steps": 0}, "Trainer needs steps >= 1, a whole number, got steps=0"),
+        ({"steps": "10"}, "Trainer needs steps >= 1, a whole number, got steps='10'"),
+        ({"accumulate": 0}, "Trainer needs accumulate >= 1, a whole number, got accumulate=0"),
+        ({"log_every": -1}, "Trainer needs log_every >= 0, a whole number, or null, got log_every=-1"),
+        ({"decay": "step"}, "Trainer needs decay constant, cosine or linear, got 'step'"),
+        ({"precision": "float16"}, "Trainer needs precision float32 or bfloat16, got 'float16'"),
         ({"clip": 0}, "clip to be a positive number, or null"),
-        ({"ema_decay": 1.5}, "EMA needs 0 <= decay < 1, got 1.5"),
+        ({"ema_decay": 1.5}, "Trainer needs 0 <= ema_decay < 1, got ema_decay=1.5"),
     ],
     ids=str,
 )
