@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import io
 import os
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
 
 PLAIN = {"±": "+/-", "−": "-", "·": "*", "→": "->", "…": "...", "α": "alpha", "σ": "sigma", "‖": "|"}
@@ -63,6 +64,18 @@ class SafeStream:
 def say(sentence: str) -> None:
     """Print a line on standard output, or lose it."""
     print(sentence, file=SafeStream(sys.stdout), flush=True)
+
+
+@contextmanager
+def held_back() -> Iterator[io.StringIO]:
+    """What is printed inside the `with` block is kept, to be said once the files are written; an error lets it out."""
+    words = io.StringIO()
+    try:
+        with redirect_stdout(words):
+            yield words
+    except BaseException:
+        print(words.getvalue(), end="", file=SafeStream(sys.stdout), flush=True)
+        raise
 
 
 def make_streams_safe() -> None:

@@ -22,6 +22,7 @@ from scoresde.commands.load import TrainedModel
 from scoresde.commands.tables import GrowingTable
 from scoresde.noise import stream_seed
 from scoresde.solvers import ProbabilityFlowODE, Solver
+from scoresde.streams import held_back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +131,8 @@ class Evaluation:
         path = out / "likelihood.csv" if options.csv is None else Path(options.csv).expanduser()
         self.table = GrowingTable(path, self._columns(), self._identity(config), resume=options.resume)
 
-    def run(self) -> dict[str, Any]:
-        """Score what is not in the table yet; returns what metrics.json says."""
+    def run(self) -> tuple[dict[str, Any], str]:
+        """Score what is not in the table yet, which is open; returns what metrics.json says, and what people read."""
         start, size, count = time.perf_counter(), self.options.batch_size, self.count
         done = len(self.table.rows)
         if not self.likelihood.per_example and done < count:
@@ -153,15 +154,15 @@ class Evaluation:
                 f"command goes on from there"
             )
             raise SystemExit(130) from None
-        finally:
-            self.table.close()
         seconds = time.perf_counter() - start
-        if self.table.trouble:
-            print(self.table.trouble)
         rows = self.table.rows[:count]
-        found = print_summary(rows, self.unit, self.likelihood, self.examples.name, seconds, self.given)
-        print(f"every value: {self.table.path}")
-        return {"likelihood_kind": self.likelihood.name, **found, "likelihood_csv": str(self.table.path)}
+        with held_back() as words:
+            if self.table.trouble:
+                print(self.table.trouble)
+            found = print_summary(rows, self.unit, self.likelihood, self.examples.name, seconds, self.given)
+            print(f"every value: {self.table.path}")
+        found = {"likelihood_kind": self.likelihood.name, **found, "likelihood_csv": str(self.table.path)}
+        return found, words.getvalue()
 
     def _rows(self, positions: range) -> list[dict[str, Any]]:
         """One row per example of a batch, in their order."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from scoresde.denoiser import Denoiser
 from scoresde.files import inside, write_atomically
 from scoresde.noise import per_sample_noise, stream_generator, stream_seed
 from scoresde.solvers import Solver
+from scoresde.streams import held_back
 
 OWN_DATA = "scoresde.commands.OwnData"
 MAX_PICTURES = 256  # images in samples.png
@@ -71,15 +73,24 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError("num_samples=0 leaves nothing to do: add likelihood=hutchinson or a diagnostics=...")
 
     metrics: dict[str, Any] = {"run": str(trained.run.path), "step": trained.step, "seed": config["seed"]}
-    if n > 0:
-        metrics |= draw_samples(config, trained, chosen, likelihood, out)
-    if evaluation is not None:
-        metrics |= evaluation.run()
-    metrics |= diagnostics(trained, seed=config["seed"], batch_size=config["batch_size"], out=out)
-    make_folder(out)
-    write_atomically(out / "metrics.json", json.dumps(metrics, indent=2).encode())
+    with nullcontext() if evaluation is None else evaluation.table:
+        if n > 0:
+            _report(out, metrics, *draw_samples(config, trained, chosen, likelihood, out))
+        if evaluation is not None:
+            _report(out, metrics, *evaluation.run())
+    with held_back() as words:
+        found = diagnostics(trained, seed=config["seed"], batch_size=config["batch_size"], out=out)
+    _report(out, metrics, found, words.getvalue())
     print(f"wrote {out / 'metrics.json'}")
     return metrics
+
+
+def _report(out: Path, metrics: dict[str, Any], found: dict[str, Any], words: str) -> None:
+    """Add what was found to metrics.json, then say it."""
+    metrics |= found
+    make_folder(out)
+    write_atomically(out / "metrics.json", json.dumps(metrics, indent=2).encode())
+    print(words, end="")
 
 
 class Chosen(NamedTuple):
@@ -93,8 +104,8 @@ class Chosen(NamedTuple):
 
 def draw_samples(
     config: dict[str, Any], trained: TrainedModel, chosen: Chosen, likelihood: Likelihood, out: Path
-) -> dict[str, Any]:
-    """Samples as pictures and arrays; returns what metrics.json says of them."""
+) -> tuple[dict[str, Any], str]:
+    """Samples as pictures and arrays; returns what metrics.json says of them, and what people read."""
     n, batch_size = config["num_samples"], config["batch_size"]
     steering = chosen.guidance(trained)
     labels = choose_labels(config["label"], n, trained, chosen.guidance)
@@ -117,11 +128,12 @@ def draw_samples(
             nfe = counter.finish(len(indices))
     seconds = round(time.perf_counter() - start, 2)
     save_samples(out, torch.cat(chunks), labels, trained)
-    print(f"{n} samples, {nfe} network calls each, in {seconds:.1f} s: {out / 'samples.png'} and samples.npz")
-    return {
+    found = {
         "solver": type(solver).__name__, "num_samples": n, "variance": type(chosen.variance).__name__, "nfe": nfe,
         "seconds": seconds,
     }  # fmt: skip
+    where = f"{out / 'samples.png'} and samples.npz"
+    return found, f"{n} samples, {nfe} network calls each, in {seconds:.1f} s: {where}\n"
 
 
 class CallCounter:

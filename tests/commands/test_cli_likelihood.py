@@ -1,9 +1,12 @@
 """Likelihoods from the command line: tables that grow and resume, files of the user's, and one sentence per mistake."""
 
 import csv
+import io
 import json
 import math
 import re
+import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,6 +29,7 @@ from scoresde.data import digits
 from scoresde.likelihood import Cells, DiscretizedGaussian, log_prob
 from scoresde.likelihood.elbo import elbo
 from scoresde.noise import stream_seed
+from scoresde.training import InUse
 
 TINY = ["logger=csv", "trainer.steps=4", "trainer.precision=float32", "batch_size=16"]
 SMALL = ["num_samples=0", "out=o"]
@@ -384,16 +388,46 @@ def test_mistakes_get_one_sentence(options: list[str], message: str, work: Path)
     assert not Path("o").exists()
 
 
+def test_files_are_written_before_anything_is_said_of_them(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Console(io.StringIO):
+        def write(self, text: str) -> int:
+            for words, key in (
+                ("network calls each", "nfe"),
+                ("standard error over", "likelihood_kind"),
+                ("loss", "diagnostics"),
+            ):
+                if words in text and key not in seen:
+                    seen[key] = key in metrics()
+            return len(text)
+
+    seen: dict[str, bool] = {}
+    monkeypatch.setattr(sys, "stdout", Console())
+    Path("o").mkdir()
+    Path("o/metrics.json").write_text("{}")
+    command(
+        sample_main, "run=runs/toy", "num_samples=2", "out=o", "solver.steps=2", "likelihood=elbo",
+        "likelihood.num_examples=3", "diagnostics=default", "diagnostics.which=loss", "diagnostics.bins=2",
+        "diagnostics.num_examples=8",
+    )  # fmt: skip
+    assert seen == {"nfe": True, "likelihood_kind": True, "diagnostics": True}
+
+
+COLUMNS = ["a", "status"]
+
+
+def rows_of(path: Path, **options: Any) -> list[str]:
+    with GrowingTable(path, COLUMNS, {"seed": 0}, **options) as again:
+        return [row["a"] for row in again.rows]
+
+
 def test_a_table_reads_back_what_it_wrote(tmp_path: Path) -> None:
-    path, columns = tmp_path / "deep/t.csv", ["a", "status"]
-    first = GrowingTable(path, columns, {"seed": 0})
-    first.append([{"a": 0.1, "status": 'said "no", twice'}, {"status": "x\ny"}])
-    first.close()
-    again = GrowingTable(path, columns, {"seed": 0})
-    assert again.rows == first.rows == [{"a": "0.1", "status": 'said "no", twice'}, {"a": "", "status": "x\ny"}]
-    again.append([{"a": 2.0}])
-    again.close()
-    assert [row["a"] for row in GrowingTable(path, columns, {"seed": 0}).rows] == ["0.1", "", "2.0"]
+    path = tmp_path / "deep/t.csv"
+    with GrowingTable(path, COLUMNS, {"seed": 0}) as first:
+        first.append([{"a": 0.1, "status": 'said "no", twice'}, {"status": "x\ny"}])
+    with GrowingTable(path, COLUMNS, {"seed": 0}) as again:
+        assert again.rows == first.rows == [{"a": "0.1", "status": 'said "no", twice'}, {"a": "", "status": "x\ny"}]
+        again.append([{"a": 2.0}])
+    assert rows_of(path) == ["0.1", "", "2.0"]
     whole = path.read_text()
     for damaged, aside in (
         (whole[:-1], None),
@@ -402,25 +436,75 @@ def test_a_table_reads_back_what_it_wrote(tmp_path: Path) -> None:
         (whole.replace("\n2.0", "\n\n2.0"), "t-1.csv"),
     ):  # cut off within the last line; a line too short, then another; a number changed; a line added
         path.write_text(damaged)
-        again = GrowingTable(path, columns, {"seed": 0})
-        assert [row["a"] for row in again.rows] == ["0.1", ""]
-        assert "was cut off or changed after row 2" in again.trouble
-        assert again.aside == (None if aside is None else path.with_name(aside))
-    again.append([{"a": 2.0}])
-    again.close()
+        with GrowingTable(path, COLUMNS, {"seed": 0}) as again:
+            assert [row["a"] for row in again.rows] == ["0.1", ""]
+            assert "was cut off or changed after row 2" in again.trouble
+            assert again.aside == (None if aside is None else path.with_name(aside))
+    with GrowingTable(path, COLUMNS, {"seed": 0}) as again:
+        again.append([{"a": 2.0}])
     assert path.read_text() == whole and path.with_name("t-1.csv").read_text() == damaged
     path.with_name("t-1.csv").unlink()
     for damaged in (whole.replace("0.1", "0.2"), whole.replace("\n", "\r\n"), "\ufeff" + whole, "x", ""):
         path.write_bytes(damaged.encode())
-        assert GrowingTable(path, columns, {"seed": 0}).rows == []
+        assert rows_of(path) == []
     path.unlink()
-    assert "t.csv is missing" in GrowingTable(path, columns, {"seed": 0}).trouble
+    with GrowingTable(path, COLUMNS, {"seed": 0}) as again:
+        assert "t.csv is missing" in again.trouble
     path.write_text(whole)
-    assert GrowingTable(path, columns, {"seed": 0}).trouble == ""
+    with GrowingTable(path, COLUMNS, {"seed": 0}) as again:
+        assert again.trouble == ""
     path.with_suffix(".json").unlink()
-    assert GrowingTable(path, columns, {"seed": 0}).aside == tmp_path / "deep/t-1.csv"
+    with GrowingTable(path, COLUMNS, {"seed": 0}) as other:
+        assert other.aside == tmp_path / "deep/t-1.csv"
     with pytest.raises(ValueError, match=r"ends in \.csv"):
-        GrowingTable(tmp_path / "t.txt", columns, {})
+        GrowingTable(tmp_path / "t.txt", COLUMNS, {})
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        lambda text: b"\xef\xbb\xbf" + text.encode(),
+        lambda text: text.replace(",", ";").replace(".", ",").encode(),
+        lambda text: text.replace("\n", "\r\n").encode(),
+        lambda text: text.replace("\n", "\r").encode(),
+        lambda text: text.encode("utf-16"),
+        lambda text: text.replace("3.5", "#REF!").encode(),
+    ],
+    ids=["byte-order mark", "semicolons", "ends of lines", "old ends of lines", "UTF-16", "a broken cell"],
+)
+def test_a_table_that_another_program_changed_is_set_aside(touch: Callable[[str], bytes], tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    with GrowingTable(path, COLUMNS, {"seed": 0}) as first:
+        first.append([{"a": a, "status": "ok"} for a in (1, 2, 3.5, 4)])
+    changed = touch(path.read_text())
+    path.write_bytes(changed)
+    with GrowingTable(path, COLUMNS, {"seed": 0}) as again:
+        again.append([{"a": 3, "status": "ok"}])
+        assert again.aside == tmp_path / "t-1.csv"
+    assert (tmp_path / "t-1.csv").read_bytes() == changed
+    assert rows_of(path)[-1] == "3" and not list(tmp_path.glob("*.lock"))
+
+
+def test_one_process_has_a_table_and_what_is_not_ours_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,status\n1,mine\n")
+    with GrowingTable(tmp_path / "t.csv", COLUMNS, {"seed": 0}, resume=False) as first:
+        first.append([{"a": 1.0}])
+        caught: list[Exception] = []
+
+        def other() -> None:
+            try:
+                rows_of(tmp_path / "t.csv")
+            except InUse as error:
+                caught.append(error)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert "t.csv is in use by process" in str(caught[0])
+    assert (tmp_path / "t-1.csv").read_text() == "a,status\n1,mine\n"
+    with pytest.raises(InterruptedError), GrowingTable(tmp_path / "new/t.csv", COLUMNS, {}):
+        raise InterruptedError
+    assert not (tmp_path / "new").exists()
 
 
 OWN = ["--config-dir", "myconf"]
