@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 from torch import nn
 
 from scoresde.commands.allowed import named_functions
+from scoresde.commands.arguments import complaint, mismatch, with_key
 from scoresde.commands.interfaces import Diagnostics, Guidance, Likelihood, SolverGrid, Task, Variance
 from scoresde.losses import Loss
 from scoresde.parameterization import Parameterization
@@ -24,7 +23,7 @@ INTERFACES = (
     Likelihood, Diagnostics,
 )  # fmt: skip
 ANY_INTERFACE = "*"  # in `extensions`: any class that implements one of INTERFACES
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+FAILURES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)  # of a call with wrong arguments
 
 
 class ConfigError(ValueError):
@@ -57,58 +56,21 @@ def build(node: Any, where: str = "config", extensions: Sequence[str] = (), /, *
             return arguments
         target = find_target(node["_target_"], where, extensions)
         arguments |= overrides
-        _check_types(target, arguments, where)
-        if node.get("_partial_", False):
+        waits = node.get("_partial_", False)
+        wrong = mismatch(waits, bool, f"{where}._partial_") or complaint(target, arguments, where, waits=waits)
+        if wrong:
+            raise ConfigError(wrong)
+        if waits:
             return partial(target, **arguments)
         try:
             return target(**arguments)
-        except TypeError as error:
-            raise ConfigError(f"{where}: {error}") from error
+        except ConfigError:
+            raise
+        except FAILURES as error:
+            raise ConfigError(with_key(str(error), target, arguments, where)) from error
     if isinstance(node, list | tuple):
         return [build(value, f"{where}[{index}]", extensions) for index, value in enumerate(node)]
     return node
-
-
-def _check_types(target: Any, arguments: Mapping[str, Any], where: str) -> None:
-    """Raise if an argument is not of the kind that its annotation says, or without one its default.
-
-    Numbers, flags and texts are told apart, null is, and the classes of INTERFACES.
-    """
-    hints = _hints(target)
-    for name, parameter in inspect.signature(target).parameters.items():
-        if name not in arguments:
-            continue
-        value, hint = arguments[name], hints.get(name)
-        members = set(get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,))
-        kinds = [kind for kind in KINDS if kind in members] or [
-            kind for kind in KINDS if kind is type(parameter.default)
-        ]
-        others = members - {*KINDS, NoneType, None}
-        classes = [other for other in others if isinstance(other, type) and issubclass(other, INTERFACES)]
-        known = members <= {*KINDS, *classes, NoneType}
-        null = NoneType in members or parameter.default is None or not known
-        if value is None and null:
-            continue
-        if known and len(classes) == 1 and not kinds:
-            require(value, classes[0], f"{where}.{name}")
-        judged = isinstance(value, tuple(KINDS)) or not others
-        if kinds and judged and not any(_is_of(value, kind) for kind in kinds):
-            words = " or ".join(KINDS[kind] for kind in kinds) + (", or null" if null else "")
-            raise ConfigError(f"{where}.{name} needs {words}, got {'null' if value is None else repr(value)}.")
-
-
-def _is_of(value: Any, kind: type) -> bool:
-    allowed = (int, float) if kind is float else kind
-    return isinstance(value, allowed) and (kind is bool or not isinstance(value, bool))
-
-
-def _hints(target: Any) -> dict[str, Any]:
-    """The annotations of what a call takes; none if they name what is not there at run time."""
-    own = isinstance(target, type) and "__dataclass_fields__" not in vars(target)
-    try:
-        return get_type_hints(target.__init__ if own else target)
-    except (NameError, TypeError, AttributeError):
-        return {}
 
 
 def find_target(name: Any, where: str, extensions: Sequence[str] = ()) -> Any:
@@ -162,8 +124,8 @@ def build_as(interface: type, node: Any, where: str, extensions: Sequence[str] =
     if arguments and isinstance(built, partial):
         try:
             built = built(*arguments)
-        except TypeError as error:
-            raise ConfigError(f"{where}: {error}") from error
+        except FAILURES as error:
+            raise ConfigError(with_key(str(error), built.func, built.keywords, where)) from error
     return require(built, interface, where)
 
 

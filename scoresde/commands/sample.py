@@ -22,6 +22,7 @@ from scoresde.commands.guidance import NoGuidance, choose_labels
 from scoresde.commands.interfaces import Diagnostics, Guidance, Likelihood, Variance
 from scoresde.commands.likelihood import Evaluation, chosen_likelihood, is_wanted
 from scoresde.commands.load import TrainedModel, load_run, newest_run
+from scoresde.commands.options import SAMPLE, check_options
 from scoresde.commands.pictures import save_picture, save_scatter
 from scoresde.commands.solver_grid import on_grid
 from scoresde.commands.variance import NoVariance
@@ -46,10 +47,8 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
     Returns:
         What metrics.json holds.
     """
+    check_options(config, SAMPLE)
     n = config["num_samples"]
-    for name, least in (("num_samples", 0), ("batch_size", 1)):
-        if not isinstance(config[name], int) or config[name] < least:
-            raise ConfigError(f"{name} needs to be a whole number of at least {least}, got {config[name]!r}.")
     device, extensions = pick_device(config["device"]), config["extensions"]
     run = newest_run(Denoiser, extensions=extensions).path if config["run"] is None else config["run"]
     trained = load_run(run, device=device, extensions=extensions)

@@ -19,6 +19,7 @@ from scoresde.commands.identity import PLACES, kept
 from scoresde.commands.interfaces import Task
 from scoresde.commands.optimizer import build_optimizer
 from scoresde.commands.origin import Origin
+from scoresde.commands.options import TRAIN, check_options
 from scoresde.commands.pictures import save_picture
 from scoresde.commands.resume import bring_up_to_date, run_path, take_up
 from scoresde.commands.warm_start import start_from
@@ -50,6 +51,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     Returns:
         The metrics logged last.
     """
+    check_options(config, TRAIN)
     node, extensions = config.get("task"), [*config["extensions"], ANY_INTERFACE]
     if isinstance(node, str):
         raise ConfigError(f"task: {node} names no class: write override /task: {node} in the defaults of your YAML.")
