@@ -199,7 +199,7 @@ def test_users_class_builds_with_permission_only(tmp_path: Path, monkeypatch: py
         ({"_target_": "scoresde.VPSDE", "beta_min": "abc"}, "sde.beta_min needs a number, got 'abc'"),
         ({"_target_": "scoresde.DDIM", "steps": 2.5}, "sde.steps needs a whole number, got 2.5"),
         ({"_target_": "scoresde.DDIM", "denoise": 1}, "sde.denoise needs true or false, got 1"),
-        ({"_target_": "scoresde.VPSDE", "beta": 1.0}, r"sde.beta is no argument of VPSDE: did you mean sde.beta_min\?"),
+        ({"_target_": "scoresde.VPSDE", "beta": 1.0}, r"sde.beta is no argument of VPSDE: did you mean sde.beta_m"),
     ],
 )
 def test_wrong_arguments_are_named(node: dict[str, Any], message: str) -> None:

@@ -36,7 +36,8 @@ def explain(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno and str(error).startswith("[Errno"):
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{where}: nothing that was there before is lost; mend that and run the command again."
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).partition("Exception raised from")[0].split())  # what follows is torch's C++ stack
+    text = re.sub(r"\S{200,}", lambda word: shortened(word[0]), text)
     if isinstance(error, ValueError | TypeError | OSError | ImportError | FloatingPointError) or _is_ours(error):
         return text
     return (

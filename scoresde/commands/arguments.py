@@ -7,7 +7,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -101,7 +101,7 @@ def fits(value: Any, hint: Any, infinite: bool = False) -> bool:
         return callable(value)
     if not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
         return True
-    if issubclass(kind, str | bytes | Mapping) or (not issubclass(kind, Collection) and kind is not Iterable):
+    if kind not in (list, tuple) and (kind.__module__ != "collections.abc" or issubclass(kind, Mapping)):
         return isinstance(value, kind)
     if not isinstance(value, list | tuple):
         return isinstance(value, kind) and not isinstance(value, str | Mapping)

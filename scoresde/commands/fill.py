@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scoresde.commands.build import ConfigError
+from scoresde.commands.arguments import complaint
+from scoresde.commands.build import ANY_INTERFACE, ConfigError, find_target
 from scoresde.data import Dataset, Quantized
 from scoresde.models.fourier_features import level_exponents
 
@@ -25,6 +26,7 @@ def fill(config: dict[str, Any], data: Dataset, *, labelled: bool, outputs: int 
     for key in ("model", "parameterization", "loss"):
         if not isinstance(config.get(key), Mapping):
             raise ConfigError(f"{key}={config.get(key)} names no class: it is needed to train a model.")
+    _check_given(config["model"])
     config = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
     model, shape = config["model"], data.shape
     if labelled and data.num_classes is None:
@@ -75,6 +77,17 @@ def _check_attention(model: Mapping[str, Any]) -> None:
                 f"model.attention_resolutions needs sizes of stages, among {', '.join(map(str, sizes))}, "
                 f"got {missing[0]!r}."
             )
+
+
+def _check_given(model: Mapping[str, Any]) -> None:
+    """Raise if what the user gave for a model is not what it takes, before the rest follows from it."""
+    if "_target_" not in model:
+        return
+    target = find_target(model["_target_"], "model", [ANY_INTERFACE])
+    decided = (None, "levels")  # by the data
+    given = {key: value for key, value in model.items() if key != "_target_" and value not in decided}
+    if wrong := complaint(target, given, "model", waits=True):
+        raise ConfigError(wrong)
 
 
 def _without_nulls(node: Any, known: Mapping[str, Any]) -> Any:

@@ -93,7 +93,7 @@ class ModelTask(Task):
     def __call__(self, config: dict[str, Any]) -> dict[str, float]:
         extensions = [*config["extensions"], ANY_INTERFACE]
         for key in PLACES:  # sampling may start from another folder
-            if (config.get("data") or {}).get(key) is not None:
+            if isinstance((config.get("data") or {}).get(key), str):
                 config["data"][key] = str(Path(config["data"][key]).expanduser().resolve())
         data = build_as(Dataset, config.get("data"), "data", extensions)
         labelled = bool(config["conditional"]) or self.labelled

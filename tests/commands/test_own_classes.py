@@ -163,7 +163,7 @@ def test_a_task(capsys: pytest.CaptureFixture[str]) -> None:
         (["guidance=earlier"], r"got options without a class \(kind, scale\): name one with _target_"),
         (["guidance=nowhere"], r"guidance._target_ names 'own_classes.Nothing', which does not exist"),
         (["guidance=away", "guidance.scale=abc"], "guidance.scale needs a number, got 'abc'"),
-        (["guidance=away", "guidance.scal=2"], r"guidance.scal=2: guidance has no key 'scal': did you mean guidance.scale\?"),
+        (["guidance=away", "guidance.scal=2"], r"guidance has no key 'scal': did you mean guidance.scale\?"),
         (["guidance.kind=CFG"], "guidance.kind=CFG: guidance has no key 'kind': write guidance=cfg "),
         (["solver=ddim", "guidance.kind=CFG"], "guidance.kind=CFG: .* write guidance=cfg "),
         (["guidance.kind=best"], "write guidance=NAME, one of autoguidance, away, cfg, .*, none"),
