@@ -27,6 +27,7 @@ BOTH = {
     "run": Key(str | None),
 }
 TRAIN = BOTH | {
+    "init": Key(str | None),
     "of": Key(str | None),
     "head": Key(str | None),
     "variance_output": Key(str),

@@ -19,7 +19,10 @@ from scoresde.commands.identity import PLACES, kept
 from scoresde.commands.interfaces import Task
 from scoresde.commands.optimizer import build_optimizer
 from scoresde.commands.origin import Origin
+
+
 from scoresde.commands.options import TRAIN, check_options
+from scoresde.commands.origin import Origin
 from scoresde.commands.pictures import save_picture
 from scoresde.commands.resume import bring_up_to_date, run_path, take_up
 from scoresde.commands.warm_start import start_from
