@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from scoresde.commands.arguments import complaint
-from scoresde.commands.build import ANY_INTERFACE, ConfigError, find_target
+from scoresde.commands.build import ANY_INTERFACE, ConfigError, check_kind, find_target
 from scoresde.data import Dataset, Quantized
 from scoresde.models.fourier_features import level_exponents
 
@@ -83,6 +85,7 @@ def _check_given(model: Mapping[str, Any]) -> None:
     """Raise if what the user gave for a model is not what it takes, before the rest follows from it."""
     if "_target_" not in model:
         return
+    check_kind(nn.Module, model, "model", [ANY_INTERFACE])
     target = find_target(model["_target_"], "model", [ANY_INTERFACE])
     decided = (None, "levels")  # by the data
     given = {key: value for key, value in model.items() if key != "_target_" and value not in decided}

@@ -211,7 +211,7 @@ def test_training_mistakes_get_one_sentence(
         (["run=runs/plain", "guidance=autoguidance"], r"guidance\.reference"),
         (["run=runs/plain", "num_samples=-1"], "num_samples needs to be a whole number of at least 0, got -1"),
         (["run=runs/plain", "num_samples=0"], "num_samples=0 leaves nothing to do: add likelihood=hutchinson"),
-        (["run=runs/plain", "solver.steps=0"], "needs steps to be a whole number of at least 1, got 0"),
+        (["run=runs/plain", "solver.steps=0"], "solver.steps: ExponentialAdams needs 1 <= steps"),
         (["run=runs/plain", "solver=nonsense"], "Could not find 'solver/nonsense'"),
         (["run=runs/plain", "solver=ode", "solver.method=newton"], "needs a method: adaptive adams"),
         (["run=runs/plain", "solver=ddim", "solver.t_end=0"], "needs noise at both ends"),
