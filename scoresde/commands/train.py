@@ -18,9 +18,6 @@ from scoresde.commands.fill import fill
 from scoresde.commands.identity import PLACES, kept
 from scoresde.commands.interfaces import Task
 from scoresde.commands.optimizer import build_optimizer
-from scoresde.commands.origin import Origin
-
-
 from scoresde.commands.options import TRAIN, check_options
 from scoresde.commands.origin import Origin
 from scoresde.commands.pictures import save_picture
