@@ -99,8 +99,9 @@ def keep_codec(run: RunDirectory, origin: Origin) -> None:
     path = run.path / CODEC_FILE
     said = read_codec(run)
     if said is None or not _same(said, _codec_part(origin)):
-        if path.exists() and run.has_checkpoint and not (said and "data" not in said):
-            print(f"{path} was damaged or is of another run: it is written again.")
+        if run.has_checkpoint and (said is None or "data" in said):  # an earlier version did not write data
+            what = "was damaged or is of another run" if path.exists() else "is missing"
+            print(f"{path} {what}: it is written again.")
         save_checkpoint(path, _codec_part(origin))
 
 

@@ -91,7 +91,9 @@ class CSVLogger:
         header, rows, ours = read_table(self.path, "step") or Table([], [], ours=False)
         if header[:1] != ["step"] or len(set(header)) != len(header):
             rows = []
-        kept = [row for row in rows if row[0].isdigit() and int(row[0]) <= step]
+        kept = [row for row in rows if row[0].isdecimal() and int(row[0]) <= step]
+        steps = [int(row[0]) for row in rows if row[0].isdecimal()]
+        ours = ours and len(steps) == len(rows) and steps == sorted(set(steps))
         if not ours:
             aside = free_name(self.path) if kept else set_aside(self.path)
             if kept:
@@ -123,6 +125,11 @@ class CSVLogger:
             return None
         now = os.lstat(self.path)
         return now.st_ino, now.st_size, now.st_mtime_ns
+
+
+def writes_rows(logger: Logger) -> bool:
+    """Whether a logger writes the run's metrics.csv."""
+    return isinstance(logger, CSVLogger) or (isinstance(logger, MultiLogger) and any(map(writes_rows, logger.loggers)))
 
 
 class MultiLogger:

@@ -60,6 +60,13 @@ def read_table(path: Path, first: str) -> Table | None:
     return Table(header, rows, bool(own) and len(rows) == len(lines) and len(set(header)) == len(header))
 
 
+def last_step(path: Path, limit: int) -> int:
+    """The largest step up to a limit that has a row in a run's metrics; 0 if there is none."""
+    found = read_table(path, "step") if path.is_file() else None
+    steps = [int(row[0]) for row in (found.rows if found else []) if row[0].isdecimal()]
+    return max((step for step in steps if step <= limit), default=0)
+
+
 def table_bytes(lines: Iterable[Sequence[object]]) -> bytes:
     """Lines as we write them."""
     text = io.StringIO()

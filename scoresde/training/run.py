@@ -175,7 +175,7 @@ class RunDirectory:
         if not whole:
             raise trouble or DamagedCheckpoint(f"{self.checkpoint} is damaged, and there is no other checkpoint.")
         path, state = max(whole, key=lambda found: int(found[1].get("step", 0)))
-        if path != self.checkpoint or path == self.previous:
+        if path != self.last:
             said = "damaged" if self.last.is_file() else "missing"
             say(f"{self.last} is {said}: {path} is used instead, the state after step {state.get('step')}.")
         return path, state

@@ -25,10 +25,10 @@ from scoresde.training.checkpoint import (
 )
 from scoresde.training.compiled import CompiledNetwork
 from scoresde.training.ema import EMA
-from scoresde.training.loggers import CSVLogger, Logger, MultiLogger
+from scoresde.training.loggers import CSVLogger, Logger, MultiLogger, writes_rows
 from scoresde.training.preview import Preview, Redrawn, draw, random_state_kept
 from scoresde.training.progress import Progress
-from scoresde.training.rows import set_aside
+from scoresde.training.rows import last_step, set_aside
 from scoresde.training.run import RunDirectory
 from scoresde.training.schedule import DECAYS, learning_rate_factor
 from scoresde.training.signals import Interrupted, StopSignals
@@ -183,6 +183,7 @@ class Trainer:
         """(last metrics, signal that ended the loop)."""
         metrics: dict[str, float] = {}
         stopped_by = None
+        self._miss_rows()
         self.logger.start(self.step)
         with network.eager():
             self._show(self._redo())
@@ -266,6 +267,14 @@ class Trainer:
             say(f"{self.run.last} is damaged: it is {set_aside(self.run.last).name} from now on.")
         if 0 < self.step < self.steps:
             self._say(f"going on from step {self.step} of {self.steps} ({path}).")
+
+    def _miss_rows(self) -> None:
+        """Say so if the metrics do not reach as far as they did when the state was saved."""
+        logged = self.step - self._meter.count
+        if self.run is not None and logged > 0 and writes_rows(self.logger):
+            found = last_step(self.run.metrics, self.step)
+            if found < logged:
+                self._say(f"{self.run.metrics} has no rows from step {found + 1} to {logged}: they are lost.")
 
     def _redo(self) -> Path | None:
         """Make what a kill may have cut off after the state of this step was saved; returns its picture, if drawn."""

@@ -149,6 +149,9 @@ def test_a_damaged_codec_is_replaced_by_that_of_the_checkpoint(here: Path, capsy
         assert "codec.pt is missing or damaged: the codec is that of" in capsys.readouterr().out
     command(train_main, *SHORT, "data.path=runs/x.npz", "run=runs/a")
     assert "codec.pt was damaged or is of another run: it is written again" in capsys.readouterr().out
+    path.unlink()
+    command(train_main, *SHORT, "data.path=runs/x.npz", "run=runs/a")
+    assert "codec.pt is missing: it is written again" in capsys.readouterr().out
     shutil.copy("runs/c/codec.pt", path)
     assert "are not of one run" in sentence(sample_main, "run=runs/a")
     command(train_main, *SHORT, "data.path=runs/x.npz", "run=runs/a")
@@ -348,3 +351,24 @@ def test_a_table_of_the_variance_is_that_of_the_runs_weights(here: Path) -> None
     shutil.copy("runs/b/variance.pt", "runs/a/variance.pt")
     again = moments_of(first, samples=9, levels=5).state()
     assert torch.equal(again["value"], made["a"]["value"]) and not torch.equal(again["value"], made["b"]["value"])
+
+
+def test_rows_of_metrics_that_were_lost_are_missed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, same = Path("runs/a/metrics.csv"), [*SHORT, "data.path=runs/x.npz", "run=runs/a"]
+    lines = path.read_text().splitlines(keepends=True)
+    for content, words in (
+        (lines[:3], "has no rows from step 3 to 4"),
+        ([], "has no rows from step 1 to 4"),
+        ([*lines[:4], "9" + lines[4][1:]], "has no rows from step 4 to 4"),
+        ([*lines[:3], "1" + lines[3][1:], lines[4]], "has been changed by another program"),
+    ):
+        shutil.rmtree("runs/a")
+        shutil.copytree("runs/b", "runs/a")
+        command(train_main, *same, "seed=1")
+        assert "metrics.csv" not in capsys.readouterr().out
+        path.write_text("".join(content))
+        command(train_main, *same, "seed=1", "trainer.steps=5")
+        assert words in capsys.readouterr().out
+    path.unlink()
+    command(train_main, *same, "seed=1", "trainer.steps=6")
+    assert "has no rows from step 1 to 5" in capsys.readouterr().out
