@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
+from scoresde.files import open_regular, write_atomically
 from scoresde.fitting.gaussian_flow import GaussianFlow
 from scoresde.noise.sources import NoiseSource
+from scoresde.plain_pickle import read_tensors
 from scoresde.sde import SDE
 from scoresde.sde.grids import Start, uniform_grid
 from scoresde.sde.levels import Interval, Level, Levels, Weights
@@ -56,9 +59,9 @@ def save_fit(path: str | Path, fit: Any) -> None:
     """Write the fields of a fit, of its `start` too, through a temporary name."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    torch.save(fit_state(fit), temporary)
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    torch.save(fit_state(fit), buffer)
+    write_atomically(path, buffer.getbuffer())
 
 
 def fit_state(fit: Any) -> dict[str, Any]:
@@ -71,7 +74,8 @@ def load_fit(path: str | Path, kind: type) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no saved {kind.__name__} at {path}: fit one and save it there.")
     try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
+        with open_regular(path) as file:
+            content = read_tensors(file)
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read as a {kind.__name__} ({type(error).__name__}): delete it and fit again."

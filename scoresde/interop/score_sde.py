@@ -12,16 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from scoresde.denoiser import NetworkDenoiser
+from scoresde.files import check_regular, open_regular
 from scoresde.interop.score_sde_keys import score_sde_keys
 from scoresde.models import DDPMUNet, NCSNpp
 from scoresde.parameterization import Parameterization
+from scoresde.plain_pickle import NUMPY, check_pickle, read_tensors
 from scoresde.sde import SDE, VESDE, VPSDE, SubVPSDE
 
 
@@ -200,6 +202,7 @@ def _build_network(sections: Mapping[str, Mapping[str, Any]]) -> NCSNpp:
 
 def _read(path: Path) -> Mapping[str, Any]:
     """The content of a checkpoint file, read without executing anything in it."""
+    check_regular(path)
     if path.suffix == ".safetensors":
         import safetensors
         from safetensors.torch import load_file
@@ -209,12 +212,9 @@ def _read(path: Path) -> Mapping[str, Any]:
         except safetensors.SafetensorError as error:
             raise ValueError(f"'{path}' cannot be read as safetensors ({error}).") from None
     try:
-        # the optimizer of a published checkpoint keeps its learning rate as a numpy number
-        with torch.serialization.safe_globals(_NUMPY_NUMBERS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip() is not None:
-            raise zipfile.BadZipFile  # torch.load does not compare the checksums
+        with open_regular(path) as file:
+            # the optimizer of a published checkpoint keeps its learning rate as a numpy number
+            content = read_tensors(file, _KNOWN) if zipfile.is_zipfile(file) else _read_legacy(file)
     except pickle.UnpicklingError:
         raise ValueError(
             f"'{path}' was not loaded: it holds objects other than tensors and numbers, which could execute "
@@ -234,11 +234,25 @@ _DAMAGE = (
     RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, EOFError,
     struct.error, zipfile.BadZipFile,
 )  # fmt: skip
+_KNOWN = NUMPY | {("torch._utils", "_rebuild_parameter"): lambda tensor, *unused: tensor}
 _scalar = np.float64(0).__reduce__()[0]
 _NUMPY_NUMBERS: list[Any] = [
     (_scalar, "numpy.core.multiarray.scalar"), (_scalar, "numpy._core.multiarray.scalar"), np.dtype,
     *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32")), codecs.encode,
 ]  # fmt: skip
+
+
+def _read_legacy(file: BinaryIO) -> Any:
+    """The content of a file of torch before 1.6: five pickles, then the storages."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    for _ in range(5):
+        if file.tell() < size:
+            check_pickle(file, size)
+    file.seek(0)
+    with torch.serialization.safe_globals(_NUMPY_NUMBERS), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _state_dict(content: Mapping[str, Any], net: NCSNpp, ema: bool, source: str) -> dict[str, Tensor]:

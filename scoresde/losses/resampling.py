@@ -78,6 +78,10 @@ class LossSecondMoment:
         Raises:
             ValueError: If it is of another length of history.
         """
+        losses, counts = state["losses"], state["counts"]
+        fit = counts.shape == losses.shape[:1] and counts.dtype == torch.int64 and bool((counts >= 0).all())
+        if not fit or not losses.is_floating_point() or not bool(losses.isfinite().all()):
+            raise ValueError("LossSecondMoment needs finite losses (T, history) and their counts (T,)")
         if state["losses"].shape[1:] != (self.history,):
             raise ValueError(
                 f"LossSecondMoment with history={self.history} needs the state of one like it, got losses of shape "

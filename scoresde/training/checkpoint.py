@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import struct
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.files import write_atomically
+from scoresde.plain_pickle import NotPlain, read_tensors
 
 FORMAT = 1
 _MARK = b"sha256:"
 _TRAILER = len(_MARK) + 64  # the mark and a hexadecimal digest
-_SIGNS_OF_CODE = ("GLOBAL ", "Can only create new object", "Can only build")  # in torch's own refusals
 
 
 class CheckpointError(RuntimeError):
@@ -86,24 +86,43 @@ def load_weights(module: nn.Module, state: dict[str, Any], *, ema: bool = True) 
         state: What `load_checkpoint` returned.
         ema: Averaged weights (for sampling) rather than the latest ones (to go on training).
     Raises:
-        CheckpointError: If names or shapes differ, naming the first parameter that does.
+        CheckpointError: If names, shapes or kinds of numbers differ, or if a number is not finite, naming the first
+            parameter of which that is so.
     """
     if "model" not in state or (ema and "ema" not in state):
         raise CheckpointError(f"the checkpoint holds {', '.join(state)}, but not the weights of a training run.")
     state = with_present_names(module, state)
-    weights = dict(state["model"])
-    if ema:
-        weights |= state["ema"]["params"] | state["ema"]["buffers"]
-    own = module.state_dict()
-    for name in [*own, *weights]:
-        ours = tuple(own[name].shape) if name in own else "nothing"
-        theirs = tuple(weights[name].shape) if name in weights else "nothing"
-        if ours != theirs:
+    try:
+        weights = dict(state["model"])
+        if ema:
+            weights |= state["ema"]["params"] | state["ema"]["buffers"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint does not hold weights by their names: {error}.") from None
+    check_weights(weights, module.state_dict())
+    module.load_state_dict(weights)
+
+
+def check_weights(theirs: Mapping[str, Any], ours: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError unless a checkpoint has finite numbers by the same names, of the same shapes and kinds.
+
+    The width may differ: float64 goes into float32, as it always did.
+    """
+    for name in [*ours, *theirs]:
+        stored = theirs.get(name)
+        here = tuple(ours[name].shape) if name in ours else "nothing"
+        there = tuple(stored.shape) if isinstance(stored, Tensor) else "nothing"
+        if here != there or not isinstance(stored, Tensor):
             raise CheckpointError(
-                f"the checkpoint is of another model: {name!r} is {theirs} there and {ours} here; "
+                f"the checkpoint is of another model: {name!r} is {there} there and {here} here; "
                 f"build the model with the options that it was trained with."
             )
-    module.load_state_dict(weights)
+        kinds = [(t.is_floating_point(), t.is_complex(), t.dtype == torch.bool) for t in (stored, ours[name])]
+        if kinds[0] != kinds[1]:
+            raise CheckpointError(
+                f"the checkpoint holds {name!r} as {stored.dtype}, where {ours[name].dtype} is needed."
+            )
+        if not bool(stored.isfinite().all()):
+            raise CheckpointError(f"the checkpoint holds {name!r} with NaN or infinity: take an earlier one.")
 
 
 def with_present_names(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
@@ -160,13 +179,11 @@ def _verified(file: io.BufferedReader, path: Path) -> dict[str, Any]:
     if signed and trailer != _MARK + _digest(file, start):
         raise damaged
     file.seek(0)
-    bare_pickle = file.peek(1)[:1] == b"\x80"  # then torch stops at the first opcode off its list
+    bare_pickle = file.read(1) == b"\x80"  # which is not read at all
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            state = torch.load(file, weights_only=True, map_location="cpu")
-    except Exception as error:
-        if bare_pickle or any(sign in str(error) for sign in _SIGNS_OF_CODE):
+        state = read_tensors(file)
+    except Exception as error:  # of the many types that damaged bytes can lead to
+        if bare_pickle or isinstance(error, NotPlain):
             raise CheckpointError(
                 f"{path} is refused: it holds objects that could run code, not only tensors and plain values."
             ) from None

@@ -19,6 +19,7 @@ from scoresde.streams import say
 from scoresde.training.checkpoint import (
     FORMAT,
     CheckpointError,
+    check_weights,
     load_weights,
     save_checkpoint,
     with_present_names,
@@ -26,6 +27,7 @@ from scoresde.training.checkpoint import (
 from scoresde.training.compiled import CompiledNetwork
 from scoresde.training.ema import EMA
 from scoresde.training.loggers import CSVLogger, Logger, MultiLogger, writes_rows
+from scoresde.training.optimizer_state import check_optimizer_state
 from scoresde.training.preview import Preview, Redrawn, draw, random_state_kept
 from scoresde.training.progress import Progress
 from scoresde.training.rows import last_step, set_aside
@@ -254,13 +256,18 @@ class Trainer:
             raise CheckpointError(f"{path} is of a run with seed {state.get('seed')}, got seed {self.seed}.")
         load_weights(self.denoiser, state, ema=False)
         try:
-            self.ema.load_state_dict(state["ema"])
+            averaged, own = state["ema"], self.ema.state_dict()
+            check_weights(averaged["params"], own["params"])
+            check_weights(averaged["buffers"], own["buffers"])
+            check_weights({"sums": state["sums"]}, {"sums": self._meter.sums})
+            check_optimizer_state(self.optimizer, state["optimizer"])
+            self.ema.load_state_dict(averaged)
             self.optimizer.load_state_dict(state["optimizer"])
             self._meter.sums = state["sums"].to(self.device)
             self._update.load_loss_state(state.get("loss", {}))
             self.step = int(state["step"])
             self._meter.count = int(state.get("summed", self.step % self.log_every))
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"{path} is of another model or optimizer: {error}.") from error
         self._keeps = path == self.run.last and self._due(self.checkpoint_every)
         if path != self.run.last and self.run.last.is_file() and self._rank == 0:
