@@ -41,6 +41,8 @@ SLOW = (
     "likelihood/test_discrete.py::TestBounds::test_a_trained_flow",
     "likelihood/test_elbo.py::test_both_forms",
     "likelihood/test_elbo.py::test_standard_errors_cover",
+    "likelihood/test_error_bars.py::test_the_flow_s_errors",
+    "likelihood/test_error_bars.py::test_the_sde_bound_s_error",
     "likelihood/test_identities.py::test_ode_and_sde_bound",
     "likelihood/test_likelihood.py::test_a_point_has",
     "likelihood/test_likelihood.py::test_exact_trace_takes",

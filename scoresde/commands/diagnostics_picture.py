@@ -32,7 +32,7 @@ def draw(report: dict[str, Any]) -> bytes:
         ax.grid(alpha=0.25, linewidth=0.6)
     for ax in axes[len(shown) :]:
         ax.set_visible(False)
-    figure.suptitle(f"{report['run']}, step {report['step']}", fontsize=11)
+    figure.suptitle(f"{report['run']}, step {report['step']}; bars: ± 2 standard errors", fontsize=11)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()

@@ -127,10 +127,10 @@ class FlowLikelihood(Likelihood):
             start = self.t_start if t_start is None else t_start
             return log_prob(model, x, **{**self._ode, **options, "t_start": start})
 
-        samples = 2 if twice else self.samples
+        samples = 2 if twice else self.samples  # two draws that repeat one are weighted as that one is
         result = discrete_log_prob(
             trained.denoiser.given(**batch.cond), batch.x, dequantization, samples=samples,
-            importance=self.importance, seeds=batch.seeds, on_error="nan", log_prob=density,
+            importance=self.importance and not twice, seeds=batch.seeds, on_error="nan", log_prob=density,
         )  # fmt: skip
         terms = {"solver_error": result.solver_error, DRAWS: torch.full_like(result.solver_error, samples)}
         return Scores(result.log_prob, result.std_error, result.nfe, terms, result.failures)

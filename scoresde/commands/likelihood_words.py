@@ -115,7 +115,7 @@ def print_summary(
 def _estimands(rows: Sequence[Row], unit: Unit, likelihood: Likelihood) -> str:
     """What the values are of; a table if there are several."""
     if len(likelihood.estimands) == 1:
-        return f"({likelihood.estimands[''].distribution}; {NOT_IN_THE_BAR})"
+        return f"({likelihood.estimands[''].distribution})\n({NOT_IN_THE_BAR})"
     table = []
     for prefix, (name, distribution) in likelihood.estimands.items():
         nats, errors, draws = errors_of(rows, prefix)

@@ -108,7 +108,8 @@ def likelihood_report(
         x: Data in the model's own scaling, (B, *).
         decoder: p(x0 | x_ε) of all rows; with `DiscretizedGaussian` or `CategoricalDecoder` the values are −log P.
         ode, sde, chain: Options of `log_prob`, `elbo` and `vlb`, in place of theirs; with `below="density"` in `ode` or
-            `sde` that row is about x_ε instead.
+            `sde` that row is about x_ε instead. With a decoder the flow draws x_ε once, so that the estimator's part
+            of its error is unknown.
         generator: For all random numbers, on x's device.
     """
     ode = {"below": "decoder", "decoder": decoder, "generator": generator, **(ode or {})}
