@@ -88,7 +88,7 @@ def test_exact_values_are_those_of_python_in_the_data_s_own_units(work: Path) ->
     data = likelihood_command.own_examples(trained, "test", 0)
     index = [int(row["index"]) for row in rows]
     assert index == data.index[:4].tolist() and list(rows[0]) == [
-        "index", "label", "nats", "std_error", "solver_error", "draws", "nfe", "status"
+        "index", "label", "nats", "std_error", "solver_error", "draws", "nfe", "status", "check"
     ]  # fmt: skip
     x = trained.codec.encode(data.x[:4])
     result = log_prob(trained.model, x, divergence="exact", rtol=1e-4, atol=1e-4)  # type: ignore[arg-type]
@@ -558,7 +558,9 @@ def myconf(work: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_likelihood_of_one_s_own_is_one_class_and_one_yaml(myconf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = score("toy", "likelihood=mine", "likelihood.num_examples=3", "likelihood.width=2", *OWN)
-    assert list(rows[0]) == ["index", "label", "nats", "std_error", "error", "nfe", "status"] and len(rows) == 3
+    assert (
+        list(rows[0]) == ["index", "label", "nats", "std_error", "error", "nfe", "status", "check"] and len(rows) == 3
+    )
     expected = -column(rows, "error") * 2 / 8 - 2 * math.log(2 * math.sqrt(2 * math.pi))
     np.testing.assert_allclose(column(rows, "nats"), expected, rtol=1e-5)
     assert "standard error over 3 test examples" in capsys.readouterr().out
