@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
+from os import PathLike
 from typing import Any, SupportsFloat
 
 RELATIONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
@@ -81,6 +82,12 @@ def check_flag(owner: object, name: str, value: object, optional: bool = False) 
     if not (isinstance(value, int) and value in (0, 1)) and not (optional and value is None):
         words = "true, false or null" if optional else "true or false"
         raise ValueError(f"{owner_name(owner)} needs {name} to be {words}, got {value!r}.")
+
+
+def check_text(owner: object, name: str, value: object, *, optional: bool = True) -> None:
+    """Raise ValueError unless a value is text, a path too, or None if it is optional."""
+    if not isinstance(value, str | PathLike) and not (optional and value is None):
+        raise ValueError(f"{owner_name(owner)} needs {name} to be text{' or null' * optional}, got {value!r}.")
 
 
 def check_unused(owner: object, because: str, **defaults: object) -> None:

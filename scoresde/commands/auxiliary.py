@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from scoresde.checks import check_text
 from scoresde.commands.build import ANY_INTERFACE, ConfigError, build_as
 from scoresde.commands.device import pick_device
 from scoresde.commands.fill import fill
@@ -146,6 +147,7 @@ class TrainVarianceHead(AuxiliaryTask):
     loss = SecondMomentLoss
 
     def __post_init__(self) -> None:
+        check_text("task=variance_head", "of", self.of)
         if self.head not in HEADS:
             raise ConfigError(f"a variance head needs head={' or head='.join(HEADS)}, got head={self.head}.")
 
@@ -193,6 +195,9 @@ class TrainDequantization(AuxiliaryTask):
     experiment = "digits_dequantization"
     folder = "dequantization"
     usage = "solver=ode likelihood.dequantization=variational"
+
+    def __post_init__(self) -> None:
+        check_text("task=dequantization", "of", self.of)
 
     def options(self, trained: TrainedModel, net: dict[str, Any] | None, data: Dataset) -> dict[str, Any]:
         if not isinstance(trained.codec, Quantized):

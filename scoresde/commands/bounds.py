@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 
+from scoresde.checks import check_choice, check_numbers, check_whole
 from scoresde.commands.build import ConfigError
 from scoresde.commands.flow_likelihood import FlowLikelihood, filling_time
 from scoresde.commands.interfaces import DRAWS, MEAN_ERROR, Estimand, Likelihood, Scorer, Scores, StoredBatch, Variance
@@ -17,7 +18,7 @@ from scoresde.commands.variance import NoVariance
 from scoresde.covariance import CovarianceDenoiser, LearnedRange
 from scoresde.data import Quantized
 from scoresde.likelihood.bound import Bound
-from scoresde.likelihood.chain import check_variances
+from scoresde.likelihood.chain import check_variances, checked_start
 from scoresde.likelihood.decoder import CategoricalDecoder, Decoder, DiscretizedGaussian, gaussian_decoder
 from scoresde.likelihood.elbo import check_elbo, elbo
 from scoresde.likelihood.report import REVERSE_SDE, discrete_chain
@@ -49,7 +50,7 @@ class ELBO(Likelihood):
 
     def __post_init__(self) -> None:
         check_elbo("likelihood", self.form, self.samples, self.sampling)
-        _check_decoder(self.decoder)
+        _check_ends(self.decoder, self.t_start)
 
     @property
     def estimands(self) -> dict[str, Estimand]:
@@ -84,10 +85,9 @@ class VLB(Likelihood):
 
     def __post_init__(self) -> None:
         check_variances("likelihood", self.variance, self.decoder_variance)
-        _check_decoder(self.decoder)
-        for name, number, least in (("steps", self.steps, 2), ("samples", self.samples, 1), ("draws", self.draws, 1)):
-            if number is not None and number < least:
-                raise ValueError(f"likelihood needs {name} of at least {least}, got {number}.")
+        _check_ends(self.decoder, self.t_start)
+        numbers = {"steps": self.steps, "samples": self.samples, "draws": self.draws}
+        check_whole("likelihood", "2 <= steps <= 1000000", "samples >= 1", "draws >= 1 or null", **numbers)
 
     @property
     def estimands(self) -> dict[str, Estimand]:
@@ -124,6 +124,11 @@ class LikelihoodReport(Likelihood):
     ode: Likelihood = field(default_factory=lambda: FlowLikelihood(below="decoder"))
     elbo: Likelihood = field(default_factory=ELBO)
     vlb: Likelihood = field(default_factory=VLB)
+
+    def __post_init__(self) -> None:
+        for name in ("ode", "elbo", "vlb"):
+            if not isinstance(part := getattr(self, name), Likelihood):
+                raise ValueError(f"LikelihoodReport needs {name} to be a Likelihood, got {part!r}.")
 
     @property
     def name(self) -> str:
@@ -187,6 +192,7 @@ def _last_time(t_start: float | None, trained: TrainedModel) -> float | None:
     A model that was trained on dequantised levels knows nothing of where in a cell they are put: below the noise that
     fills a cell it can only lose. One that was trained on the centres goes down to t_min.
     """
+    checked_start("likelihood", trained.denoiser.sde, t_start)
     if t_start is not None or not isinstance(trained.codec, Quantized) or not trained.dequantize:
         return t_start
     return filling_time(trained, trained.codec, HANDOVER)
@@ -199,6 +205,6 @@ def _decoder(name: str, trained: TrainedModel) -> Decoder:
     return DECODERS[name](levels=codec.levels, value_range=codec.value_range)
 
 
-def _check_decoder(name: str) -> None:
-    if name not in DECODERS:
-        raise ValueError(f"likelihood needs decoder to be {' or '.join(DECODERS)}, got {name!r}.")
+def _check_ends(decoder: str, t_start: float | None) -> None:
+    check_choice("likelihood", "decoder", decoder, tuple(DECODERS))
+    check_numbers("likelihood", "0 < t_start < 1 or null", t_start=t_start)

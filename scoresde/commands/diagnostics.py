@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scoresde.analytic import EmpiricalDenoiser
+from scoresde.checks import check_whole
 from scoresde.commands.build import ConfigError
 from scoresde.commands.diagnostics_picture import draw
 from scoresde.commands.diagnostics_words import summary
@@ -42,7 +43,10 @@ LARGEST_COVARIANCE = 4096  # entries of an event for which the linear optimum is
 LARGEST_MEMORY = 10**10  # products for the optimum of the training set itself
 MEMORY_DRAWS = 128
 CELL_DRAWS = 2048
-LEAST = {"bins": 1, "num_examples": 2, "jacobian_examples": 2, "probes": 2, "gap_samples": 2, "steps": 1}
+WHOLE = (
+    "bins >= 1", "num_examples >= 2 or null", "jacobian_examples >= 2", "probes >= 2 or null", "gap_samples >= 2",
+    "1 <= steps <= 1000000",
+)  # fmt: skip
 GAP_TIMES = 8
 Batches = list[tuple[Tensor, dict[str, Any]]]
 
@@ -75,11 +79,8 @@ class DenoiserDiagnostics(Diagnostics):
     steps: int = 40
 
     def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            value = vars(self)[name]
-            if value is not None and value < least:
-                raise ConfigError(f"diagnostics.{name} needs to be at least {least}, got {value!r}.")
-        if not self._chosen or not set(self._chosen) <= set(MEASURES):
+        check_whole("diagnostics", *WHOLE, **vars(self))
+        if not self._chosen or not all(isinstance(name, str) and name in MEASURES for name in self._chosen):
             raise ConfigError(
                 f"diagnostics.which needs to be all, or some of [{', '.join(MEASURES)}], got {self.which!r}."
             )
@@ -104,7 +105,7 @@ class DenoiserDiagnostics(Diagnostics):
     def _chosen(self) -> tuple[str, ...]:
         if self.which == "all":
             return tuple(MEASURES)
-        return (self.which,) if isinstance(self.which, str) else tuple(self.which or ())
+        return tuple(self.which) if isinstance(self.which, list | tuple) else (self.which,)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_choice, check_flags, check_numbers, check_unused, check_whole
 from scoresde.commands.auxiliary import load_dequantization
 from scoresde.commands.interfaces import DRAWS, Estimand, Likelihood, Scorer, Scores, StoredBatch, Variance
 from scoresde.commands.load import TrainedModel
 from scoresde.data import Quantized, Standardized
 from scoresde.denoiser import Denoiser
 from scoresde.integrate.torchdiffeq_backend import check_ode_arguments
+from scoresde.likelihood.chain import checked_start
 from scoresde.likelihood.dequantization import Dequantization, TruncatedNormalDequantization, UniformDequantization
 from scoresde.likelihood.discrete_log_prob import discrete_log_prob
 from scoresde.likelihood.flow_density import LogProb, check_below, log_prob
@@ -66,15 +68,14 @@ class FlowLikelihood(Likelihood):
             raise ValueError(f"likelihood=exact has no probes, got probes={self.probes}: use likelihood=hutchinson.")
         check_ode_arguments("likelihood", self.method, self.rtol, self.atol, self.steps)
         check_below("likelihood", self.below)
-        if self.dequantization not in (None, *DEQUANTIZATIONS):
-            raise ValueError(
-                f"likelihood needs dequantization to be one of {', '.join(DEQUANTIZATIONS)}, or null, got "
-                f"{self.dequantization!r}."
-            )
-        if self.samples < 1:
-            raise ValueError(f"likelihood needs samples of at least 1, got {self.samples}.")
-        if not 0 <= self.repeat <= 1:
-            raise ValueError(f"likelihood.repeat needs a share between 0 and 1, got {self.repeat!r}.")
+        check_flags(self)
+        if self.dequantization is not None:
+            check_choice("likelihood", "dequantization", self.dequantization, tuple(DEQUANTIZATIONS))
+        check_whole("likelihood", "samples >= 1", samples=self.samples)
+        check_numbers("likelihood", "0 <= repeat <= 1", repeat=self.repeat)
+        check_numbers("likelihood", "0 < t_start < 1 or null", t_start=self.t_start)
+        if self.samples == 1:
+            check_unused(self, "samples=1", importance=False)
 
     @property
     def name(self) -> str:
@@ -85,7 +86,9 @@ class FlowLikelihood(Likelihood):
         return {"": Estimand("ODE", PROBABILITY_FLOW)}
 
     def prepare(self, trained: TrainedModel, variance: Variance) -> Scorer:
+        checked_start("likelihood", trained.denoiser.sde, self.t_start)
         if isinstance(trained.codec, Standardized):
+            check_unused(self, "continuous values", dequantization=None, samples=1)
             once = self.below == "decoder" or (self.probes == 1 and self.divergence != "exact")
             return partial(self._scores, partial(self._density, trained, trained.codec), once)
         # a model that was trained on the centres has never seen dequantised levels

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_numbers, check_pair, check_text
 from scoresde.commands.build import ConfigError
 from scoresde.commands.interfaces import Guidance, Steering
 from scoresde.commands.load import TrainedModel, load_run, newest_run
@@ -37,7 +38,7 @@ class ClassifierFreeGuidance(Guidance):
     interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        _check_interval(self.interval)
+        _check_steering(self)
 
     def __call__(self, trained: TrainedModel) -> Steering:
         if trained.classes is None:
@@ -63,7 +64,7 @@ class Autoguidance(Guidance):
     interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        _check_interval(self.interval)
+        _check_steering(self)
 
     def __call__(self, trained: TrainedModel) -> Steering:
         other = _other_run(self.reference, "reference", Denoiser, trained)
@@ -83,6 +84,10 @@ class ClassifierGuidance(Guidance):
     classifier: str | None = None
 
     classifies: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_numbers("guidance", "-1e9 <= scale <= 1e9", scale=self.scale)
+        check_text("guidance", "classifier", self.classifier)
 
     def __call__(self, trained: TrainedModel) -> Steering:
         path = newest_run(NoisyClassifier).path if self.classifier is None else self.classifier
@@ -121,10 +126,12 @@ def choose_labels(label: Any, n: int, trained: TrainedModel, guidance: Guidance)
     return torch.tensor(chosen)[torch.arange(n) % len(chosen)]
 
 
-def _check_interval(interval: Any) -> None:
-    whole = isinstance(interval, list | tuple) and len(interval) == 2
-    if interval is not None and not (whole and all(isinstance(end, int | float) for end in interval)):
-        raise ConfigError(f"guidance.interval needs [low, high] or null, got {interval!r}.")
+def _check_steering(guidance: ClassifierFreeGuidance | Autoguidance) -> None:
+    if isinstance(guidance, Autoguidance):
+        check_text("guidance", "reference", guidance.reference, optional=False)
+    check_numbers("guidance", "-1e9 <= scale <= 1e9", scale=guidance.scale)
+    if guidance.interval is not None:
+        check_pair("guidance", "interval", guidance.interval, "0 <= low < high")
 
 
 def _other_run(path: str | Path, key: str, makes: type, trained: TrainedModel) -> TrainedModel:

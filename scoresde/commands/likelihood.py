@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from scoresde.checks import check_choice, check_flags, check_whole
 from scoresde.commands.build import ConfigError, build, build_as
 from scoresde.commands.examples import SPLITS, given_examples, own_examples
 from scoresde.commands.interfaces import Likelihood, Scorer, Scores, StoredBatch, Variance
@@ -48,13 +49,11 @@ class EvaluationOptions:
     resume: bool = True
 
     def __post_init__(self) -> None:
-        for key, value, allowed in (("when", self.when, ("always", "ode")), ("split", self.split, (None, *SPLITS))):
-            if value not in allowed:
-                names = ", ".join(name for name in allowed if name is not None)
-                raise ConfigError(f"likelihood.{key} needs to be one of {names}, got {value!r}.")
-        for key, least in (("num_examples", 0), ("batch_size", 1), ("seed", 0)):
-            if (number := vars(self)[key]) is not None and number < least:
-                raise ConfigError(f"likelihood.{key} needs to be at least {least}, got {number}.")
+        check_flags(self)
+        check_choice("likelihood", "when", self.when, ("always", "ode"))
+        if self.split is not None:
+            check_choice("likelihood", "split", self.split, SPLITS)
+        check_whole("likelihood", "num_examples >= 0 or null", "batch_size >= 1", "seed >= 0 or null", **vars(self))
 
 
 SHARED = tuple(field.name for field in fields(EvaluationOptions))

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from scoresde.checks import check_choice, check_whole
 from scoresde.commands.batches import Batches
 from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as, check_kind, require
 from scoresde.commands.device import pick_device
@@ -133,8 +134,8 @@ class TrainDenoiser(ModelTask):
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.variance_output not in ("fixed", "learned_range"):
-            raise ConfigError(f"variance_output needs to be fixed or learned_range, got {self.variance_output!r}.")
+        check_choice("task=denoiser", "variance_output", self.variance_output, ("fixed", "learned_range"))
+        check_whole("task=denoiser", "steps >= 1 or null", steps=self.steps)
 
     @property
     def outputs(self) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from scoresde.commands.auxiliary import TrainVarianceHead
+from scoresde.checks import check_choice, check_flags, check_whole
+from scoresde.commands.auxiliary import HEADS, TrainVarianceHead
 from scoresde.commands.batches import Batches
 from scoresde.commands.build import ConfigError
 from scoresde.commands.interfaces import Variance
@@ -44,6 +45,10 @@ class TableVariance(Variance):
     corrected: bool = False
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_flags(self)
+        check_whole(self, "samples >= 3", "levels >= 2 or null", "seed >= 0")
+
     def __call__(self, trained: TrainedModel) -> CovarianceDenoiser:
         table = moments_of(trained, samples=self.samples, levels=self.levels, seed=self.seed)
         covariance = AnalyticVariance(trained.denoiser, table, trained.data_range, corrected=self.corrected)
@@ -62,6 +67,10 @@ class ProbedVariance(Variance):
     isotropic: bool = True
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_flags(self)
+        check_whole(self, "probes >= 1 or null", "seed >= 0")
+
     def __call__(self, trained: TrainedModel) -> CovarianceDenoiser:
         return HessianDiagonal(
             trained.denoiser, self.probes, trained.data_range, isotropic=self.isotropic, seed=self.seed
@@ -77,6 +86,9 @@ class TrainedVariance(Variance):
     """
 
     head: str
+
+    def __post_init__(self) -> None:
+        check_choice(self, "head", self.head, HEADS)
 
     def __call__(self, trained: TrainedModel) -> CovarianceDenoiser:
         head = TrainVarianceHead(head=self.head).load(trained)
@@ -96,11 +108,7 @@ def moments_of(
 
     A file made from other weights, with another seed or levels, or from fewer samples is made again.
     """
-    for name, number, least in (("samples", samples, 3), ("levels", levels, 2)):
-        if (number is not None or name == "samples") and (not isinstance(number, int) or number < least):
-            raise ConfigError(
-                f"a table of the variance needs {name} to be a whole number from {least}, got {number!r}."
-            )
+    check_whole("moments_of", "samples >= 3", "levels >= 2 or null", samples=samples, levels=levels)
     path = trained.run.path / VARIANCE_FILE
     wanted = {"step": trained.step, "seed": seed, "levels": levels or 0, "weights": trained.weights}
     if path.is_file():

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_whole
 from scoresde.covariance.covariance_denoiser import CovarianceDenoiser, DataRange
 from scoresde.denoiser import Denoiser
 from scoresde.noise.keyed import hashed_signs
@@ -48,8 +49,7 @@ class HessianDiagonal(CovarianceDenoiser):
         seed: int = 0,
     ) -> None:
         super().__init__(denoiser, data_range)
-        if probes is not None and probes < 1:
-            raise ValueError(f"HessianDiagonal needs at least one probe, or None for the exact diagonal, got {probes}.")
+        check_whole(self, "probes >= 1 or null", "seed >= 0", probes=probes, seed=seed)
         self.probes, self.isotropic, self.seed = probes, isotropic, seed
 
     def mean_and_covariance(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:

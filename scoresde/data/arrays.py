@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scoresde.checks import check_flag, check_whole
+from scoresde.checks import check_flag, check_text, check_whole
 from scoresde.data.codec import Quantized, Standardized
 from scoresde.data.dataset import Dataset, Split, check_finite, check_split, find, split_indices, take
 
@@ -39,10 +39,8 @@ def array(
     check_whole("data=array", "2 <= levels <= 65536 or null", "num_classes >= 1 or null", **locals())
     for name, flag in (("standardize", standardize), ("channels_last", channels_last)):
         check_flag("data=array", name, flag)
-    if not isinstance(label_key, str | None):
-        raise ValueError(f"data=array needs label_key to be text or null, got {label_key!r}")
-    if not isinstance(test_path, str | Path | None):
-        raise ValueError(f"data=array needs test_path to be a file or null, got {test_path!r}")
+    check_text("data=array", "label_key", label_key)
+    check_text("data=array", "test_path", test_path)
     found = find(path, "data=array needs a .npy or .npz file; set data.path to it")
     train = _read_split(found, label_key, levels, channels_last)
     if test_path is None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoresde.checks import check_list, check_numbers, check_pair
 from scoresde.denoiser import Denoiser
 from scoresde.sde.levels import Level
 
@@ -45,10 +46,10 @@ class Guided(Denoiser):
     ) -> None:
         super().__init__()
         _require_same_sde("Guided", denoiser, reference)
-        if interval is not None and not 0 <= interval[0] < interval[1]:
-            raise ValueError(f"Guided needs interval (low, high) with 0 <= low < high in σ/α, got {tuple(interval)}.")
+        _check_scale(self, scale)
         self.sde, self.denoiser, self.reference = denoiser.sde, denoiser, reference
-        self.scale, self.interval = scale, interval
+        self.scale = scale
+        self.interval = None if interval is None else check_pair(self, "interval", interval, "0 <= low < high")
 
     def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
         scale = self._scale_at(level)
@@ -87,6 +88,7 @@ class Composed(Denoiser):
         super().__init__()
         if not parts or len(parts) != len(weights):
             raise ValueError(f"Composed needs one weight per part, got {len(parts)} parts and {len(weights)} weights.")
+        check_list(self, "weights", weights)
         for part in parts:
             _require_same_sde("Composed", base, part)
         self.sde, self.base, self.parts, self.weights = base.sde, base, nn.ModuleList(parts), tuple(weights)
@@ -125,6 +127,7 @@ class ClassifierGuided(Denoiser):
 
     def __init__(self, denoiser: Denoiser, log_prob: LogProbability, scale: float = 1.0) -> None:
         super().__init__()
+        _check_scale(self, scale)
         self.sde, self.denoiser, self.log_prob, self.scale = denoiser.sde, denoiser, log_prob, scale
 
     def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
@@ -151,6 +154,7 @@ class ReconstructionGuided(Denoiser):
 
     def __init__(self, denoiser: Denoiser, log_likelihood: Callable[[Tensor], Tensor], scale: float = 1.0) -> None:
         super().__init__()
+        _check_scale(self, scale)
         self.sde, self.denoiser, self.log_likelihood, self.scale = denoiser.sde, denoiser, log_likelihood, scale
 
     def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
@@ -184,3 +188,8 @@ def _require_same_sde(owner: str, first: Denoiser, second: Denoiser) -> None:
         raise ValueError(
             f"{owner} combines denoisers at equal (α, σ): they need the same SDE, got {first.sde} and {second.sde}."
         )
+
+
+def _check_scale(guided: Denoiser, scale: float) -> None:
+    if not isinstance(scale, Tensor):  # a tensor may hold one scale per sample
+        check_numbers(guided, "-inf < scale < inf", scale=scale)

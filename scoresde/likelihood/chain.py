@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde.checks import check_choice
+from scoresde.checks import check_choice, check_numbers, check_whole, is_number
 from scoresde.covariance.reverse_variance import FIXED, check_known, posterior_std, removed
 from scoresde.denoiser import Denoiser, KnowsFullCovariance, PredictsRange
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
@@ -143,9 +143,8 @@ def chain_times(
     Raises:
         ValueError: For fewer than two states, or a last state without noise.
     """
-    if steps < 2:
-        raise ValueError(f"{owner} needs a chain of at least 2 steps, got steps={steps}.")
-    t_end = sde.t_min if t_start is None else t_start
+    check_whole(owner, "2 <= steps <= 1000000", steps=steps)
+    t_end = checked_start(owner, sde, t_start)
     times = grid(sde, steps - 1, t_end)
     if len(times) < steps:
         times = grid(sde, steps, t_end)
@@ -155,6 +154,18 @@ def chain_times(
             f"Use t_start > 0, for example 1e-5."
         )
     return times
+
+
+def checked_start(owner: str, sde: SDE, t_start: float | None) -> float:
+    """Where a likelihood begins: t_start, or the SDE's t_min for None.
+
+    Raises:
+        ValueError: If it is outside [t_min, 1), where the process or the model means nothing.
+    """
+    if t_start is None:
+        return sde.t_min
+    check_numbers(owner, "t_min <= t_start < 1", t_min=sde.t_min, t_start=t_start)
+    return t_start
 
 
 def prior_kl(sde: SDE, x0: Tensor, t: Tensor) -> Tensor:
@@ -239,11 +250,8 @@ def check_chain(denoiser: Denoiser, variance: str, decoder_variance: float | str
 def check_variances(owner: str, variance: str, decoder_variance: float | str | None) -> None:
     """Raise one sentence if the variances of a chain make no sense."""
     check_choice(owner, "variance", variance, VARIANCES)
-    if isinstance(decoder_variance, int | float):
-        known = 0 < decoder_variance < math.inf
-    else:
-        known = decoder_variance in (None, "posterior")
-    if not known:
+    number = isinstance(decoder_variance, int | float) and is_number(decoder_variance)
+    if not (0 < float(decoder_variance) < math.inf if number else decoder_variance in (None, "posterior")):  # type: ignore[arg-type]
         raise ValueError(
             f"{owner} needs decoder_variance 'posterior', a number > 0, or None for that of the steps, got "
             f"{decoder_variance!r}."

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_numbers
 from scoresde.likelihood.cells import Cells
 from scoresde.sde import SDE
 
@@ -92,6 +93,10 @@ class TruncatedNormalDequantization(_Cellwise):
     """
 
     t: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, "0 <= t < 1 or null")
 
     def _draw(self, k: Tensor, sde: SDE, u: Tensor, dtype: torch.dtype) -> Dequantized:
         alpha, sigma = self._alpha_sigma(sde, k.device)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_whole
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood import flow_density
 from scoresde.likelihood.bound import Bound
@@ -99,8 +100,7 @@ def discrete_log_prob(
         Zheng et al., "Improved Techniques for Maximum Likelihood Estimation for Diffusion ODEs", 2023,
             arXiv:2305.03935.
     """
-    if samples < 1 or (batch is not None and batch < 1):
-        raise ValueError(f"discrete_log_prob needs samples and batch of at least 1, got {samples} and {batch}.")
+    check_whole("discrete_log_prob", "samples >= 1", "batch >= 1 or null", samples=samples, batch=batch)
     density = flow_density.log_prob if log_prob is None else log_prob
     seeds = None if seeds is None else sample_seeds(seeds, len(k), "discrete_log_prob")
     graph = torch.is_grad_enabled() and bool(options.get("create_graph", False))

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from scoresde.checks import check_choice
+from scoresde.checks import check_choice, check_whole
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.bound import Bound
-from scoresde.likelihood.chain import prior_kl
+from scoresde.likelihood.chain import checked_start, prior_kl
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
 from scoresde.likelihood.intervals import pooled_freedom
 from scoresde.sde import SDE, expand
@@ -115,7 +115,7 @@ class _Path:
 
     def __init__(self, sde: SDE, x: Tensor, t_start: float | None, below: str) -> None:
         self.sde, self.x, self.below = sde, x, below
-        start = sde.t_min if t_start is None else t_start
+        start = checked_start("elbo", sde, t_start)
         self.start, self.end = torch.tensor([start, 1.0], dtype=torch.float64, device=x.device)
         self.high, self.low = sde.logsnr(self.start), sde.logsnr(self.end)
         self.range = self.high - self.low
@@ -270,5 +270,4 @@ def check_elbo(
     check_choice(owner, "sampling", sampling, ("stratified", "antithetic"))
     check_choice(owner, "below", below, ("decoder", "density"))
     check_choice(owner, "probe", probe, ("rademacher", "gaussian"))
-    if samples < 1:
-        raise ValueError(f"{owner} needs samples of at least 1, got {samples}.")
+    check_whole(owner, "samples >= 1", samples=samples)

@@ -17,6 +17,7 @@ from scoresde.integrate.adaptive import QuantityOfInterest, integrate
 from scoresde.integrate.coordinates import FlowCoordinates
 from scoresde.integrate.methods import Attempt, Field, State
 from scoresde.integrate.torchdiffeq_backend import adaptive_method, check_ode_arguments, integrate_together
+from scoresde.likelihood.chain import checked_start
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
 from scoresde.likelihood.intervals import interval
 from scoresde.likelihood.trace import Trace, check_trace, mean_and_error, trace_of
@@ -131,7 +132,7 @@ def log_prob(
     check_below("log_prob", below)
     check_choice("log_prob", "on_error", on_error, ("raise", "nan"))
     failures = _check_data(x, on_error)
-    t_start = denoiser.sde.t_min if t_start is None else t_start
+    t_start = checked_start("log_prob", denoiser.sde, t_start)
     flow = FlowCoordinates(denoiser.sde, t_start, "log_prob")
     if failures:
         x = x.index_fill(0, torch.tensor(list(failures), device=x.device), 0.0)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from scoresde.checks import check_choice
+from scoresde.checks import check_choice, check_whole
 from scoresde.noise.keyed import deliver, keyed_normals
 from scoresde.noise.streams import stream_seed
 
@@ -81,8 +81,7 @@ def check_trace(owner: str, divergence: str, probes: int, probe: str) -> None:
     check_choice(owner, "divergence", divergence, DIVERGENCES)
     check_choice(owner, "probe", probe, PROBES)
     least = 3 if divergence == "hutch++" else 1
-    if probes < least:
-        raise ValueError(f"{owner} with divergence {divergence!r} needs probes >= {least}, got {probes}.")
+    check_whole(f"{owner} with divergence {divergence}", f"probes >= {least}", probes=probes)
 
 
 def draw_probes(probe: str, x: Tensor, count: int, seeds: Sequence[int], purpose: str = "probe") -> Tensor:

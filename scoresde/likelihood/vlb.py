@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from scoresde.checks import check_whole
 from scoresde.denoiser import Denoiser
 from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.chain import chain_times, check_chain, prior_kl, reconstruction, transition_kl
@@ -136,8 +137,7 @@ def _schedule(
 
 
 def _check_draws(samples: int, draws: int | None, probabilities: Tensor | None, count: int) -> None:
-    if samples < 1 or (draws is not None and draws < 1):
-        raise ValueError(f"vlb needs samples and draws of at least 1, got samples={samples}, draws={draws}.")
+    check_whole("vlb", "samples >= 1", "draws >= 1 or null", samples=samples, draws=draws)
     if probabilities is None:
         return
     if draws is None:

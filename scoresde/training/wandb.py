@@ -10,7 +10,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
-from scoresde.checks import check_numbers
+from scoresde.checks import check_numbers, check_text
 from scoresde.files import inside, write_atomically
 from scoresde.streams import say
 from scoresde.training.loggers import CSVLogger, Logger, MultiLogger
@@ -44,8 +44,7 @@ class WandbLogger:
     def __post_init__(self) -> None:
         check_numbers(self, "0 < timeout <= 1e6")
         for name in ("project", "entity", "name"):
-            if not isinstance(value := getattr(self, name), str | None) or (name == "project" and not value):
-                raise ValueError(f"WandbLogger needs {name} to be text, got {value!r}.")
+            check_text(self, name, getattr(self, name), optional=name != "project")
         if not isinstance(self.tags, list | tuple) or not all(isinstance(tag, str) for tag in self.tags):
             raise ValueError(f"WandbLogger needs tags to be a list of texts, got {self.tags!r}.")
         self._wandb: Any = None

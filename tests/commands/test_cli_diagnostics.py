@@ -13,7 +13,7 @@ from command_line import command, inside
 from PIL import Image
 
 from scoresde.cli import sample_main, train_main
-from scoresde.commands.build import ConfigError, build_as
+from scoresde.commands.build import build_as
 from scoresde.commands.diagnostics import MEASURES, _cell_optimum, _Test
 from scoresde.commands.interfaces import Diagnostics
 from scoresde.commands.load import TrainedModel, load_run
@@ -199,8 +199,8 @@ def test_a_mistyped_option_gets_one_sentence(options: list[str], message: str, w
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bins": 0}, "diagnostics.bins needs to be at least 1, got 0"),
-        ({"probes": 1}, "diagnostics.probes needs to be at least 2, got 1"),
+        ({"bins": 0}, "diagnostics needs bins >= 1, a whole number, got bins=0"),
+        ({"probes": 1}, "diagnostics needs probes >= 2, a whole number, or null, got probes=1"),
         ({"gap_samples": None}, "diagnostics.gap_samples needs a whole number, got null"),
         ({"num_examples": True}, "diagnostics.num_examples needs a whole number"),
         ({"which": "some"}, r"needs to be all, or some of \[loss, fokker_planck, asymmetry, gap\], got 'some'"),
@@ -210,7 +210,7 @@ def test_a_mistyped_option_gets_one_sentence(options: list[str], message: str, w
     ids=str,
 )
 def test_mistakes_get_one_sentence(options: dict[str, Any], message: str, work: Path) -> None:
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(ValueError) as error:
         run(**options)
     assert re.search(message, str(error.value))
     assert not Path("o").exists()

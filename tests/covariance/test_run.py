@@ -104,5 +104,5 @@ def test_a_head_of_other_weights_is_refused(trained: TrainedModel) -> None:
     object.__setattr__(trained, "step", 99)
     with pytest.raises(ConfigError, match=r"was trained for step 3 of .*, which is at step 99: remove"):
         TrainedVariance(head="npr")(trained)
-    with pytest.raises(ConfigError, match=r"a variance head needs head=npr or head=sn, got head=best"):
+    with pytest.raises(ValueError, match=r"TrainedVariance needs head npr or sn, got 'best'"):
         TrainedVariance(head="best")(trained)

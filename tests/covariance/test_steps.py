@@ -305,7 +305,10 @@ def test_the_optimal_variance_is_closer_to_a_mixture_than_both_fixed_ones(steps:
         ),
         (lambda: DDIM(clip_last_noise=0), "DDIM needs 0 < clip_last_noise < inf, or null, got clip_last_noise=0"),
         (lambda: VarianceHead(mixture(VPSDE()), Counting(), kind="x"), "VarianceHead needs kind npr or sn"),
-        (lambda: HessianDiagonal(mixture(VPSDE()), 0), "HessianDiagonal needs at least one probe"),
+        (
+            lambda: HessianDiagonal(mixture(VPSDE()), 0),
+            "HessianDiagonal needs probes >= 1, a whole number, or null",
+        ),
         (lambda: HessianDiagonal(mixture(VPSDE()), data_range=(1.0, 1.0)), "HessianDiagonal needs data_range"),
     ],
 )

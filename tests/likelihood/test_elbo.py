@@ -219,8 +219,8 @@ def test_arguments() -> None:
         ({"below": "data"}, "elbo needs below decoder or density, got 'data'"),
         ({"sampling": "sobol"}, "elbo needs sampling stratified or antithetic, got 'sobol'"),
         ({"probe": "sphere"}, "elbo needs probe rademacher or gaussian"),
-        ({"samples": 0}, "elbo needs samples of at least 1, got 0"),
-        ({"t_start": 0.0}, "elbo needs noise at the data end: σ is 0 at t_start=0 of VPSDE"),
+        ({"samples": 0}, "elbo needs samples >= 1, a whole number, got samples=0"),
+        ({"t_start": 0.0}, "elbo needs t_min <= t_start < 1, got t_min=1e-05, t_start=0.0"),
     ]:
         with pytest.raises(ValueError, match=message):
             elbo(denoiser, x, **options)

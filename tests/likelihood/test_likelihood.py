@@ -21,7 +21,9 @@ from scoresde import (
     NetworkDenoiser,
     SubVPSDE,
     bits_per_dim,
+    elbo,
     log_prob,
+    vlb,
 )
 
 SDES = [VPSDE(), SubVPSDE(), VESDE(), EDMSDE(), CosineSDE()]
@@ -265,8 +267,11 @@ def test_bits_per_dim_of_uniform_data_is_log2_of_the_levels() -> None:
     [
         ({"divergence": "trace"}, "divergence hutchinson, exact or hutch\\+\\+, got 'trace'"),
         ({"probe": "uniform"}, "probe rademacher, gaussian or orthogonal, got 'uniform'"),
-        ({"probes": 0}, "probes >= 1, got 0"),
-        ({"divergence": "hutch++", "probes": 2}, "with divergence 'hutch\\+\\+' needs probes >= 3, got 2"),
+        ({"probes": 0}, "log_prob with divergence hutchinson needs probes >= 1, a whole number, got probes=0"),
+        (
+            {"divergence": "hutch++", "probes": 2},
+            r"with divergence hutch\+\+ needs probes >= 3",
+        ),
         ({"below": "zero"}, "below density or decoder, got 'zero'"),
         ({"on_error": "skip"}, "on_error raise or nan, got 'skip'"),
         ({"seeds": [1, 2, 3]}, "log_prob needs one seed per sample: expected 2, got 3"),
@@ -274,7 +279,7 @@ def test_bits_per_dim_of_uniform_data_is_log2_of_the_levels() -> None:
         ({"method": "rk4"}, "fixed-step method rk4 needs 1 <= steps <= 1000000, a whole number, got steps=None"),
         ({"steps": 10}, "chooses its own steps with 'adams'"),
         ({"rtol": 0.0}, "0 < rtol <= 1, got rtol=0.0"),
-        ({"t_start": 0.0}, "log_prob needs noise at the data end: σ is 0 at t_end=0.0 of VPSDE. Use t_end > 0"),
+        ({"t_start": 0.0}, "log_prob needs t_min <= t_start < 1, got t_min=1e-05, t_start=0.0"),
     ],
 )
 def test_wrong_arguments_are_named(options: dict[str, Any], words: str) -> None:
@@ -510,3 +515,14 @@ def test_a_failure_ends_the_work_on_its_row() -> None:
     denoiser.register_forward_hook(lambda *_: calls.append(1))
     log_prob(denoiser, torch.full((1, 2), 4.0), on_error="nan")
     assert len(calls) == 2  # the first slope and the one attempted step
+
+
+@pytest.mark.parametrize("t_start", [-1.0, 0.0, 5e-4, 1.0, 2.0, math.nan, -math.inf, "early", True])
+@pytest.mark.parametrize("estimate", [log_prob, elbo, vlb], ids=["log_prob", "elbo", "vlb"])
+def test_a_likelihood_begins_between_t_min_and_one(estimate: Any, t_start: Any) -> None:
+    """−1 gave a number: on this SDE the noise of a negative time is that of a positive one."""
+    denoiser, x = GaussianDenoiser(VPSDE(t_min=1e-3), 0.0, 1.0), torch.zeros(2, 2)
+    estimate(denoiser, x, t_start=1e-3, **({} if estimate is not vlb else {"steps": 3}))
+    estimate(denoiser, x, t_start=0.5, **({} if estimate is not vlb else {"steps": 3}))
+    with pytest.raises(ValueError, match=f"{estimate.__name__} needs t_min <= t_start < 1, got t_min=0.001, t_start="):
+        estimate(denoiser, x, t_start=t_start)

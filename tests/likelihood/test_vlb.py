@@ -345,9 +345,9 @@ def test_arguments() -> None:
         ({"variance": "tiny"}, "vlb needs variance small, large, learned, optimal or full, got 'tiny'"),
         ({"decoder_variance": -1.0}, "needs decoder_variance 'posterior', a number > 0, or None .* got -1.0"),
         ({"decoder_variance": "beta"}, "needs decoder_variance 'posterior', a number > 0"),
-        ({"steps": 1}, "a chain of at least 2 steps, got steps=1"),
-        ({"samples": 0}, "samples and draws of at least 1, got samples=0"),
-        ({"t_start": 0.0}, "needs noise at the last state: σ is 0 at t=0 of VPSDE"),
+        ({"steps": 1}, "vlb needs 2 <= steps <= 1000000, a whole number, got steps=1"),
+        ({"samples": 0}, "samples >= 1, a whole number, got samples=0"),
+        ({"t_start": 0.0}, "vlb needs t_min <= t_start < 1, got t_min=1e-05, t_start=0.0"),
         ({"probabilities": torch.ones(4)}, "takes probabilities of transitions only with draws"),
         ({"draws": 2, "probabilities": torch.ones(4)}, "one positive probability for each of the 9 transitions"),
     ]:
