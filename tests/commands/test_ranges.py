@@ -84,7 +84,7 @@ X = torch.tensor([[0.3, -0.2], [0.1, 0.4]])
 NET = list(torch.nn.Linear(1, 1).parameters())
 RUN: dict[str, Any] = {
     "denoiser": torch.nn.Linear(1, 1), "loss": DenoisingLoss(), "optimizer": torch.optim.SGD(NET, lr=1.0),
-    "batch": None,
+    "batch": lambda step: (X, {}),
 }  # fmt: skip
 
 
