@@ -159,6 +159,8 @@ def _path(name: str, steps: int, depends_on: Any, trained: TrainedModel) -> Path
 
 def _known(kind: type[Fit], path: Path, trained: TrainedModel) -> Fit | None:
     """The fit in a file, if it is whole and was made for the run's weights; otherwise says why it is made again."""
+    if not path.is_file():
+        return None
     try:
         content = load_checkpoint(path)
         if content.get("fitted_to") == trained.weights:
@@ -178,8 +180,13 @@ def _fitted(
     trained: TrainedModel,
 ) -> Fit:
     """The fit that the run has, or a new one: of the model without guidance, and without labels if it takes some."""
-    if path.is_file() and not options.refit and (known := _known(kind, path, trained)) is not None:
+    if not options.refit and (known := _known(kind, path, trained)) is not None:
         return known
+    with trained.run.locked():
+        return _made(fit, path, options, trained)
+
+
+def _made(fit: Callable[..., Fit], path: Path, options: OptimisedTimes | CalibratedTimes, trained: TrainedModel) -> Fit:
     denoiser, count, device = trained.given(None), options.reference_paths, trained.device
     with tqdm(total=count, desc="reference paths", unit="run", disable=None, leave=False) as bar:
         generator = torch.Generator(device=device).manual_seed(0)

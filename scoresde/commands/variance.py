@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +19,7 @@ from scoresde.commands.load import TrainedModel
 from scoresde.covariance import AnalyticVariance, CovarianceDenoiser, HessianDiagonal, SecondMoment, second_moment
 from scoresde.covariance.moments import noise_levels
 from scoresde.noise import stream_generator
-from scoresde.training import load_checkpoint, save_checkpoint
+from scoresde.training import CheckpointError, load_checkpoint, save_checkpoint
 
 VARIANCE_FILE = "variance.pt"
 
@@ -111,10 +112,30 @@ def moments_of(
     check_whole("moments_of", "samples >= 3", "levels >= 2 or null", samples=samples, levels=levels)
     path = trained.run.path / VARIANCE_FILE
     wanted = {"step": trained.step, "seed": seed, "levels": levels or 0, "weights": trained.weights}
-    if path.is_file():
-        state = {"weights": trained.weights, **load_checkpoint(path)}  # an earlier version did not keep them
+    if (known := _known(path, wanted, samples)) is not None:
+        return known
+    with trained.run.locked():
+        table = _computed(trained, path, samples, levels, seed, batch_size)
+        save_checkpoint(path, {**table.state(), **wanted})
+    return table
+
+
+def _known(path: Path, wanted: Mapping[str, Any], samples: int) -> SecondMoment | None:
+    """The table in a file, if it is whole and is what is wanted; says so where it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        state = {"weights": wanted["weights"], **load_checkpoint(path)}  # an earlier version did not keep them
         if all(state.get(key) == value for key, value in wanted.items()) and state["samples"] >= samples:
             return SecondMoment.from_state(state)
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        print(f"{path} is damaged: it is made again.")
+    return None
+
+
+def _computed(
+    trained: TrainedModel, path: Path, samples: int, levels: int | None, seed: int, batch_size: int
+) -> SecondMoment:
     denoiser, device = trained.denoiser, trained.device
     print(f"estimating the variance of {trained.run.path} from {samples} examples, once: kept in {path}")
     data = trained.data()
@@ -132,8 +153,6 @@ def moments_of(
     with tqdm(total=calls, desc="variance", unit="call", disable=None, leave=False) as bar:
         hook = trained.net.register_forward_hook(lambda *call: bar.update())
         try:
-            table = second_moment(denoiser, examples(), levels=levels, samples=samples, generator=generator)
+            return second_moment(denoiser, examples(), levels=levels, samples=samples, generator=generator)
         finally:
             hook.remove()
-    save_checkpoint(path, {**table.state(), **wanted})
-    return table

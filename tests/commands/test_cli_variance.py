@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from scoresde.guidance import Guided
 from scoresde.losses import SecondMomentLoss
 from scoresde.noise import per_sample_noise, stream_generator, stream_seed
 from scoresde.solvers import DDIM, DDPM, Langevin, PredictorCorrector, Solver
+from scoresde.training import InUse
 
 FAST = ["logger=csv", "trainer.warmup=0", "trainer.ema_decay=0.5", "optimizer.lr=0.01"]
 TINY = [*FAST, "model.width=8", "model.num_res_blocks=1", "trainer.steps=8", "batch_size=16"]
@@ -142,6 +144,31 @@ def test_the_table_is_made_once_and_shared_with_the_grid(work: Path, capsys: pyt
     assert (file.read_bytes(), file.stat().st_mtime_ns) == before
     command(sample_main, "run=runs/plain", *OPTIMAL, *ANALYTIC, "variance.samples=30")
     assert f"{said} from 30 examples" in capsys.readouterr().out
+
+
+def test_a_damaged_table_is_made_again_by_one_process_at_a_time(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained = load_run("runs/plain")
+    path = trained.run.path / "variance.pt"
+    first = moments_of(trained, samples=20, levels=4)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:300] + b"x" + whole[301:])
+    caught: list[InUse] = []
+
+    def another() -> None:
+        try:
+            moments_of(trained, samples=20, levels=4)
+        except InUse as error:
+            caught.append(error)
+
+    with trained.run.locked():
+        thread = threading.Thread(target=another)
+        thread.start()
+        thread.join()
+        again = moments_of(trained, samples=20, levels=4)
+    assert f"the run {trained.run.path} is in use by process" in str(caught[0])
+    assert f"{path} is damaged: it is made again." in capsys.readouterr().out
+    assert path.read_bytes() == whole
+    assert all(torch.equal(value, again.state()[key]) for key, value in first.state().items() if torch.is_tensor(value))
 
 
 @pytest.mark.parametrize("variance", ["optimal", "large"])
