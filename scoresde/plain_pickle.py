@@ -53,16 +53,18 @@ def read_tensors(file: BinaryIO, known: Mapping[tuple[str, str], Any] = {}) -> A
 class _PlainUnpickler(pickle.Unpickler):
     """An unpickler that calls nothing but what it knows, after a look at the whole pickle."""
 
-    def __init__(self, content: bytes, known: Mapping[tuple[str, str], Any]) -> None:
+    allowed = "tensors"
+
+    def __init__(self, content: bytes, known: Mapping[tuple[str, str], Any], encoding: str = "ASCII") -> None:
         check_pickle(io.BytesIO(content), len(content))
-        super().__init__(io.BytesIO(content), encoding="latin1")
+        super().__init__(io.BytesIO(content), encoding=encoding)
         self._known = {**known, ("collections", "OrderedDict"): OrderedDict}
 
     def find_class(self, module: str, name: str) -> Any:
         try:
             return self._known[module, name]
         except KeyError:
-            raise NotPlain(f"it asks for {module}.{name}") from None
+            raise NotPlain(f"it asks for {module}.{name}, and only {self.allowed} are allowed") from None
 
 
 def check_pickle(file: BinaryIO, size: int) -> None:
@@ -116,21 +118,24 @@ def _tensor(flat: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int,
     return flat.as_strided(size, stride, offset)
 
 
-def read_arrays(content: bytes) -> Any:
-    """A pickle of numpy arrays, numbers, texts and containers, of any version of numpy; encoded text is latin1.
+class ArrayUnpickler(_PlainUnpickler):
+    """Reads a mapping of numpy arrays, numbers, texts and containers, of any version of numpy and of Python."""
 
-    Raises:
-        NotPlain: If it holds anything else.
-        Exception: Of many types, if it is damaged.
-    """
-    return as_arrays(_PlainUnpickler(content, NUMPY).load())
+    allowed = "numpy arrays"
 
+    def __init__(self, file: BinaryIO, *, encoding: str = "latin1") -> None:
+        super().__init__(file.read(), NUMPY, encoding)
 
-def as_arrays(value: Any) -> Any:
-    """A value, or a dict's values, with numpy's arrays in place of what stands for them."""
-    if isinstance(value, dict):
-        return {key: item.value if isinstance(item, _Array) else item for key, item in value.items()}
-    return value.value if isinstance(value, _Array) else value
+    def load(self) -> Any:
+        """What was pickled.
+
+        Raises:
+            NotPlain: If it holds anything else.
+            Exception: Of many types, if it is damaged.
+        """
+        value = super().load()
+        items = value.items() if isinstance(value, dict) else []
+        return {key: item.value if isinstance(item, _Array) else item for key, item in items}
 
 
 class _Dtype:

@@ -157,7 +157,7 @@ def _read_file(node: Mapping[str, Any], split: str) -> tuple[Split, Tensor, str]
 
 def _rows_of(path: Path, node: Mapping[str, Any]) -> Split:
     label_key = node.get("label_key")
-    stored = read_arrays(path)
+    stored = read_arrays(path, label_key)
     key = examples_key(path, stored, label_key)
     x = np.asarray(stored[key])
     if x.dtype.kind not in "biuf" or x.ndim == 0 or x.size == 0:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scoresde.checks import check_flag, check_text, check_whole
+from scoresde.data.bounded import TooLarge, member_names, read_members
 from scoresde.data.codec import Quantized, Standardized
 from scoresde.data.dataset import Dataset, Split, check_finite, check_split, find, split_indices, take
 
@@ -69,7 +70,7 @@ def _codec(x: Tensor, standardize: bool, levels: int | None) -> Quantized | Stan
 
 
 def _read_split(path: Path, label_key: str | None, levels: int | None, channels_last: bool) -> Split:
-    stored = read_arrays(path)
+    stored = read_arrays(path, label_key)
     x_key = examples_key(path, stored, label_key)
     x = stored[x_key]
     if x.ndim == 0 or x.size == 0:
@@ -86,15 +87,24 @@ def _read_split(path: Path, label_key: str | None, levels: int | None, channels_
     )  # fmt: skip
 
 
-def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
+def read_arrays(path: Path, label_key: str | None) -> dict[str, NDArray[np.generic]]:
+    """The examples of a file by name, with their labels and `condition`; nothing else that it holds is read."""
     try:
-        with path.open("rb") as file:
-            stored = np.load(file, allow_pickle=False)
-            return {"x": stored} if isinstance(stored, np.ndarray) else {key: stored[key] for key in stored.files}
+        names = member_names(path)
+        wanted = {*names[:1]} if len(names) == 1 else {"x", "condition", label_key}
+        others = [name for name in names if name not in (label_key, "condition")]
+        if "x" not in names and len(others) == 1:
+            wanted |= {*others}
+        if "x" not in names and len(others) != 1:
+            return dict.fromkeys(names, np.zeros(0))  # `examples_key` says what is missing
+        return read_members(path, [name for name in names if name in wanted])
+    except TooLarge:
+        raise
     except Exception as error:  # zip, zlib and header damage all raise their own types
+        reason = f": {error}" if "a regular file is needed" in str(error) else ""
         raise ValueError(
             f"{path} is not a whole .npy or .npz file of plain numbers (object arrays and pickles are "
-            f"refused); write it with numpy.savez(path, x=...)"
+            f"refused); write it with numpy.savez(path, x=...){reason}"
         ) from error
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import io
-import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from scoresde.checks import check_flag
+from scoresde.data.bounded import open_picture, read_small
 from scoresde.data.codec import Quantized
 from scoresde.data.dataset import Dataset, Split, find
+from scoresde.files import check_regular
+from scoresde.plain_pickle import ArrayUnpickler
 
 SHAPE = (3, 32, 32)
+MOST_ROWS = 100_000  # of a split, in parquet
 TRAIN_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
 
 
@@ -49,29 +51,6 @@ def cifar10(path: str | Path | None = None, flip: bool = False) -> Dataset:
     return Dataset(name="cifar10", train=train, test=test, codec=Quantized(levels=256), num_classes=10, flip=flip)
 
 
-class ArrayUnpickler(pickle.Unpickler):
-    """Unpickles containers, numbers, strings and numpy arrays, and refuses everything else by name."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module.replace("numpy.core", "numpy._core"), name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only numpy arrays are allowed") from None
-
-
-def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    return text.encode("latin1")
-
-
-# numpy's own names for these functions moved between its versions, so they are taken from what it pickles.
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy._core.multiarray", "_reconstruct"): np.zeros(1).__reduce__()[0],
-    ("numpy._core.multiarray", "scalar"): np.int64(0).__reduce__()[0],
-    ("numpy._core.numeric", "_frombuffer"): np.zeros(1).__reduce_ex__(5)[0], ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype, ("_codecs", "encode"): _latin1,
-}  # fmt: skip
-
-
 def _read_batches(folder: Path, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     xs, labels = zip(*(_read_batch(folder / name) for name in names), strict=True)
     return torch.cat(xs), torch.cat(labels)
@@ -81,8 +60,7 @@ def _read_batch(path: Path) -> tuple[Tensor, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"data=cifar10 needs {path.name} in {path.parent}")
     try:
-        with path.open("rb") as file:
-            stored = ArrayUnpickler(file, encoding="latin1").load()
+        stored = ArrayUnpickler(io.BytesIO(read_small(path))).load()
         x, label = np.asarray(stored["data"]), np.asarray(stored["labels"])
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(f"{path} is not a batch of CIFAR-10: {type(error).__name__}: {error}") from error
@@ -101,26 +79,30 @@ def _read_parquet(path: Path) -> tuple[Tensor, Tensor]:
     except ImportError as error:
         raise ImportError(f"{path} needs pyarrow, which is not installed: pip install 'scoresde[data]'") from error
     try:
-        table = parquet.read_table(path)
+        check_regular(path)
+        table = parquet.ParquetFile(path)
+        names = table.schema_arrow.names
+        column = next((name for name in ("img", "image") if name in names), None)
+        if column is None or "label" not in names:
+            raise ValueError(f"{path} needs the columns img (or image) and label, got {names}")
+        if table.metadata.num_rows > MOST_ROWS:
+            raise ValueError(f"{path} has {table.metadata.num_rows:,} rows, more than CIFAR-10")
+        label = np.asarray(table.read(["label"])["label"].to_pylist())
+        if label.dtype.kind not in "iu":
+            raise ValueError(f"{path} needs integers in its column label, got {label.dtype}")
+        x = np.empty((len(label), *SHAPE), dtype=np.uint8)
+        batches = table.iter_batches(64, columns=[column])  # a few at a time: one cell may stand in many rows
+        rows = (row for batch in batches for row in batch[column])
+        for i, row in enumerate(tqdm(rows, desc=f"decoding {path.name}", disable=len(label) <= 1000)):
+            x[i] = _decode(row.as_py(), f"{path}, row {i}")
     except (OSError, pyarrow.ArrowException) as error:
         raise ValueError(f"{path} is not a readable parquet file: {error}") from error
-    column = next((name for name in ("img", "image") if name in table.column_names), None)
-    if column is None or "label" not in table.column_names:
-        raise ValueError(f"{path} needs the columns img (or image) and label, got {table.column_names}")
-
-    label = np.asarray(table["label"].to_pylist())
-    if label.dtype.kind not in "iu":
-        raise ValueError(f"{path} needs integers in its column label, got {label.dtype}")
-    x = np.empty((len(label), *SHAPE), dtype=np.uint8)
-    rows = tqdm(table[column], desc=f"decoding {path.name}", disable=len(label) <= 1000)
-    for i, row in enumerate(rows):
-        x[i] = _decode(row.as_py(), f"{path}, row {i}")
     return torch.from_numpy(x), torch.from_numpy(label.astype(np.int64))
 
 
 def _decode(cell: Any, where: str) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(cell["bytes"]), formats=("PNG", "JPEG")) as image:
+        with open_picture(io.BytesIO(cell["bytes"]), where, ("PNG", "JPEG")) as image:
             pixels = np.asarray(image.convert("RGB"))
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise ValueError(f"{where} does not hold a readable PNG or JPEG image: {error}") from error

@@ -13,8 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scoresde.checks import check_choice, check_flag, check_whole
+from scoresde.data.bounded import open_picture
 from scoresde.data.codec import Quantized
 from scoresde.data.dataset import Dataset, Split, check_split, find, split_indices, take
+from scoresde.files import open_regular
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
@@ -124,7 +126,7 @@ def _load(names: list[Path], size: int | None, channels: int, levels: int) -> Te
 
 def _read(name: Path, size: int | None, channels: int) -> np.ndarray:
     try:
-        with Image.open(name, formats=FORMATS) as image:
+        with open_regular(name) as file, open_picture(file, name, FORMATS) as image:
             deep = image.mode.startswith(("I", "F"))
             picture = image.copy() if deep else _convert(image, channels)
     except Exception as error:  # Pillow's decoders raise many types on damaged files

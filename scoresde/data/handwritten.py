@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import zlib
 from importlib.resources import files
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scoresde.data.bounded import check_unpacked
 from scoresde.data.codec import Quantized
 from scoresde.data.dataset import Dataset, Split, find, split_indices
+from scoresde.files import open_regular
 
 MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -68,7 +71,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         ValueError: If the magic number, the sizes and the length of the file do not agree.
     """
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        with open_regular(path) as stored, gzip.open(stored, "rb") if path.suffix == ".gz" else stored as file:
+            packed = os.fstat(stored.fileno()).st_size
             magic = file.read(4)
             if len(magic) < 4 or magic[:3] != b"\x00\x00\x08" or not 1 <= magic[3] <= 4:
                 raise ValueError(
@@ -79,7 +83,9 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             size = math.prod(shape)
             if len(header) < 4 * magic[3] or not 0 < size <= 2**34:
                 raise ValueError(f"{path} has a damaged idx header: sizes {shape}")
-            content = file.read(size + 1)
+            if path.suffix == ".gz":
+                check_unpacked(path, size, packed)
+            content = file.read((size if path.suffix == ".gz" else min(size, packed)) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read, it may be truncated; fetch it again ({error})") from error
     if len(content) != size:
