@@ -12,7 +12,7 @@ def pick_device(device: str | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=device)
+        torch.ones(1, device=device).item()  # which a device without memory, as "meta", cannot do
         return torch.device(device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device={device} cannot be used here: {str(error).splitlines()[0]}") from None

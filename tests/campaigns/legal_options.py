@@ -270,7 +270,7 @@ LEGAL: dict[str, Rule] = {
     "solver=*.seed": either(null, whole(0, 2**64)),
     "solver=*.coupling": number(above=0, high=1),
     "solver=*.tau": number(0),
-    "solver=*.interval": many(number(0), 2, 2),
+    "solver=*.interval": many(either(number(0), infinite), 2, 2),
     "solver=*.variant": one("bh1", "bh2"),
     # the other groups of sample.py
     "grid=*.rho": positive,

@@ -280,7 +280,8 @@ def trials() -> Iterator[Trial]:
         for text in (f"{group}=nonsense", f"{group}={swapped(option)}x", f"{swapped(group)}={option}",
                      f"{group}=[{option},{option}]", f"{group}=''", f"{group}={LONG}", f"{group}=../{group}/{option}",
                      f"{group}/{option}={option}"):  # fmt: skip
-            yield Trial("option", base, text, "../" in text)
+            several = group == "experiment" and text.startswith("experiment=[")
+            yield Trial("option", base, text, "../" in text or several)
         if group == "experiment":
             continue
         yield Trial("option", base, f"~{group}", group == "diagnostics")

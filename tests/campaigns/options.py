@@ -181,7 +181,11 @@ def campaign(count: int, seed: int, only: str = "", jobs: int = 2, verbose: bool
     """Run `count` trials, drawn with a seed, or all with `only` in their names."""
     chosen = [trial for trial in trials() if only in f"{trial.base.name} {trial.option}"]
     random.Random(seed).shuffle(chosen)
-    chosen = chosen[:count]
+    return run(chosen[:count], jobs, verbose)
+
+
+def run(chosen: Sequence[Trial], jobs: int = 2, verbose: bool = False) -> list[Outcome]:
+    """Run trials, so many at a time."""
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="options-") as name:
         top = Path(name)
