@@ -6,7 +6,7 @@ from abc import ABC
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, SupportsFloat, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,22 @@ from scoresde.sde import SDE, expand
 from scoresde.sde.levels import Level, Levels
 
 __all__ = ["Denoiser", "KnowsCovariance", "KnowsFullCovariance", "NetworkDenoiser", "PredictsRange"]
+
+
+def as_time(t: Tensor | float, x: Tensor) -> Tensor:
+    """A time as a tensor beside states x: a number stands for itself, for every sample.
+
+    Raises:
+        TypeError: If it is neither a tensor nor a number.
+        ValueError: If it is a number outside [0, 1].
+    """
+    if isinstance(t, Tensor):
+        return t
+    if isinstance(t, bool) or not isinstance(t, SupportsFloat):
+        raise TypeError(f"t must be a time in [0, 1], a number or a tensor of shape () or ({len(x)},), got {t!r}.")
+    if not 0 <= float(t) <= 1:
+        raise ValueError(f"t must be a time in [0, 1], got {t!r}.")
+    return torch.tensor(float(t), dtype=x.dtype if x.is_floating_point() else None, device=x.device)
 
 
 class Denoiser(nn.Module, ABC):
@@ -41,6 +57,10 @@ class Denoiser(nn.Module, ABC):
         if cls.forward is Denoiser.forward and cls.x0 is Denoiser.x0:
             raise TypeError(f"{cls.__name__} needs a formula: write forward(x, t) or x0(x, level).")
 
+    def __call__(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
+        """E[x0 | x_t = x]: x (B, *), t () or (B,) or a number -> (B, *), in x's dtype."""
+        return super().__call__(x, as_time(t, x), **cond)  # type: ignore[no-any-return]
+
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """E[x0 | x_t = x]: x (B, *), t () or (B,) -> (B, *), in x's dtype."""
         return self.x0(x, Level.at(self.sde, t, x), **cond)
@@ -49,9 +69,9 @@ class Denoiser(nn.Module, ABC):
         """E[x0 | x_t = x] at a level, shape (B, *)."""
         return self(x, level.time, **cond)  # type: ignore[no-any-return]
 
-    def eps(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+    def eps(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
         """E[ε | x_t = x], shape (B, *)."""
-        return self.eps_at(x, Level.at(self.sde, t, x), **cond)
+        return self.eps_at(x, Level.at(self.sde, as_time(t, x), x), **cond)
 
     def eps_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
         """E[ε | x_t = x] at a level, shape (B, *)."""
@@ -59,8 +79,9 @@ class Denoiser(nn.Module, ABC):
             return self.eps(x, level.time, **cond)
         return (x - level.alpha * self.x0(x, level, **cond)) / level.sigma
 
-    def score(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+    def score(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
         """∇ log p_t(x), shape (B, *)."""
+        t = as_time(t, x)
         return -self.eps(x, t, **cond) / expand(self.sde.sigma(t), x)
 
     def score_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
@@ -69,8 +90,9 @@ class Denoiser(nn.Module, ABC):
             return self.score(x, level.time, **cond)
         return -self.eps_at(x, level, **cond) / level.sigma
 
-    def velocity(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+    def velocity(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
         """dx/dt of the probability-flow ODE, shape (B, *)."""
+        t = as_time(t, x)
         return self.sde.drift(x, t) - 0.5 * expand(self.sde.g(t).square(), x) * self.score(x, t, **cond)
 
     def given(self, **cond: Any) -> Denoiser:

@@ -142,3 +142,21 @@ def test_a_network_of_another_shape_is_named() -> None:
     net = type("Flat", (nn.Module,), {"forward": lambda self, x, c: x[:, :1]})()
     with pytest.raises(ValueError, match=r"Flat must return the shape of its input \(4, 3\), got \(4, 1\): build"):
         NetworkDenoiser(net, VPSDE(), Epsilon())(torch.randn(4, 3), torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("method", ["__call__", "eps", "score", "velocity"])
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_number_is_a_time(method: str, exact: bool) -> None:
+    denoiser: Denoiser = GaussianDenoiser(VPSDE(), MEAN, STD)
+    if not exact:
+        denoiser = NetworkDenoiser(Ideal(EDM(), MEAN, STD), VPSDE(), EDM())
+    x = torch.randn(4, 3)
+    ask = getattr(denoiser, method)
+    torch.testing.assert_close(ask(x, 0.5), ask(x, torch.full((4,), 0.5)))
+    torch.testing.assert_close(ask(x, 1), ask(x, torch.tensor(1.0)))
+    for wrong in ("a", None, True, [0.5]):
+        with pytest.raises(TypeError, match=r"a time in \[0, 1\], a number or a tensor of shape \(\) or \(4,\)"):
+            ask(x, wrong)
+    for outside in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=r"t must be a time in \[0, 1\], got"):
+            ask(x, outside)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from scoresde.denoiser import Denoiser
+from scoresde.denoiser import Denoiser, as_time
 from scoresde.sde import SDE, expand
 
 Law = TypeVar("Law", bound="AnalyticDenoiser")
@@ -35,11 +35,12 @@ class AnalyticDenoiser(Denoiser):
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         return self._mean(*self._data_coordinates(x, t)).to(x.dtype)
 
-    def eps(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        y, s = self._data_coordinates(x, t)
+    def eps(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
+        y, s = self._data_coordinates(x, as_time(t, x))
         return (s * self._pull(y, s)).to(x.dtype)
 
-    def score(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+    def score(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
+        t = as_time(t, x)
         y, s = self._data_coordinates(x, t)
         return (-self._pull(y, s) / expand(self.sde.alpha(t.double()), y)).to(x.dtype)
 

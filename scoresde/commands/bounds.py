@@ -201,6 +201,8 @@ def _last_time(t_start: float | None, trained: TrainedModel) -> float | None:
 def _decoder(name: str, trained: TrainedModel) -> Decoder:
     codec = trained.codec
     if not isinstance(codec, Quantized):
+        if name != next(iter(DECODERS)):
+            raise ConfigError(f"likelihood.decoder={name} is of levels, but {trained.run.path} has continuous values.")
         return gaussian_decoder
     return DECODERS[name](levels=codec.levels, value_range=codec.value_range)
 

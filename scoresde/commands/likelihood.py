@@ -6,7 +6,7 @@ import inspect
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,22 @@ def is_wanted(
         return False
     asked = options.when == "always" or config.get("data") is not None
     return asked or (isinstance(solver, ProbabilityFlowODE) and not steered)
+
+
+def check_idle(options: EvaluationOptions, likelihood: Likelihood) -> None:
+    """Raise if a likelihood that is not evaluated was given options, which would have no effect.
+
+    Raises:
+        ConfigError: With the first of them.
+    """
+    if options.when == "always" or options.num_examples == 0 or not is_dataclass(likelihood):
+        return
+    for field in fields(likelihood):
+        if (value := getattr(likelihood, field.name)) != field.default and field.default is not MISSING:
+            raise ConfigError(
+                f"likelihood.{field.name}={value} has no effect: this likelihood is evaluated with solver=ode or "
+                f"data=... only. Add likelihood.when=always, or name one, as likelihood=hutchinson."
+            )
 
 
 class Evaluation:

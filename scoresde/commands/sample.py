@@ -20,7 +20,7 @@ from scoresde.commands.device import pick_device
 from scoresde.commands.diagnostics import NoDiagnostics
 from scoresde.commands.guidance import NoGuidance, choose_labels
 from scoresde.commands.interfaces import Diagnostics, Guidance, Likelihood, Variance
-from scoresde.commands.likelihood import Evaluation, chosen_likelihood, is_wanted
+from scoresde.commands.likelihood import Evaluation, check_idle, chosen_likelihood, is_wanted
 from scoresde.commands.load import TrainedModel, load_run, newest_run
 from scoresde.commands.options import SAMPLE, check_options
 from scoresde.commands.pictures import save_picture, save_scatter
@@ -67,6 +67,11 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
     options, likelihood = chosen_likelihood(config["likelihood"], own)
     if is_wanted(config, options, likelihood, chosen.solver, steered):
         evaluation = Evaluation(config, options, likelihood, trained, out, chosen.variance)
+    else:
+        check_idle(options, likelihood)
+    if n == 0 and steered:
+        given = "guidance" if config["label"] is None else f"label={config['label']}"
+        raise ConfigError(f"{given} is of samples, and num_samples=0 draws none: leave it out, or draw some.")
     diagnostics = build_as(Diagnostics, config.get("diagnostics"), "diagnostics", own)
     if n == 0 and evaluation is None and isinstance(diagnostics, NoDiagnostics):
         raise ConfigError("num_samples=0 leaves nothing to do: add likelihood=hutchinson or a diagnostics=...")

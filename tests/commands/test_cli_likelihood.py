@@ -348,7 +348,7 @@ def test_which_solver_and_options_evaluate_a_likelihood(work: Path) -> None:
         (["likelihood.kind=exact"], "likelihood.kind=exact: .*write likelihood=exact"),
         (["likelihood.prob=2"], "likelihood.prob=2"),
         (["likelihood=exact", "likelihood._target_=scoresde.DDIM"], "likelihood=... must be a Likelihood, got DDIM"),
-        (["likelihood=report", "likelihood.ode=null"], "likelihood.ode=... must be a Likelihood, got None"),
+        (["likelihood=report", "likelihood.ode=null"], "likelihood.ode needs a Likelihood, got null"),
         (["likelihood=hutchinson", "likelihood.method=rk5"], "adams, dopri5, .*, rk4, got 'rk5'"),
         (["likelihood=hutchinson", "likelihood.probes=two"], "likelihood.probes needs a whole number, got 'two'"),
         (["likelihood=hutchinson", "likelihood.probes=null"], "likelihood.probes needs a whole number, got null"),
@@ -371,6 +371,9 @@ def test_which_solver_and_options_evaluate_a_likelihood(work: Path) -> None:
         (["likelihood=exact", "likelihood.t_start=0", "likelihood.num_examples=2"], "t_start|noise|σ"),
         (["likelihood=hutchinson", "likelihood.repeat=2"], "likelihood needs 0 <= repeat <= 1, got repeat=2"),
         (["likelihood=report", "likelihood.vlb.steps=many"], "steps needs a whole number, got 'many'"),
+        (["likelihood.probes=8"], "likelihood.probes=8 has no effect: .*solver=ode or data=.* likelihood.when=always"),
+        (["run=runs/toy", "likelihood=elbo", "likelihood.decoder=categorical"], "decoder=categorical is of l"),
+        (["likelihood=elbo", "label=3"], "label=3 is of samples, and num_samples=0 draws none"),
         ([], "num_samples=0 leaves nothing to do"),
     ],
     ids=str,
@@ -574,7 +577,7 @@ def test_a_likelihood_of_one_s_own_is_one_class_and_one_yaml(myconf: Path, capsy
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["likelihood=short"], "likelihood: .*missing 1 required keyword-only argument: 'width'"),
+        (["likelihood=short"], "likelihood.width has no default: Nearest needs it"),
         (["likelihood=mine", "likelihood.width=wide"], "likelihood.width needs a number, got 'wide'"),
         (["likelihood=mine", "likelihood.high=2"], "likelihood.high=2"),
         (["likelihood=nothing"], r"likelihood=... must be a Likelihood, got options without a class \(width\)"),
