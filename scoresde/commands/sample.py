@@ -34,6 +34,7 @@ from scoresde.files import inside, write_atomically
 from scoresde.noise import per_sample_noise, stream_generator, stream_seed
 from scoresde.solvers import Solver
 from scoresde.streams import held_back
+from scoresde.training.lock import remove_stale
 
 OWN_DATA = "scoresde.commands.OwnData"
 MAX_PICTURES = 256  # images in samples.png
@@ -52,6 +53,7 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
     device, extensions = pick_device(config["device"]), config["extensions"]
     run = newest_run(Denoiser, extensions=extensions).path if config["run"] is None else config["run"]
     trained = load_run(run, device=device, extensions=extensions)
+    remove_stale(trained.run.lock)
     if (config.get("data") or {}).get("_target_") == OWN_DATA:
         trained, config = build(config["data"], "data")(trained), {**config, "data": None}
     own = [*extensions, ANY_INTERFACE]  # the command line is the user's own, while the run may come from elsewhere

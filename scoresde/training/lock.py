@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from scoresde.files import try_lock
+from scoresde.files import open_regular, try_lock
 
 _held: dict[str, tuple[int, int]] = {}  # real path of a lock -> (the thread that has it, its open file)
 
@@ -57,6 +57,15 @@ def locked(path: Path, what: str) -> Iterator[None]:
             if os.path.samestat(os.fstat(opened), os.lstat(path)):
                 os.unlink(path)
         os.close(opened)
+
+
+def remove_stale(path: Path) -> None:
+    """Remove a lock file whose process has been killed."""
+    with suppress(OSError, ValueError):
+        if not path.is_symlink() and path.is_file():
+            with open_regular(path) as file:
+                if try_lock(file.fileno()) and os.path.samestat(os.fstat(file.fileno()), os.lstat(path)):
+                    os.unlink(path)
 
 
 def _open(path: Path, what: str) -> int | None:

@@ -34,6 +34,7 @@ class RunDirectory:
         self.path = Path(path)
         self.config, self.metrics = self.path / "config.yaml", self.path / "metrics.csv"
         self.checkpoints, self.samples = self.path / "checkpoints", self.path / "samples"
+        self.lock = self.path / ".lock"  # while a process writes to the run
         self.last = self.checkpoints / "last.pt"  # which a resumed run starts from; it may not exist yet
         self.previous = self.checkpoints / "previous.pt"  # for the case that it is damaged
 
@@ -93,7 +94,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OSError(f"cannot make the run directory {self.path}: {error.strerror or error}.") from error
-        with locked(inside(self, self.path / ".lock"), f"the run {self.path}"):
+        with locked(inside(self, self.lock), f"the run {self.path}"):
             try:
                 yield
             except BaseException:

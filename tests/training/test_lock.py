@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from scoresde.training import InUse, RunDirectory, lock
-from scoresde.training.lock import locked
+from scoresde.training.lock import locked, remove_stale
 
 
 def holder(path: Path) -> int:
@@ -45,6 +45,19 @@ def test_a_second_process_is_told_who_has_it_and_a_dead_one_loses_it(tmp_path: P
     with run.locked():
         assert json.loads((run.path / ".lock").read_text())["pid"] == os.getpid()
     assert not (run.path / ".lock").exists()
+
+
+def test_only_a_stale_file_is_removed(tmp_path: Path) -> None:
+    remove_stale(tmp_path / "lock")
+    (tmp_path / "lock").write_text("{}")
+    remove_stale(tmp_path / "lock")
+    assert not (tmp_path / "lock").exists()
+    (tmp_path / "mine").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    with locked(tmp_path / "lock", "it"):
+        for name in ("lock", "link"):
+            remove_stale(tmp_path / name)
+            assert (tmp_path / name).exists()
 
 
 def test_a_thread_may_have_it_twice_and_two_threads_may_not(tmp_path: Path) -> None:
