@@ -28,6 +28,7 @@ SLOW = (
     "commands/test_options.py::test_a_sample",
     "commands/test_options.py::test_every_experiment",
     "commands/test_options.py::test_what_is_mistyped",
+    "commands/test_damage.py",
     "covariance/test_head.py::test_a_trained_head",
     "fitting/test_fit.py::test_a_calibration_helps",
     "fitting/test_fit.py::test_fits_follow",

@@ -18,8 +18,11 @@ FREE = {  # what may differ when a run is taken up again
 }  # fmt: skip
 
 
+ABSENT = "absent"
+
+
 class Difference(NamedTuple):
-    """A key, and what two configurations have there; null is what is not there."""
+    """A key, and what two configurations have there."""
 
     key: str
     theirs: Any
@@ -48,11 +51,14 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(theirs: Any, ours: Any, extensions: Sequence[str] = (), key: str = "") -> Iterator[Difference]:
-    """Where two configurations differ; names of one class are the same, and null is what is not there."""
+    """Where two configurations differ; two names of one class are the same."""
     if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
         for name in dict.fromkeys([*ours, *theirs]):
             inner = f"{key}.{name}" if key else str(name)
-            yield from differences(theirs.get(name), ours.get(name), extensions, inner)
+            if name in theirs and name in ours:
+                yield from differences(theirs[name], ours[name], extensions, inner)
+            else:
+                yield Difference(inner, theirs.get(name, ABSENT), ours.get(name, ABSENT))
     elif not (_equal(theirs, ours) or (key.endswith("_target_") and name_one(theirs, ours))):
         yield Difference(key, theirs, ours)
 

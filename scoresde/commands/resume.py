@@ -27,7 +27,8 @@ def run_path(config: Mapping[str, Any], origin: Origin) -> Path:
     """
     if config["run"] is not None:
         return Path(config["run"])
-    said = json.dumps([origin.config, origin.data], sort_keys=True)
+    data = origin.data or {}
+    said = json.dumps([origin.config, *(data[part]["hash"] for part in ("train", "test"))], sort_keys=True)
     names = [str(config[key]["_target_"]).rpartition(".")[2].lower() for key in ("data", "sde", "model")]
     path = Path("runs") / "-".join([*names, hashlib.sha256(said.encode()).hexdigest()[:8]])
     if path.exists():

@@ -124,7 +124,7 @@ class GrowingTable:
         content = self.path.read_bytes()
         known_until = self._read(content.decode(errors="replace"))
         rest = content[known_until:]
-        if rest:
+        if rest or not content:
             self.aside = None if known_until and b"\n" not in rest else free_name(self.path)
             then = f"; as it was it is now {self.aside}" if self.aside else ""
             self.trouble = (
