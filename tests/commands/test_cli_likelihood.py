@@ -182,7 +182,7 @@ def test_another_evaluation_is_set_aside_and_replaced_on_request(work: Path) -> 
     before = Path("o/likelihood.csv").stat().st_mtime_ns
     score("digits", *options)
     assert Path("o/likelihood.csv").stat().st_mtime_ns == before
-    assert "form 'dsm'" in sentence("run=runs/digits", *SMALL, *options, "likelihood.form=best")
+    assert "form dsm" in sentence("run=runs/digits", *SMALL, *options, "likelihood.form=best")
     assert Path("o/likelihood.csv").read_bytes() == first
     score("digits", *options, "likelihood.csv=o/other.csv", "seed=1")
     assert len(table(Path("o/other.csv"))) == 3
@@ -594,7 +594,7 @@ def test_mistakes_in_one_s_own_get_one_sentence(options: list[str], message: str
 
 def test_arguments_are_checked_against_their_annotations() -> None:
     node = {"_target_": "scoresde.commands.LikelihoodReport", "elbo": {"_target_": "scoresde.DDIM"}}
-    with pytest.raises(ConfigError, match=r"likelihood.elbo=... must be a Likelihood, got DDIM"):
+    with pytest.raises(ConfigError, match=r"likelihood.elbo needs a Likelihood, got DDIM"):
         build_as(Likelihood, node, "likelihood")
     for key, value, message in (
         ("importance", 1, "true or false, got 1"), ("samples", True, "a whole number, got True"),
