@@ -60,7 +60,7 @@ def inside(root: str | os.PathLike[str], path: str | Path) -> Path:
         place = os.path.join(place, name)
         if os.path.islink(place) and os.path.commonpath([home, os.path.realpath(place)]) != home:
             raise ValueError(
-                f"nothing is written through {place}: it is a link that leads out of {root}, to "
+                f"nothing is written through {place}: it is a link that leads out of {os.fspath(root)}, to "
                 f"{os.path.realpath(place)}; remove the link, or choose another place."
             )
     return Path(path)
