@@ -87,7 +87,10 @@ def _no_such_key(key: str) -> str:
         return f"{text}: write {group}={value.lower() if known else 'NAME, one of ' + ', '.join(names)}"
     if key.partition(".")[0] in own_keys(other):
         return f"{text}, but {other}.py has"
-    return f"{text}{did_you_mean(meant(name, key))}"
+    near = meant(name, key)
+    return (
+        f"{text}, which belongs to another option than the chosen one" if near == key else f"{text}{did_you_mean(near)}"
+    )
 
 
 def shortened(text: str) -> str:

@@ -99,7 +99,9 @@ def fits(value: Any, hint: Any, infinite: bool = False) -> bool:
     kind = origin or hint
     if kind is Callable or getattr(kind, "__name__", "") == "Callable":
         return callable(value)
-    if not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
+    if not isinstance(kind, type) or (
+        getattr(kind, "_is_protocol", False) and not getattr(kind, "_is_runtime_protocol", False)
+    ):
         return True
     if kind not in (list, tuple) and (kind.__module__ != "collections.abc" or issubclass(kind, Mapping)):
         return isinstance(value, kind)

@@ -171,6 +171,8 @@ def judged(trial: Trial, code: int | None, said: str) -> Outcome:
         return Outcome(trial, "many lines", sentence[:200])
     path = trial.option.lstrip("+~").partition("=")[0]
     names = {path, path.rpartition(".")[2]} | ({trial.option} if len(trial.option) < 100 else set())
+    if trial.kind in ("new key", "class", "structure") and "." in path:  # the first part that is new is enough
+        names |= {path.rpartition(".")[0]} if path.count(".") > 1 or trial.kind == "structure" else set()
     if path.startswith("_") or path == "":
         names = {trial.option}
     named = any(re.search(rf"(?<![\w]){re.escape(name)}(?![\w])", body) for name in names if name)

@@ -136,7 +136,7 @@ def test_conditional_runs_are_fitted_without_labels(kind: str, guidance: list[st
         (["solver=ddim", "grid=optimised", "grid.kind=magic"], "grid.kind=magic: .* write grid=NAME, one of calib"),
         (["solver=ddim", "grid=optimised", "grid.kind=calibrated"], "grid.kind=calibrated: .* write grid=calibrated"),
         (["solver=ddim", "grid=optimised", "grid.pilots=3"], "write grid.reference_paths=3"),
-        (["solver=ddim", "grid=optimised", "grid.pathz=3"], "Key 'pathz' is not in struct"),
+        (["solver=ddim", "grid=optimised", "grid.pathz=3"], "grid has no key 'pathz'"),
         (["solver=ddim", "grid._target_=scoresde.DDIM"], "grid=... must be a SolverGrid, got DDIM"),
         (["solver=ddim", "grid=optimised", "grid.refit=3"], "grid.refit needs true or false, got 3"),
     ],

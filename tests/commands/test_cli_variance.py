@@ -297,7 +297,10 @@ def test_a_classifier_has_no_variance(work: Path) -> None:
         ),
         (["task=variance_head", "head=npr"], "takes sde and parameterization and data from its run: leave out sde="),
         (["experiment=digits_npr", "sde=ve"], "takes sde from its run: leave out sde=..., name the run with of="),
-        (["experiment=digits_npr", "sde.beta_min=1"], "Key 'sde' is not in struct"),
+        (
+            ["experiment=digits_npr", "sde.beta_min=1"],
+            "sde has no key 'beta_min', which belongs to another",
+        ),
         (["experiment=digits_npr", "run=runs/mine"], "takes run from its run"),
         (["experiment=digits_npr", "conditional=true"], "leave out conditional="),
         (["experiment=digits_npr", "head=best"], "needs head=npr or head=sn, got head=best"),
