@@ -151,11 +151,11 @@ def sizes() -> Iterator[Attack]:
                 for name in old.namelist():
                     new.writestr(name, bytes(2**27) if name.endswith("data/0") else old.read(name))
         sign("run/checkpoints/last.pt", buffer.getvalue())
-        scoresde.load("run")
+        scoresde.load("run/checkpoints/last.pt")
 
     def expanded() -> None:
         sign("run/checkpoints/last.pt", torch_bytes({"w": torch.zeros(1).expand(10**12)}))
-        scoresde.load("run")
+        scoresde.load("run/checkpoints/last.pt")
 
     def config(*keys: str, value: Any) -> None:
         edit("run", *keys, value=value)

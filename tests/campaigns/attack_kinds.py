@@ -251,7 +251,8 @@ def pickles() -> Iterator[Attack]:
             sign(path, torch_bytes(evil))
             if path.startswith("learned"):
                 TrainVarianceHead(head="npr").load(load_run("learned"))
-            scoresde.load("run" if "step" not in path else path)
+            else:
+                scoresde.load(path)  # itself: from a run, an earlier one would be taken
 
         def bare(evil: Any = evil) -> None:
             Path("run/checkpoints/last.pt").write_bytes(pickle.dumps(evil))
