@@ -288,7 +288,7 @@ def _lost(said: str, saved: int, job: Job) -> Iterator[str]:
     if not job.stops or not saved or "nothing left to do" in said:
         return
     began = re.search(r"going on from step (\d+)", said)
-    trained = began is not None or "done:" in said or "stopped by" in said
+    trained = began is not None or "done:" in said or "stopped by SIG" in said
     if trained and (began is None or int(began[1]) != saved):
         yield f"step {saved} was saved, and it went on from {began[1] if began else 0}"
 
