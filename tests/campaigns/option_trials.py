@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import yaml
@@ -227,6 +228,7 @@ def bases() -> list[Base]:
     return found
 
 
+@cache
 def parsed(option: str) -> Any:
     return OverridesParser.create().parse_override(option).value()
 
