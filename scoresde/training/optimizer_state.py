@@ -68,7 +68,7 @@ def _check_moments(optimizer: torch.optim.Optimizer, key: int, moments: Mapping[
         raise ValueError(f"its optimizer lacks {missing[0]} of parameter {key}")
     for name, value in moments.items():
         if not isinstance(value, Tensor):
-            if not (value is None or isinstance(value, int | float)):
+            if name.startswith("exp_avg") or not (value is None or isinstance(value, int | float)):
                 raise ValueError(f"its optimizer has a {type(value).__name__} as {name} of parameter {key}")
             continue
         shape = () if name in SCALARS else tuple(parameter.shape)

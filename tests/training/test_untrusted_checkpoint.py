@@ -146,7 +146,8 @@ def test_what_an_optimizer_saves_is_taken_back(kind: str) -> None:
     [("exp_avg", torch.zeros(2)), ("exp_avg", torch.zeros(())), ("exp_avg_sq", torch.zeros(3, 2)),
      ("exp_avg", torch.zeros(2, 3, dtype=torch.int32)), ("exp_avg", torch.zeros(2, 3, dtype=torch.complex64)),
      ("exp_avg", torch.full((2, 3), torch.nan)), ("step", torch.ones(2)), ("step", torch.tensor(torch.inf)),
-     ("exp_avg", [0.0] * 6), ("max_exp_avg_sq", torch.zeros(1)), ("more", "text")],
+     ("exp_avg", [0.0] * 6), ("exp_avg", 3), ("exp_avg_sq", None), ("max_exp_avg_sq", torch.zeros(1)),
+     ("more", "text")],
     ids=str,
 )  # fmt: skip
 def test_moments_have_the_shapes_of_parameters(name: str, value: Tensor) -> None:
