@@ -10,6 +10,7 @@ from scoresde.training.run import LARGEST_CONFIG
 
 MOST_NODES = 100_000  # values, with all that aliases repeat
 DEEPEST = 64
+MOST_BRACKETS = 5_000  # of lists and mappings in flow style, which take time that grows with their depth squared
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -21,6 +22,8 @@ def plain_yaml(text: str) -> Any:
     """
     if len(text.encode()) > LARGEST_CONFIG:
         raise ValueError(f"is larger than {LARGEST_CONFIG >> 20} MB, as no configuration is")
+    if text.count("[") + text.count("{") > MOST_BRACKETS:
+        raise ValueError(f"has more than {MOST_BRACKETS} brackets, as no configuration has")
     try:
         problem = _size_problem(text)
         value = None if problem else yaml.load(text, Loader=_Loader)
