@@ -85,8 +85,8 @@ def check_flag(owner: object, name: str, value: object, optional: bool = False) 
 
 
 def check_text(owner: object, name: str, value: object, *, optional: bool = True) -> None:
-    """Raise ValueError unless a value is text, a path too, or None if it is optional."""
-    if not isinstance(value, str | PathLike) and not (optional and value is None):
+    """Raise ValueError unless a value is text, of one letter at least, a path too, or None if it is optional."""
+    if (not isinstance(value, str | PathLike) or value == "") and not (optional and value is None):
         raise ValueError(f"{owner_name(owner)} needs {name} to be text{' or null' * optional}, got {value!r}.")
 
 

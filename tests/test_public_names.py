@@ -55,9 +55,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_packages_are_attributes_after_import_alone() -> None:
     """In a fresh interpreter, where nothing else has imported them."""
-    check = "import scoresde; print(all(getattr(scoresde, n).__name__ == f'scoresde.{n}' for n in scoresde._PACKAGES))"
-    check += "; print({'testing', 'interop', 'data', 'models'} <= set(dir(scoresde)))"
-    asked = "import scoresde; scoresde.testing.check_sde, scoresde.interop, scoresde.data, scoresde.models; print(True)"
-    for script in (check, asked):
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-        assert set(done.stdout.split()) == {"True"}, done.stderr
+    script = "import scoresde; scoresde.testing.check_sde, scoresde.interop, scoresde.data, scoresde.models"
+    script += "; print({'testing', 'interop', 'data', 'models'} <= set(dir(scoresde)))"
+    script += "; print(all(getattr(scoresde, n).__name__ == f'scoresde.{n}' for n in scoresde._PACKAGES))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert set(done.stdout.split()) == {"True"}, done.stderr

@@ -127,7 +127,7 @@ def test_levels_are_dequantized_as_the_model_knows_them(work: Path, run: str, ow
             "loss=... must be a DequantizationLoss, got DenoisingLoss",
         ),
         (["experiment=digits_dequantization", "of=runs/likelihood", "+model.net=3"], "model"),
-        (["variance_output=learned"], "variance_output needs to be fixed or learned_range, got 'learned'"),
+        (["variance_output=learned"], "variance_output fixed or learned_range, got 'learned'"),
         (["variance_output=learned_range", "model=classifier", "task=classifier"], "needs task=denoiser"),
         (["experiment=toy", "+model.fourier_features=levels"], "needs data with levels, but data="),
         (["loss=hybrid"], "variance='learned' needs a network that predicts it"),

@@ -79,7 +79,7 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
         "resampling": (None,), "uniform": (0.5,), "relative": FLAG, "prior": FLAG, "steps": (None,),
     },
 }  # fmt: skip
-THINNED = 3  # every third value for every option, another third for the next; 1 takes half a minute
+THINNED = 6  # every sixth value for every option, another sixth for the next; 1 takes half a minute
 DENOISER = GaussianDenoiser(VPSDE(), 0.0, 1.0)
 X = torch.tensor([[0.3, -0.2], [0.1, 0.4]])
 NET = list(torch.nn.Linear(1, 1).parameters())

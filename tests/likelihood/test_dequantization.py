@@ -216,7 +216,7 @@ class TestVariational:
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in law.parameters())
 
     def test_what_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="needs a positive shape, width and layers"):
+        with pytest.raises(ValueError, match="VariationalDequantization needs layers >= 1"):
             VariationalDequantization(shape=(2,), layers=0)
         with pytest.raises(ValueError, match=r"events of shape \(2,\), got \(3,\): build it with the shape"):
             VariationalDequantization(shape=(2,), levels=4)(torch.zeros(1, 3, dtype=torch.long), VPSDE())
