@@ -34,7 +34,7 @@ def explain(error: Exception) -> str:
             f"for it), or a smaller model; what was there before is untouched."
         )
     if isinstance(error, OSError) and error.errno and str(error).startswith("[Errno"):
-        where = f" ({error.filename})" if error.filename else ""
+        where = f" ({shortened(str(error.filename))})" if error.filename else ""
         return f"{error.strerror}{where}: nothing that was there before is lost; mend that and run the command again."
     text = " ".join(str(error).partition("Exception raised from")[0].split())  # what follows is torch's C++ stack
     text = re.sub(r"\S{200,}", lambda word: shortened(word[0]), text)

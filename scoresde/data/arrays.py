@@ -12,12 +12,24 @@ from torch import Tensor
 from scoresde.checks import check_flag, check_text, check_whole
 from scoresde.data.bounded import TooLarge, member_names, read_members
 from scoresde.data.codec import Quantized, Standardized
-from scoresde.data.dataset import Dataset, Split, check_finite, check_split, find, split_indices, take
+from scoresde.data.dataset import (
+    TEST_FRACTION,
+    Dataset,
+    Split,
+    check_finite,
+    check_no_split,
+    check_split,
+    find,
+    split_indices,
+    take,
+)
+
+LABELS = "y"  # name of the labels in .npz
 
 
 def array(
     path: str | Path | None = None, test_path: str | Path | None = None, standardize: bool = True,
-    test_fraction: float = 0.1, seed: int = 0, label_key: str | None = "y", levels: int | None = None,
+    test_fraction: float = TEST_FRACTION, seed: int = 0, label_key: str | None = LABELS, levels: int | None = None,
     num_classes: int | None = None, channels_last: bool = False,
 ) -> Dataset:  # fmt: skip
     """Examples in a .npy or .npz file, of any shape (N, *); an array of shape (N,) is read as (N, 1).
@@ -31,7 +43,7 @@ def array(
             one for all if an event has more than 1024 entries. False: the values as they are.
         test_fraction: Share of the examples kept for the test split, when there is no test_path.
         seed: Seed of that split.
-        label_key: Name of the integer labels in .npz, used if present. None: ignore labels.
+        label_key: Name of the integer labels in .npz; "y" is used if present. None: ignore labels.
         levels: The values are integers 0..levels−1, dequantised as pixels are. None: they are continuous.
         num_classes: Labels are 0..num_classes−1. None: the largest training label plus one.
         channels_last: The last axis holds channels, as in (N, H, W, C), and moves to the front of each event.
@@ -47,6 +59,7 @@ def array(
     if test_path is None:
         train, test = (take(train, index) for index in split_indices(len(train), test_fraction, seed))
     else:
+        check_no_split("data=array with a test_path", test_fraction)
         test_found = find(test_path, "data=array needs the .npy or .npz file of data.test_path")
         test = _read_split(test_found, label_key, levels, channels_last)
     if num_classes is None and train.label is not None:
@@ -79,6 +92,8 @@ def _read_split(path: Path, label_key: str | None, levels: int | None, channels_
     x = np.moveaxis(x, -1, 1) if channels_last else x
 
     values = _continuous(path, x) if levels is None else _integers(path, x, levels)
+    if label_key not in (None, LABELS, *stored):
+        raise ValueError(f"{path} has no array {label_key}, which data.label_key names: there is {', '.join(stored)}")
     label = None if label_key is None or label_key == x_key else stored.get(label_key)
     condition = None if x_key == "condition" else stored.get("condition")
     return Split(

@@ -14,6 +14,8 @@ from scoresde.checks import check_numbers, check_whole
 from scoresde.data.codec import Quantized, Standardized
 from scoresde.noise import stream_seed
 
+TEST_FRACTION = 0.1  # share of the examples that is kept for the test split, unless told
+
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
@@ -190,6 +192,12 @@ def check_finite(x: Tensor, where: str) -> None:
 def check_split(owner: str, test_fraction: float, seed: int) -> None:
     check_numbers(owner, "0 <= test_fraction < 1", test_fraction=test_fraction)
     check_whole(owner, "seed >= 0", seed=seed)
+
+
+def check_no_split(because: str, test_fraction: float) -> None:
+    """Raise if a share is asked for where the test split is given."""
+    if test_fraction != TEST_FRACTION:
+        raise ValueError(f"{because} has no use for test_fraction={test_fraction}: leave it out.")
 
 
 def split_indices(n: int, test_fraction: float, seed: int) -> tuple[Tensor, Tensor]:

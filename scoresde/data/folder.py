@@ -15,7 +15,7 @@ from tqdm import tqdm
 from scoresde.checks import check_choice, check_flag, check_whole
 from scoresde.data.bounded import open_picture
 from scoresde.data.codec import Quantized
-from scoresde.data.dataset import Dataset, Split, check_split, find, split_indices, take
+from scoresde.data.dataset import TEST_FRACTION, Dataset, Split, check_no_split, check_split, find, split_indices, take
 from scoresde.files import open_regular
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -23,7 +23,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 
 
 def image_folder(
-    path: str | Path | None = None, size: int | None = None, channels: int = 3, test_fraction: float = 0.1,
+    path: str | Path | None = None, size: int | None = None, channels: int = 3, test_fraction: float = TEST_FRACTION,
     seed: int = 0, flip: bool = False, levels: int = 256,
 ) -> Dataset:  # fmt: skip
     """Pictures (png, jpg, bmp, webp) in a folder, at any depth; names that start with a dot are passed over.
@@ -59,6 +59,7 @@ def image_folder(
 
     train = read(top, names)
     if top != root and (root / "test").is_dir():
+        check_no_split(f"data=image_folder with the folder {root / 'test'}", test_fraction)
         test = read(root / "test", _list_images(root / "test", seed))
     else:
         train, test = (take(train, index) for index in split_indices(len(train), test_fraction, seed))

@@ -79,11 +79,20 @@ def test_labels_and_conditions_stay_with_their_examples(file: Path) -> None:
         torch.testing.assert_close(split.condition[:, 0], 2 * index.float())
 
 
+def test_a_share_is_refused_where_there_is_a_test_file(file: Path) -> None:
+    write(file, x=RNG.standard_normal((10, 2)))
+    assert len(array(file, file).test) == 10
+    with pytest.raises(ValueError, match=r"data=array with a test_path has no use for test_fraction=0.3"):
+        array(file, file, test_fraction=0.3)
+
+
 def test_names_of_the_arrays(file: Path) -> None:
     x, labels = RNG.standard_normal((10, 2)), np.zeros(10, dtype=np.int32)
     assert array(write(file, samples=x, y=labels)).num_classes == 1
     assert array(write(file, x=x, digit=labels), label_key="digit").num_classes == 1
     assert array(write(file, x=x, y=labels), label_key=None).num_classes is None
+    with pytest.raises(ValueError, match="has no array digits, which data.label_key names: there is x"):
+        array(write(file, x=x, y=labels), label_key="digits")
     with pytest.raises(ValueError, match="under the name x, got the arrays a, b"):
         array(write(file, a=x, b=x))
     with pytest.raises(ValueError, match=r"got the arrays \(none\)"):
