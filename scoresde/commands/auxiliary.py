@@ -89,7 +89,7 @@ class AuxiliaryTask(Task):
         module = self.module(trained, options, extensions).to(device)
         task = {key: value for key, value in config["task"].items() if key != "of"}
         whole = {**trained.config, **{key: config[key] for key in OWN}, "task": task, self.key: options}
-        origin = Origin.of(whole, data, extensions, base=trained.weights)
+        origin = Origin.of(whole, data, base=trained.weights)
         frozen = {id(parameter) for parameter in trained.model.parameters()}
         parameters = [parameter for parameter in module.parameters() if id(parameter) not in frozen]
         metrics = fit(
@@ -122,7 +122,7 @@ class AuxiliaryTask(Task):
                 f"at step {trained.step}: remove {path} and train it again."
             )
         if state.get("origin") is not None:  # an earlier version did not keep it
-            origin = origin_of(run, checkpoint, state, config, trained.extensions)
+            origin = origin_of(run, checkpoint, state, config)
             check_base(origin, trained.weights, checkpoint)
             check_data(trained.fingerprint, origin.data, trained.run.path)
         with building(run, state):

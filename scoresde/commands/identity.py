@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from scoresde.commands.allowed import name_one
@@ -50,13 +50,13 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def differences(theirs: Any, ours: Any, extensions: Sequence[str] = (), key: str = "") -> Iterator[Difference]:
+def differences(theirs: Any, ours: Any, key: str = "") -> Iterator[Difference]:
     """Where two configurations differ; two names of one class are the same."""
     if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
         for name in dict.fromkeys([*ours, *theirs]):
             inner = f"{key}.{name}" if key else str(name)
             if name in theirs and name in ours:
-                yield from differences(theirs[name], ours[name], extensions, inner)
+                yield from differences(theirs[name], ours[name], inner)
             else:
                 yield Difference(inner, theirs.get(name, ABSENT), ours.get(name, ABSENT))
     elif not (_equal(theirs, ours) or (key.endswith("_target_") and name_one(theirs, ours))):

@@ -144,7 +144,7 @@ def load_run(
             f"denoiser's run, {run.path.parent}."
         )
     checkpoint, state = (path, load_checkpoint(path)) if is_file else run.newest_state()
-    origin = origin_of(run, checkpoint, state, config, extensions)
+    origin = origin_of(run, checkpoint, state, config)
     shape = _checked_shape(origin.shape, config["model"], run)
     with building(run, state):
         model, net = build_model(task, config, extensions)

@@ -29,7 +29,6 @@ class Origin:
         codec: Map between the data's values and the model's, as `codec_state` describes it.
         shape: Event shape.
         base: Hash of the frozen weights that something is trained for, see `hash_of_weights`; None if there are none.
-        extensions: The user's own modules, needed to tell whether two names are of one class.
     """
 
     config: Mapping[str, Any]
@@ -37,16 +36,13 @@ class Origin:
     codec: Mapping[str, Any]
     shape: Sequence[int]
     base: str | None = None
-    extensions: Sequence[str] = ()
 
     @classmethod
-    def of(
-        cls, config: Mapping[str, Any], data: Dataset, extensions: Sequence[str] = (), base: str | None = None
-    ) -> Origin:
+    def of(cls, config: Mapping[str, Any], data: Dataset, base: str | None = None) -> Origin:
         """That of a run with this configuration on these data."""
         return cls(
             config=identity(config), data=fingerprint(data), codec=codec_state(data.codec), shape=list(data.shape),
-            base=base, extensions=extensions,
+            base=base,
         )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
@@ -63,7 +59,7 @@ class Origin:
             theirs = _read(state, path)
             check_base(theirs, self.base, path)
             check_data(theirs.data, self.data, path)
-            check_config(theirs, self.config, path, self.extensions)
+            check_config(theirs, self.config, path)
 
 
 def check_base(origin: Origin, base: str | None, path: Path) -> None:
@@ -85,9 +81,9 @@ def check_data(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None, 
         )
 
 
-def check_config(origin: Origin, config: Mapping[str, Any], path: Path, extensions: Sequence[str]) -> None:
+def check_config(origin: Origin, config: Mapping[str, Any], path: Path) -> None:
     """Raise if a run's configuration is not that of the origin which its checkpoint, from `path`, says."""
-    for difference in differences(origin.config, identity(config), extensions):
+    for difference in differences(origin.config, identity(config)):
         raise CheckpointError(
             f"{path} was trained with another configuration than this run has: {difference}. One of the two was "
             f"changed or copied from another run: put the right one back."
@@ -113,16 +109,13 @@ def read_codec(run: RunDirectory) -> dict[str, Any] | None:
         return None
 
 
-def origin_of(
-    run: RunDirectory, checkpoint: Path, state: Mapping[str, Any], config: Mapping[str, Any], extensions: Sequence[str]
-) -> Origin:
+def origin_of(run: RunDirectory, checkpoint: Path, state: Mapping[str, Any], config: Mapping[str, Any]) -> Origin:
     """The origin of a run that is loaded.
 
     Args:
         run: Its directory.
         checkpoint, state: Path and content of the checkpoint.
         config: The run's own configuration.
-        extensions: As for `build`.
     Raises:
         CheckpointError: If checkpoint, configuration and codec.pt do not belong together.
     """
@@ -130,7 +123,7 @@ def origin_of(
     if state.get("origin") is None:  # of an earlier version
         return _read({"config": config, "data": None, **load_checkpoint(path)}, path)
     origin = _read(state["origin"], checkpoint)
-    check_config(origin, config, checkpoint, extensions)
+    check_config(origin, config, checkpoint)
     said = read_codec(run)
     if said is None:
         print(f"{path} is missing or damaged: the codec is that of {checkpoint}, which holds it too.")

@@ -55,7 +55,7 @@ def _beside(path: Path, config: Mapping[str, Any], origin: Origin) -> Iterator[t
             theirs = read_config(run)
         except (ConfigError, OSError):
             continue
-        found = [str(difference) for difference in differences(identity(theirs), origin.config, origin.extensions)]
+        found = [str(difference) for difference in differences(identity(theirs), origin.config)]
         said = read_codec(run) or {}
         if said.get("data") and origin.data:
             changed = change(said["data"], origin.data)
@@ -84,7 +84,7 @@ def take_up(path: Path, saved: dict[str, Any], origin: Origin) -> RunDirectory:
     run = RunDirectory(path)
     if not run.config.is_file():
         return RunDirectory.create(path, yaml.safe_dump(saved, sort_keys=False))
-    for difference in differences(identity(read_config(run)), origin.config, origin.extensions):
+    for difference in differences(identity(read_config(run)), origin.config):
         check_data((read_codec(run) or {}).get("data"), origin.data, path)
         raise ValueError(
             f"{path} belongs to a run with another configuration: {difference}; use the same options to continue it, "
@@ -106,7 +106,7 @@ def bring_up_to_date(run: RunDirectory, saved: Mapping[str, Any], origin: Origin
         print(f"{run.path} was set up for {steps} steps and goes on to {trainer.steps}: {_rate(saved, trainer)}.")
     elif trainer.step == 0 and "init" in now:
         print(f"{run.path} starts from the averaged weights of {now['init']['path']}.")
-    if any(differences(before, now, origin.extensions)):
+    if any(differences(before, now)):
         write_atomically(run.config, yaml.safe_dump(now, sort_keys=False).encode())
 
 

@@ -111,7 +111,7 @@ class ModelTask(Task):
         model.to(device)
         loss = self.loss(build_as(Loss, config["loss"], "loss", extensions))
         saved = kept(config)
-        origin = Origin.of(saved, data, extensions)
+        origin = Origin.of(saved, data)
         path = run_path(config, origin)
         metrics = fit(
             config, model, parameter_groups(model), loss, data, path, saved, origin, labelled=labelled,

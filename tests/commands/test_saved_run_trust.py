@@ -119,7 +119,7 @@ def test_a_configuration_is_compared_without_importing_what_it_names(run: Path, 
         rewrite(run, "sde", value={"_target_": "trap.Trap"})
         config = yaml.safe_load((run / "config.yaml").read_text())
         theirs, ours = read_config(RunDirectory(run)), {**config, "sde": {"_target_": "scoresde.VPSDE"}}
-        assert "sde._target_" in {difference.key for difference in differences(theirs, ours, ["*"])}
+        assert "sde._target_" in {difference.key for difference in differences(theirs, ours)}
         with pytest.raises(ConfigError):
             load_run(run)
     finally:
