@@ -27,7 +27,7 @@ def check_ode_arguments(owner: str, method: str, rtol: float, atol: float, steps
         check_whole(f"{owner} with the fixed-step method {method}", "1 <= steps <= 1000000", steps=steps)
     if method in ADAPTIVE_METHODS and steps is not None:
         raise ValueError(f"{owner} chooses its own steps with {method!r}: set rtol and atol, and leave steps null.")
-    check_numbers(owner, "0 < rtol <= 1", "0 < atol <= 1", rtol=rtol, atol=atol)
+    check_numbers(owner, "0 < rtol < 1", "0 < atol < 1", rtol=rtol, atol=atol)
 
 
 @cache

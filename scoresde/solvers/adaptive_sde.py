@@ -52,7 +52,7 @@ class AdaptiveSDE(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_numbers(self, "0 < rtol <= 1", "0 < atol <= 1")
+        check_numbers(self, "0 < rtol < 1", "0 < atol < 1")
 
     def __call__(self, denoiser: Denoiser, x: Tensor, *, noise: NoiseSource | None = None) -> Tensor:
         return self.solution(denoiser, x, noise=noise).x

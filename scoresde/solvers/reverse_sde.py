@@ -49,7 +49,7 @@ class ReverseSDE(Solver):
         super().__post_init__()
         check_choice(self, "method", self.method, ("euler", "milstein", "srk"))
         check_whole(self, f"1 <= steps <= {MOST_STEPS}", f"0 <= seed < {2**63} or null")
-        check_numbers(self, "0 < rtol <= 1", "0 < atol <= 1")
+        check_numbers(self, "0 < rtol < 1", "0 < atol < 1")
         if not self.adaptive:
             check_unused(self, "adaptive=false", seed=None)
 

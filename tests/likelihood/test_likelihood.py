@@ -278,7 +278,7 @@ def test_bits_per_dim_of_uniform_data_is_log2_of_the_levels() -> None:
         ({"method": "rk45"}, "log_prob needs a method: adaptive adams, dopri5.*got 'rk45'"),
         ({"method": "rk4"}, "fixed-step method rk4 needs 1 <= steps <= 1000000, a whole number, got steps=None"),
         ({"steps": 10}, "chooses its own steps with 'adams'"),
-        ({"rtol": 0.0}, "0 < rtol <= 1, got rtol=0.0"),
+        ({"rtol": 0.0}, "0 < rtol < 1, got rtol=0.0"),
         ({"t_start": 0.0}, "log_prob needs t_min <= t_start < 1, got t_min=1e-05, t_start=0.0"),
     ],
 )

@@ -195,7 +195,7 @@ def test_events_of_any_shape() -> None:
 
 
 def test_wrong_arguments_and_broken_models_are_named() -> None:
-    with pytest.raises(ValueError, match=r"AdaptiveSDE needs 0 < rtol <= 1, got rtol=0.0"):
+    with pytest.raises(ValueError, match=r"AdaptiveSDE needs 0 < rtol < 1, got rtol=0.0"):
         AdaptiveSDE(rtol=0.0)
     with pytest.raises(TypeError, match=r"AdaptiveSDE needs a float32 or float64 state, got torch.bfloat16"):
         AdaptiveSDE()(mixture(VPSDE()), torch.randn(2, 2, dtype=torch.bfloat16))

@@ -230,7 +230,7 @@ def test_events_of_any_shape_and_single_precision() -> None:
         ({"method": "rk4"}, "fixed-step method rk4 needs 1 <= steps <= 1000000, a whole number, got steps=None"),
         ({"method": "rk4", "steps": 0}, "needs 1 <= steps <= 1000000, a whole number, got steps=0"),
         ({"steps": 10}, "chooses its own steps with 'dopri5': set rtol and atol"),
-        ({"atol": -1.0}, "needs 0 < atol <= 1, got atol=-1.0"),
+        ({"atol": -1.0}, "needs 0 < atol < 1, got atol=-1.0"),
     ],
 )
 def test_wrong_arguments_are_named(options: dict[str, Any], words: str) -> None:
