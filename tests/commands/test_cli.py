@@ -277,7 +277,8 @@ def test_configuration_of_a_run_cannot_run_code(work: Path, capsys: pytest.Captu
 
 def test_interrupted_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
     """SIGTERM in a real process, then the same command; compared with a run that was left alone."""
-    options = ["data=digits", *TINY, "trainer.steps=30", "trainer.checkpoint_every=1000", "trainer.sample_every=null"]
+    options = ["experiment=toy", "data.size=500", "logger=csv", "model.width=16", "model.depth=1", "batch_size=64"]
+    options += ["trainer.steps=100", "trainer.checkpoint_every=1000", "trainer.log_every=10"]
     program = [sys.executable, str(CHECKOUT / "train.py"), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
     plain = subprocess.run([*program, "run=a"], cwd=tmp_path, env=environment, capture_output=True, text=True)

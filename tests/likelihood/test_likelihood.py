@@ -199,7 +199,6 @@ def test_one_probe_has_no_standard_error_and_probes_follow_the_generator() -> No
     "options",
     [
         {"divergence": "exact"},
-        {"probes": 2},
         {"probes": 2, "probe": "orthogonal"},
         {"divergence": "hutch++", "probes": 4, "probe": "gaussian"},
         {"below": "decoder", "divergence": "exact"},
