@@ -45,6 +45,8 @@ class WandbLogger:
         check_numbers(self, "0 < timeout <= 1e6")
         for name in ("project", "entity", "name"):
             check_text(self, name, getattr(self, name), optional=name != "project")
+        if len(self.project) > 128 or set(self.project) & set("/\\#?%:"):
+            raise ValueError(f"WandbLogger needs project of up to 128 letters, none of /\\#?%:, got {self.project!r}.")
         if not isinstance(self.tags, list | tuple) or not all(isinstance(tag, str) for tag in self.tags):
             raise ValueError(f"WandbLogger needs tags to be a list of texts, got {self.tags!r}.")
         self._wandb: Any = None

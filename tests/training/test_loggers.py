@@ -309,3 +309,9 @@ def test_wandb_that_cannot_reach_its_server_goes_offline(
     assert "could not start in online mode (Run initialization has timed out after 20.0 sec): going on offline." in (
         capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize("project", ["", "a/b", "what?", "x" * 129])
+def test_names_that_wandb_would_refuse_are_refused_before_training(project: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="WandbLogger needs project"):
+        WandbLogger(RunDirectory(tmp_path), project=project)
