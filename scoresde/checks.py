@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from os import PathLike
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, SupportsIndex
 
 RELATIONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 LARGEST = 2**64  # of whole numbers, seeds among them
@@ -44,7 +44,7 @@ def check_choice(owner: object, name: str, value: object, choices: Sequence[obje
 
 def check_pair(owner: object, name: str, value: Any, condition: str) -> tuple[float, float]:
     """Two numbers as a tuple: `condition` is a relation of `low` and `high`."""
-    if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__len__") or len(value) != 2:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Collection) or len(value) != 2:
         raise ValueError(f"{owner_name(owner)} needs {name} to be two numbers, [low, high], got {value!r}.")
     low, high = value
     if not all(map(is_number, (low, high))) or not _holds(condition, {"low": low, "high": high}):
@@ -115,7 +115,7 @@ def is_number(value: object) -> bool:
 
 def is_whole(value: object) -> bool:
     """Whether a value is a whole number that something can be counted with."""
-    if isinstance(value, bool | float) or not hasattr(value, "__index__"):
+    if isinstance(value, bool | float) or not isinstance(value, SupportsIndex):
         return False
     try:
         return abs(operator.index(value)) < LARGEST
@@ -124,7 +124,7 @@ def is_whole(value: object) -> bool:
 
 
 def _listed(value: Any) -> tuple[Any, ...] | None:
-    return tuple(value) if hasattr(value, "__iter__") and not isinstance(value, str | bytes | Mapping) else None
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else None
 
 
 def owner_name(owner: object) -> str:

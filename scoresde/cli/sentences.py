@@ -55,6 +55,7 @@ def _is_ours(error: Exception) -> bool:
 def _worded(error: Exception) -> str:
     """Hydra's own message as one line, with the argument in full, and what was probably meant."""
     from hydra.errors import OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
 
     whole = str(error)
     text = str(error.__cause__ or error).splitlines()[0].rstrip(".")
@@ -70,7 +71,7 @@ def _worded(error: Exception) -> str:
         return _no_such_key(override[1])
     if appended := re.search(r"An item is already at '([^']+)'", text):
         return f"+{appended[1]}=... adds a key, but there is {appended[1]} already: leave out the +"
-    key = getattr(error, "full_key", None)
+    key = error.full_key if isinstance(error, OmegaConfBaseException) else None
     return f"{key}: {text}" if key and key not in text else text
 
 

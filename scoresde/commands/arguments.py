@@ -97,7 +97,7 @@ def fits(value: Any, hint: Any, infinite: bool = False) -> bool:
     if isinstance(hint, type) and issubclass(hint, os.PathLike):
         return isinstance(value, str | os.PathLike)
     kind = origin or hint
-    if kind is Callable or getattr(kind, "__name__", "") == "Callable":
+    if kind is Callable:
         return callable(value)
     if not isinstance(kind, type) or (
         getattr(kind, "_is_protocol", False) and not getattr(kind, "_is_runtime_protocol", False)

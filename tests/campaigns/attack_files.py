@@ -118,7 +118,7 @@ def npy(shape: Any, descr: str, content: bytes = b"") -> bytes:
     return buffer.getvalue() + content
 
 
-def packed(path: str, **members: bytes) -> str:
+def packed(path: str | Path, **members: bytes) -> str | Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for name, content in members.items():
             file.writestr(f"{name}.npy", content)

@@ -11,7 +11,6 @@ imported. Prints counts by file and by kind of damage, and every miss; exits wit
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -37,7 +36,7 @@ for _name, _value in (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "PASSIVE"), 
 import numpy as np
 import torch
 import yaml
-from campaigns.options import start, warm_up
+from campaigns.options import main, start, warm_up
 
 MISSES = ("silent", "wrong", "traceback", "many lines", "hangs")
 SECONDS = 60  # after which a trial hangs
@@ -341,15 +340,4 @@ def report(outcomes: Sequence[Outcome]) -> bool:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="trials with this text in file, kind and use")
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--verbose", action="store_true")
-    given = parser.parse_args()
-    start_time = time.monotonic()
-    found = campaign(given.count, given.seed, given.only, given.jobs, given.verbose)
-    well = report(found)
-    print(f"{time.monotonic() - start_time:.0f} s")
-    sys.exit(0 if well else 1)
+    sys.exit(main(__doc__, 1000, campaign, report))

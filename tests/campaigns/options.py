@@ -26,9 +26,10 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     tests = Path(__file__).resolve().parents[1]
@@ -245,11 +246,12 @@ def report(outcomes: Sequence[Outcome]) -> bool:
     return share >= 0.98 and not any(total[verdict] for verdict in MISSES)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=5000)
+def main(doc: str | None, count: int, campaign: Callable[..., list[Any]], report: Callable[[Any], bool]) -> int:
+    """The command line of a campaign; returns its exit status."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=count)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="trials with this text in option or command")
+    parser.add_argument("--only", default="", help="trials with this text in what they try")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--verbose", action="store_true")
     given = parser.parse_args()
@@ -257,4 +259,8 @@ if __name__ == "__main__":
     found = campaign(given.count, given.seed, given.only, given.jobs, given.verbose)
     well = report(found)
     print(f"{time.monotonic() - start_time:.0f} s")
-    sys.exit(0 if well else 1)
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, 5000, campaign, report))

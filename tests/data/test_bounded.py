@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gzip
-import io
 import os
 import pickle
 import struct
 import tracemalloc
-import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,27 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from campaigns.attack_files import npy, packed
 
 from scoresde.data import array, cifar10, image_folder
 from scoresde.data.handwritten import read_idx
 from scoresde.interop.score_sde import _read
 
-
-def npy(header: dict[str, Any], content: bytes = b"") -> bytes:
-    buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, header)  # type: ignore[no-untyped-call]
-    return buffer.getvalue() + content
-
-
-def npz(path: Path, **members: bytes) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, content in members.items():
-            file.writestr(f"{name}.npy", content)
-    return path
-
-
-ZEROS = npy({"descr": "|u1", "fortran_order": False, "shape": (2**26,)}, bytes(2**26))
-FEW = npy({"descr": "<f4", "fortran_order": False, "shape": (40, 2)},
+ZEROS = npy((2**26,), "|u1", bytes(2**26))
+FEW = npy((40, 2), "<f4",
           np.random.default_rng(0).standard_normal((40, 2)).astype("f4").tobytes())  # fmt: skip
 
 
@@ -66,18 +51,18 @@ class Asks:
 
 
 ATTACKS: dict[str, Callable[[Path], Any]] = {
-    "npz": lambda p: array(npz(p / "a.npz", x=ZEROS)),
-    "npz label": lambda p: array(npz(p / "a.npz", x=FEW, y=ZEROS)),
-    "npz header": lambda p: array(npz(p / "a.npz", x=FEW.replace(b"(40, 2)", b"(9**9)"))),
+    "npz": lambda p: array(packed(p / "a.npz", x=ZEROS)),
+    "npz label": lambda p: array(packed(p / "a.npz", x=FEW, y=ZEROS)),
+    "npz header": lambda p: array(packed(p / "a.npz", x=FEW.replace(b"(40, 2)", b"(9**9)"))),
     "npy header": lambda p: ((p / "a.npy").write_bytes(FEW.replace(b"(40, 2)", b"(4**9,)")), array(p / "a.npy"))[1],
     "npy large": lambda p: (
-        (p / "a.npy").write_bytes(npy({"descr": "<f8", "fortran_order": False, "shape": (10**12,)})), array(p / "a.npy")
+        (p / "a.npy").write_bytes(npy((10**12,), "<f8")), array(p / "a.npy")
     )[1],
     "npy nothing": lambda p: (
-        (p / "a.npy").write_bytes(npy({"descr": "|V0", "fortran_order": False, "shape": (10**12,)})), array(p / "a.npy")
+        (p / "a.npy").write_bytes(npy((10**12,), "|V0")), array(p / "a.npy")
     )[1],
     "npy objects": lambda p: (
-        (p / "a.npy").write_bytes(npy({"descr": "|O", "fortran_order": False, "shape": (3,)}, pickle.dumps([1]))),
+        (p / "a.npy").write_bytes(npy((3,), "|O", pickle.dumps([1]))),
         array(p / "a.npy"),
     )[1],
     "idx": lambda p: ((p / "a").write_bytes(b"\0\0\x08\x01" + bytes([200] * 4)), read_idx(p / "a"))[1],
@@ -108,7 +93,7 @@ def test_a_small_file_takes_little_memory(tmp_path: Path, attack: Callable[[Path
 
 
 def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
-    npz(tmp_path / "a.npz", x=FEW, other=ZEROS, more=b"no array")
+    packed(tmp_path / "a.npz", x=FEW, other=ZEROS, more=b"no array")
     assert array(tmp_path / "a.npz").shape == (2,)
 
 
