@@ -130,6 +130,8 @@ def _sentence(summary: Summary, unit: Unit, name: str) -> str:
     if math.isnan(summary.std_error):
         return f"{unit.name} {with_error(summary)}{units} (one example, so no standard error)"
     own = "unknown" if math.isnan(summary.estimator_error) else f"± {summary.estimator_error:.4f}"
+    if summary.estimator_error > summary.std_error:  # both are estimates
+        own = f"about all, ± {summary.estimator_error:.4f} by itself"
     more = ", so more draws would help" if summary.more_draws_help else ""
     error = f"standard error over {summary.n} {name}; the estimator's part of it: {own}{more}"
     return f"{unit.name} {with_error(summary)}{units} ({error})"

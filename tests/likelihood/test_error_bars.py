@@ -14,6 +14,7 @@ from torch import Tensor
 from scoresde import VPSDE, GaussianMixtureDenoiser, log_prob
 from scoresde.commands import FlowLikelihood, NoVariance
 from scoresde.commands.interfaces import DRAWS, StoredBatch
+from scoresde.commands.likelihood_words import Unit, _sentence
 from scoresde.data import Quantized, Standardized
 from scoresde.likelihood import Summary, coverage_factor, elbo, summarize, vlb
 from scoresde.noise import stream_seed
@@ -175,3 +176,10 @@ def test_single_draws_take_the_variance_of_the_repeated() -> None:
     assert math.isnan(summarize(torch.arange(4.0), torch.tensor([math.nan, math.nan, 0, 0]), endless).estimator_error)
     with pytest.raises(ValueError, match="one draws for each value, got 2 for 4"):
         summarize(torch.arange(4.0), errors, torch.ones(2))
+
+
+def test_a_part_that_looks_larger_than_the_whole_is_said_to_be_about_all_of_it() -> None:
+    summary = Summary(2.0, 0.04, 0.05, 0.0, 32, 0)
+    assert "the estimator's part of it: about all, ± 0.0500 by itself" in _sentence(summary, Unit(True, -1.0), "rows")
+    smaller = summary._replace(estimator_error=0.01)
+    assert "the estimator's part of it: ± 0.0100" in _sentence(smaller, Unit(True, -1.0), "rows")
