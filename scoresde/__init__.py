@@ -10,10 +10,10 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "sde": "SDE VPSDE SubVPSDE VESDE CosineSDE EDMSDE DiscreteVPSDE linear_betas cosine_betas Interval "
+    "sde": "SDE VPSDE SubVPSDE VESDE CosineSDE EDMSDE StraightSDE DiscreteVPSDE linear_betas cosine_betas Interval "
     "karras_grid logsnr_grid uniform_grid",
-    "noise": "gaussian_noise per_sample_noise brownian_noise",
-    "parameterization": "Parameterization EDM Epsilon Data VPrediction Score",
+    "noise": "per_sample_noise brownian_noise",
+    "parameterization": "Parameterization EDM Epsilon Data VPrediction Velocity Score",
     "denoiser": "Denoiser NetworkDenoiser",
     "guidance": "Guided Composed ClassifierGuided ReconstructionGuided",
     "solvers": "Solver StepSolver DDPM DDIM EulerMaruyama PredictorCorrector Langevin Heun DPMSolverPP2M UniPC "

@@ -40,11 +40,13 @@ class Denoiser(nn.Module, ABC):
         x̂0       = E[x0 | x_t = x]
         ε̂        = (x − α x̂0) / σ
         score    = ∇ log p_t(x) = −ε̂ / σ                            (Tweedie's formula)
-        velocity = f x − ½ g² score                                 (probability-flow ODE, Song et al. 2021, eq. 13)
+        v        = α ε̂ − σ x̂0                                       (Salimans & Ho 2022, App. D)
+        velocity = α̇ x̂0 + σ̇ ε̂ = f x − ½ g² score                    (probability-flow ODE, Song et al. 2021, eq. 13)
 
     A subclass has an `sde` and writes `forward`, or `x0` if it asks other denoisers or wants α and σ; the other of the
-    two follows. Conditions are keyword tensors that both receive. `x0`, `eps_at` and `score_at` take a `Level`, whose α
-    and σ a run has read once for the whole grid.
+    two follows. Conditions are keyword tensors that both receive. `x0`, `eps_at`, `v_at` and `score_at` take a
+    `Level`, whose α and σ a run has read once for the whole grid. Where there is no signal, α = 0, x̂0, v and the
+    velocity say what is known of the data, and ε̂ = x/σ and the score say nothing.
 
     References:
         Song et al., "Score-Based Generative Modeling through SDEs", 2021, arXiv:2011.13456.
@@ -79,6 +81,17 @@ class Denoiser(nn.Module, ABC):
             return self.eps(x, level.time, **cond)
         return (x - level.alpha * self.x0(x, level, **cond)) / level.sigma
 
+    def v(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
+        """E[α ε − σ x0 | x_t = x], shape (B, *)."""
+        return self.v_at(x, Level.at(self.sde, as_time(t, x), x), **cond)
+
+    def v_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        """E[α ε − σ x0 | x_t = x] at a level, shape (B, *): the one of these that is regular at both ends."""
+        alpha, sigma = level.alpha, level.sigma
+        if type(self).eps is Denoiser.eps or self.sde.ends_silent:
+            return (alpha * x - (alpha**2 + sigma**2) * self.x0(x, level, **cond)) / sigma
+        return ((alpha**2 + sigma**2) * self.eps_at(x, level, **cond) - sigma * x) / alpha
+
     def score(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
         """∇ log p_t(x), shape (B, *)."""
         t = as_time(t, x)
@@ -92,8 +105,15 @@ class Denoiser(nn.Module, ABC):
 
     def velocity(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
         """dx/dt of the probability-flow ODE, shape (B, *)."""
-        t = as_time(t, x)
-        return self.sde.drift(x, t) - 0.5 * expand(self.sde.g(t).square(), x) * self.score(x, t, **cond)
+        return self.velocity_at(x, Level.at(self.sde, as_time(t, x), x), **cond)
+
+    def velocity_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        """dx/dt of the probability-flow ODE at a level, shape (B, *).
+
+        α̇ x̂0 + σ̇ ε̂ = ((α α̇ + σ σ̇) x + (α σ̇ − σ α̇) v) / (α² + σ²)
+        """
+        of_x, of_v = level.read("velocity", None, _velocity_coefficients)
+        return of_x * x + of_v * self.v_at(x, level, **cond)
 
     def given(self, **cond: Any) -> Denoiser:
         """The same denoiser with conditions bound; parameters are shared.
@@ -134,6 +154,12 @@ class Denoiser(nn.Module, ABC):
         return None
 
 
+def _velocity_coefficients(levels: Levels) -> tuple[Tensor, Tensor]:
+    (alpha_rate, sigma_rate), alpha, sigma = levels.sde.rates(levels.t), levels.alpha, levels.sigma
+    norm = alpha.square() + sigma.square()
+    return (alpha * alpha_rate + sigma * sigma_rate) / norm, (alpha * sigma_rate - sigma * alpha_rate) / norm
+
+
 @runtime_checkable
 class KnowsCovariance(Protocol):
     """A denoiser that knows the diagonal of Cov[x0 | x_t = x], which broadcasts against x."""
@@ -165,6 +191,9 @@ class _Given(Denoiser):
 
     def eps_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
         return self.denoiser.eps_at(x, level, **{**cond, **self.cond})
+
+    def v_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        return self.denoiser.v_at(x, level, **{**cond, **self.cond})
 
     def mean_and_covariance(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         return self.denoiser.mean_and_covariance(x, t, **{**cond, **self.cond})
@@ -228,19 +257,36 @@ class NetworkDenoiser(Denoiser):
         skip, out, c_in, c_noise = level.read("eps", self.parameterization, self._eps_coefficients)
         return skip * x + out * self._network(x, c_in, c_noise, cond)
 
+    def v_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        skip, out, c_in, c_noise = level.read("v", self.parameterization, self._v_coefficients)
+        return skip * x + out * self._network(x, c_in, c_noise, cond)
+
     def select(self, index: Tensor, batch: int) -> Denoiser:
         return self
 
     def _x0_coefficients(self, levels: Levels) -> tuple[Tensor, ...]:
         """Of x and of the network in x̂0, of x in the network's input, and its noise label."""
-        alpha, sigma, rule = levels.alpha, levels.sigma, self.parameterization
-        return *rule.skip_out(alpha, sigma), rule.c_in(alpha, sigma), rule.c_noise(alpha, sigma)
+        return self._coefficients(levels, torch.ones_like(levels.alpha), torch.zeros_like(levels.alpha))
 
     def _eps_coefficients(self, levels: Levels) -> tuple[Tensor, ...]:
         """The same for ε̂ = (x − α x̂0)/σ, combined first: exact for ε-networks, no cancellation as σ → 0."""
-        alpha, sigma = levels.alpha, levels.sigma
-        skip, out, *rest = self._x0_coefficients(levels)
-        return (1 - alpha * skip) / sigma, -alpha * out / sigma, *rest
+        return self._coefficients(levels, torch.zeros_like(levels.alpha), torch.ones_like(levels.alpha))
+
+    def _v_coefficients(self, levels: Levels) -> tuple[Tensor, ...]:
+        return self._coefficients(levels, -levels.sigma, levels.alpha)
+
+    def _coefficients(self, levels: Levels, to_a: Tensor, to_b: Tensor) -> tuple[Tensor, ...]:
+        """For to_a x0 + to_b ε, as in `scoresde.parameterization.convert`."""
+        alpha, sigma, rule = levels.alpha, levels.sigma, self.parameterization
+        a, b = rule.target(alpha, sigma)
+        determinant = alpha * b - sigma * a
+        skip, out = (to_a * b - a * to_b) / determinant, (alpha * to_b - sigma * to_a) / determinant
+        if levels.sde.ends_silent:
+            silent = (alpha == 0) & (to_a == 0)  # ε̂ = x/σ, whatever the network says
+            skip, out = torch.where(silent, to_b / sigma, skip), torch.where(silent, 0, out)
+            if bool((determinant == 0).logical_and(~silent & (alpha == 0)).any()):
+                raise _no_signal(rule, levels.sde)
+        return skip, out, rule.c_in(alpha, sigma), rule.c_noise(alpha, sigma)
 
     def _network(self, x: Tensor, c_in: Any, c_noise: Any, cond: dict[str, Any]) -> Tensor:
         dtype = next((parameter.dtype for parameter in self.net.parameters()), x.dtype)
@@ -279,6 +325,14 @@ def devices_named(owner: object, denoiser: nn.Module, **others: Any) -> Iterator
         parts = [f"{' and '.join(names)} on {device}" for device, names in places.items()]
         name = owner if isinstance(owner, str) else type(owner).__name__
         raise ValueError(f"{name} needs all on one device, got {' but '.join(parts)}: move one.") from error
+
+
+def _no_signal(rule: Parameterization, sde: SDE) -> ValueError:
+    return ValueError(
+        f"A network that predicts {type(rule).__name__} says nothing about the data where there is no signal, and "
+        f"alpha is 0 at t = 1 of {type(sde).__name__}: train with parameterization Velocity, VPrediction, Data or "
+        f"EDM, or use a process that ends with alpha > 0."
+    )
 
 
 def _wrong_shape(net: nn.Module, x: Tensor, output: Tensor) -> ValueError:

@@ -1,25 +1,32 @@
-"""What the network predicts: x̂0 = c_skip x + c_out F(c_in x, c_noise), all four functions of (α, σ) alone."""
+"""What the network predicts: F ≈ a x0 + b ε, so x̂0 = c_skip x + c_out F(c_in x, c_noise), by (α, σ) alone."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoresde.checks import check_numbers
+from scoresde.checks import check_choice, check_flags, check_numbers
 
-__all__ = ["EDM", "Data", "Epsilon", "Parameterization", "Score", "VPrediction"]
+__all__ = ["EDM", "Data", "Epsilon", "Parameterization", "Score", "VPrediction", "Velocity", "convert"]
+
+MOST_NOISE = 1e6  # of σ/α in a noise label: finite where there is no signal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parameterization(ABC):
     """How a raw network F becomes a denoiser.
 
-        x̂0 = c_skip x + c_out F(c_in x, c_noise)
+        F is trained towards a x0 + b ε,    x = α x0 + σ ε
+        x̂0 = c_skip x + c_out F,            c_skip = b/D,   c_out = −σ/D,    D = α b − σ a
+        ε̂  = (α F − a x)/D
 
-    Nothing here depends on the clock, so a trained network can be sampled under another SDE's times.
+    A subclass writes `target`, (a, b), or `skip_out`, (c_skip, c_out); the other follows. Where D is 0 the two
+    equations are one, and nothing follows from F: so it is for ε and the score where α = 0. Nothing here depends on the
+    clock, so a trained network can be sampled under another SDE's times.
 
     Args:
         sigma_data: Standard deviation of the data, used to scale the network input to unit variance.
@@ -30,20 +37,58 @@ class Parameterization(ABC):
 
     sigma_data: float = 1.0
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.target is Parameterization.target and cls.skip_out is Parameterization.skip_out:
+            raise TypeError(f"{cls.__name__} needs a formula: write target(alpha, sigma) or skip_out(alpha, sigma).")
+
     def __post_init__(self) -> None:
         check_numbers(self, "0 < sigma_data <= 1e9")
 
-    @abstractmethod
+    def target(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """(a, b): the network predicts a x0 + b ε."""
+        skip, out = self.skip_out(alpha, sigma)
+        return (1 - alpha * skip) / out, -sigma * skip / out
+
     def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(c_skip, c_out)."""
+        a, b = self.target(alpha, sigma)
+        determinant = alpha * b - sigma * a
+        return b / determinant, -sigma / determinant
 
     def c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """1 / √(α² sigma_data² + σ²), the inverse standard deviation of x_t."""
         return 1 / torch.hypot(alpha * self.sigma_data, sigma)
 
     def c_noise(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """¼ log(σ/α), the network's noise label."""
-        return 0.25 * torch.log(sigma / alpha)
+        """¼ log(σ/α), the network's noise label; that of σ/α = 10⁶ where there is less signal."""
+        return 0.25 * torch.log((sigma / alpha).clamp_max(MOST_NOISE))
+
+
+def convert(
+    prediction: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    *,
+    source: Parameterization,
+    to: Parameterization,
+) -> Tensor:
+    """What `to` predicts, from what `source` predicts for the same x.
+
+        x = α x0 + σ ε,   F = a x0 + b ε,   F' = a' x0 + b' ε
+        F' = ((a' b − a b') x + (α b' − σ a') F) / D,      D = α b − σ a
+
+    Every pair at every level; from ε or the score at α = 0 the result is infinite, as D is 0 there.
+
+    Args:
+        prediction, x: F and the noisy state, of one shape.
+        alpha, sigma: The level, of a shape that broadcasts against x.
+        source, to: What F predicts, and what is asked for.
+    """
+    (a, b), (to_a, to_b) = source.target(alpha, sigma), to.target(alpha, sigma)
+    determinant = alpha * b - sigma * a
+    return (to_a * b - a * to_b) / determinant * x + (alpha * to_b - sigma * to_a) / determinant * prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +97,22 @@ class Epsilon(Parameterization):
 
         x̂0 = (x − σ F) / α                                          (Ho et al. 2020, eq. 15)
 
+    Where α = 0 it says nothing about the data, and a denoiser made with it refuses to be asked there.
+
     References:
         Ho et al., "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.11239.
     """
 
-    def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        return 1 / alpha, -sigma / alpha
+    def target(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(alpha), torch.ones_like(alpha)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Parameterization):
     """The network predicts the clean data: x̂0 = F."""
 
-    def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(alpha), torch.ones_like(alpha)
+    def target(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(alpha), torch.zeros_like(alpha)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +127,50 @@ class VPrediction(Parameterization):
         Salimans and Ho, "Progressive Distillation", 2022, arXiv:2202.00512.
     """
 
-    def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        norm = alpha.square() + sigma.square()
-        return alpha / norm, -sigma / norm
+    def target(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return -sigma, alpha
+
+
+@dataclass(frozen=True, kw_only=True)
+class Velocity(Parameterization):
+    """The network predicts u = ε − x0, the dx/dt of the straight path.
+
+        x̂0 = (x − σ u) / (α + σ)         ε̂ = (x + α u) / (α + σ)    (Lipman et al. 2023, eq. 22, on any α and σ)
+
+    Defined at every level of every process, α = 0 and σ = 0 included. The label is r = σ/(α + σ), which is t on the
+    straight path.
+
+    Args:
+        sigma_data: As for every parameterization; inputs are scaled by c_in only if `scale_input`.
+        label: What the network gets as c_noise: "time", r; "data_time", 1 − r, of networks whose time runs from noise
+            to data; both times `label_scale`.
+        label_scale: 1 for networks that are given t, 1000 for those that are given 1000 t.
+        scale_input: Whether the network's input is x/√(α² sigma_data² + σ²), as for the others, or x/(α + σ): x
+            itself on the straight path, which networks of other flow-matching systems expect.
+
+    References:
+        Lipman et al., "Flow Matching for Generative Modeling", 2023, arXiv:2210.02747.
+        Liu et al., "Flow Straight and Fast", 2023, arXiv:2209.03003.
+    """
+
+    label: str = "time"
+    label_scale: float = 1.0
+    scale_input: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flags(self)
+        check_choice(self, "label", self.label, ("time", "data_time"))
+        check_numbers(self, "0 < label_scale <= 1e6")
+
+    def target(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return -torch.ones_like(alpha), torch.ones_like(alpha)
+
+    def c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return super().c_in(alpha, sigma) if self.scale_input else 1 / (alpha + sigma)
+
+    def c_noise(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return self.label_scale * (sigma if self.label == "time" else alpha) / (alpha + sigma)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +185,8 @@ class Score(Parameterization):
         Song et al., "Score-Based Generative Modeling through SDEs", 2021, arXiv:2011.13456.
     """
 
-    def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        return 1 / alpha, sigma.square() / alpha
+    def target(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(sigma), -1 / sigma
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +195,7 @@ class EDM(Parameterization):
 
         c_skip = α s² / (σ² + α² s²)       c_out = σ s / √(σ² + α² s²)       s = sigma_data     (Karras et al., Table 1)
         c_in   = 1 / √(σ² + α² s²)         c_noise = ¼ log(σ/α)
+        F ≈ (σ/s x0 − α s ε) / √(σ² + α² s²)
 
     Table 1 has α = 1; here it is applied to x/α at noise level σ/α, so any SDE can use it.
 
@@ -116,6 +205,6 @@ class EDM(Parameterization):
 
     sigma_data: float = 0.5
 
-    def skip_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        variance = sigma.square() + (alpha * self.sigma_data).square()
-        return alpha * self.sigma_data**2 / variance, sigma * self.sigma_data / variance.sqrt()
+    def target(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        norm = torch.hypot(sigma, alpha * self.sigma_data)
+        return sigma / (self.sigma_data * norm), -alpha * self.sigma_data / norm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,8 +24,9 @@ def check_sde(sde: SDE, *, rtol: float = 1e-6) -> None:
 
         t_min      a number between 0 and 1
         methods    alpha, sigma, f, g, logsnr elementwise: tensors of t's shape and dtype, for (), (3,) and (2, 3)
-        α, σ       positive and finite
+        α, σ       positive and finite; α_1 may be 0
         logsnr     = 2 log(α/σ), strictly decreasing
+        rates      = (α', σ')
         f          = (log α)'
         g          (σ²)' = 2 f σ² + g²
         time       time(logsnr(t)) = t
@@ -126,13 +128,15 @@ def _check_elementwise(sde: SDE) -> None:
 
 def _check_positive(sde: SDE, t: Tensor) -> None:
     end_before = ": end the process just before the signal or the noise is gone"
-    for name, demand, holds, advice in (
-        ("alpha", "positive and finite", lambda value: value > 0, end_before),
-        ("sigma", "positive and finite", lambda value: value > 0, end_before),
-        ("f", "finite", torch.isfinite, ""),
-        ("g", "finite and not negative", lambda value: value >= 0, ""),
+    silent = bool(sde.alpha(t[-1:]) == 0)  # then f and g are infinite at t = 1
+    inside = t[: -1 if silent else None]
+    for name, demand, holds, advice, at in (
+        ("alpha", "positive and finite", lambda value: value > 0, ": it may be 0 at t = 1 alone", inside),
+        ("sigma", "positive and finite", lambda value: value > 0, end_before, t),
+        ("f", "finite", torch.isfinite, "", inside),
+        ("g", "finite and not negative", lambda value: value >= 0, "", inside),
     ):
-        value = getattr(sde, name)(t)
+        value = getattr(sde, name)(at)
         bad = ~(torch.isfinite(value) & holds(value))
         if bool(bad.any()):
             got = f"got {_first(value, bad)} at t={_first(t, bad)}"
@@ -141,6 +145,11 @@ def _check_positive(sde: SDE, t: Tensor) -> None:
 
 def _check_logsnr(sde: SDE, t: Tensor, rtol: float) -> None:
     logsnr = sde.logsnr(t)
+    if bool(sde.alpha(t[-1:]) == 0):
+        if logsnr[-1] != -math.inf:
+            got = f"got {logsnr[-1]:.6g}"
+            raise _failure(sde, f"logsnr(t) must be -inf where alpha(t) is 0, {got} at t=1: correct logsnr, or drop it")
+        t, logsnr = t[:-1], logsnr[:-1]
     expected = 2 * (sde.alpha(t).log() - sde.sigma(t).log())
     _compare(sde, "logsnr(t) = 2 log(alpha/sigma)", t, t, logsnr, expected, rtol, "correct logsnr", atol=rtol)
     rising = logsnr.diff() >= 0
@@ -152,6 +161,12 @@ def _check_logsnr(sde: SDE, t: Tensor, rtol: float) -> None:
 def _check_derivatives(sde: SDE, t: Tensor, rtol: float) -> None:
     low, high = t[:-1], t[1:]
     span, advice = high - low, "correct {}, or drop f and g and let them be derived from alpha and sigma"
+    for name, index in (("alpha", 0), ("sigma", 1)):
+        actual, expected = _integral(partial(_rate, sde, index), low, high), getattr(sde, name)(t).diff()
+        what = f"rates(t)[{index}] = d/dt {name}(t), integrated"
+        _compare(sde, what, low, high, actual, expected, rtol, "correct rates, or drop it", atol=1e-14)
+    if bool(sde.alpha(t[-1:]) == 0):  # f and g are infinite there
+        t, low, high, span = t[:-1], low[:-1], high[:-1], span[:-1]
     actual, expected = _integral(sde.f, low, high) / span, sde.alpha(t).log().diff() / span
     what = "f(t) = d/dt log alpha(t), averaged"
     _compare(sde, what, low, high, actual, expected, rtol, advice.format("f"), atol=1e-14 / span)
@@ -161,6 +176,10 @@ def _check_derivatives(sde: SDE, t: Tensor, rtol: float) -> None:
     expected, rounding = variance.diff() * scale, 1e-14 * variance[1:] * scale
     what = "g(t)^2 = d/dt sigma(t)^2 - 2 f(t) sigma(t)^2, averaged"
     _compare(sde, what, low, high, actual, expected, rtol, advice.format("g"), atol=rounding)
+
+
+def _rate(sde: SDE, index: int, t: Tensor) -> Tensor:
+    return sde.rates(t)[index]
 
 
 def _check_time(sde: SDE, t: Tensor, rtol: float) -> None:

@@ -110,7 +110,7 @@ def kernel(sde: SDE, t: Tensor, s: Tensor) -> Kernel:
     [
         (
             {"alpha": lambda self, t: torch.exp(-2 * t) - 0.2},
-            r"alpha\(t\) must be positive.*at t=0\.8\d+: end the process",
+            r"alpha\(t\) must be positive.*at t=0\.8\d+: it may be 0 at t = 1 alone",
         ),
         (
             {"sigma": lambda self, t: torch.log(t)},

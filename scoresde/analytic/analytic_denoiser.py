@@ -15,6 +15,7 @@ from scoresde.denoiser import Denoiser, as_time
 from scoresde.sde import SDE, expand
 
 Law = TypeVar("Law", bound="AnalyticDenoiser")
+LEAST_SIGNAL = 1e-12  # α/σ: the limit of no signal, to rounding
 Rowwise = Callable[[Tensor, Tensor], tuple[Tensor, ...]]  # of y (b, d) and s, () or (b, 1)
 
 
@@ -28,8 +29,9 @@ class AnalyticDenoiser(Denoiser):
         ε̂     = s · pull,   ∇ log p_t(x) = −pull / α
         Cov[x0 | x_t] = s² ∂x̂0/∂y = (σ²/α) ∂x̂0/∂x
 
-    Computed in float64 and returned in x's dtype: float32 states lose digits only in the answer. A subclass writes the
-    law in y and s alone; `_pull` has a formula of its own because the difference y − x̂0 cancels as s → 0.
+    Where α is 0, 10⁻¹² σ stands for it. Computed in float64 and returned in x's dtype: float32 states lose digits only
+    in the answer. A subclass writes the law in y and s alone; `_pull` has a formula of its own because the difference
+    y − x̂0 cancels as s → 0.
     """
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
@@ -42,7 +44,7 @@ class AnalyticDenoiser(Denoiser):
     def score(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
         t = as_time(t, x)
         y, s = self._data_coordinates(x, t)
-        return (-self._pull(y, s) / expand(self.sde.alpha(t.double()), y)).to(x.dtype)
+        return (-self._pull(y, s) / expand(self._level(t)[0], y)).to(x.dtype)
 
     def covariance(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """Cov[x0 | x_t = x] of the flattened event, x (B, *) -> (B, d, d)."""
@@ -60,7 +62,7 @@ class AnalyticDenoiser(Denoiser):
     def log_prob(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """log p_t(x) in nats, x (B, *) -> (B,)."""
         y, s = self._data_coordinates(x, t)
-        log_alpha = self.sde.alpha(t.double()).log()
+        log_alpha = self._level(t)[0].log()
         return (self._log_density(y, s) - math.prod(x.shape[1:]) * log_alpha).to(x.dtype)
 
     def sample(self, n: int, *, shape: Sequence[int] | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -118,9 +120,13 @@ class AnalyticDenoiser(Denoiser):
     def _data_coordinates(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """y (B, *) and s, () or (B, 1, ..., 1), in float64."""
         self._check_event(x.shape[1:])
-        y, wide = x.double(), t.double()
-        alpha, sigma = self.sde.alpha(wide), self.sde.sigma(wide)
+        y, (alpha, sigma) = x.double(), self._level(t)
         return y / expand(alpha, y), expand(sigma / alpha, y)
+
+    def _level(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """α and σ in float64."""
+        sigma = self.sde.sigma(wide := t.double())
+        return torch.maximum(self.sde.alpha(wide), LEAST_SIGNAL * sigma), sigma
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # the law moves between devices and stays in float64: float() and half() leave it as it is

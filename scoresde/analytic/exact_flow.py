@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from scoresde.analytic.analytic_denoiser import AnalyticDenoiser
+from scoresde.analytic.analytic_denoiser import LEAST_SIGNAL, AnalyticDenoiser
 from scoresde.analytic.gaussian import GaussianDenoiser
 from scoresde.denoiser import Denoiser
-from scoresde.sde import VESDE
+from scoresde.sde import VESDE, StraightSDE
 
 if TYPE_CHECKING:
     from scoresde.solvers import Solver
@@ -93,8 +93,9 @@ def exact_flow(denoiser: Denoiser, x: Tensor, *, rtol: float = 1e-9, noise_end: 
         dx̄ = ε̂ d(σ/α),   x̄ = x/α            from σ_1/α_1 to `noise_end`, then x̂0
 
     Closed form for `GaussianDenoiser`. Otherwise an adaptive solve; its end is off by O((noise_end / std)²) std, 1e-8
-    of the smallest standard deviation of a mixture by default. An `AnalyticDenoiser` is solved with α = 1, so
-    noise_end may be below the least noise of its SDE; any other is solved on its own SDE, down to t = 0 at most.
+    of the smallest standard deviation of a mixture by default. An `AnalyticDenoiser` is solved with α = 1, or
+    on the straight path if its SDE ends without signal, so noise_end may be below the least noise of its SDE; any other
+    is solved on its own SDE, down to t = 0 at most.
 
     Args:
         denoiser: A denoiser with an exact score.
@@ -108,12 +109,16 @@ def exact_flow(denoiser: Denoiser, x: Tensor, *, rtol: float = 1e-9, noise_end: 
     one = torch.ones((), dtype=torch.float64, device=x.device)
     alpha, sigma = denoiser.sde.alpha(one), denoiser.sde.sigma(one)
     if isinstance(denoiser, GaussianDenoiser):
+        alpha = torch.maximum(alpha, LEAST_SIGNAL * sigma)
         return denoiser.flow(x.double() / alpha, sigma / alpha)
     if isinstance(denoiser, AnalyticDenoiser):
         noise_end = 1e-4 * denoiser.finest_scale() if noise_end is None else noise_end
         atol = rtol * min(1.0, denoiser.rms())
-        process = VESDE(sigma_min=noise_end, sigma_max=float(sigma / alpha))
-        denoiser, x, t_end = denoiser.on(process), x.double() / alpha, 0.0
+        if denoiser.sde.ends_silent:
+            denoiser, x, t_end = denoiser.on(StraightSDE()), x.double() / sigma, noise_end / (1 + noise_end)
+        else:
+            process = VESDE(sigma_min=noise_end, sigma_max=float(sigma / alpha))
+            denoiser, x, t_end = denoiser.on(process), x.double() / alpha, 0.0
     else:
         logsnr = -2 * math.log(1e-4 if noise_end is None else noise_end)
         x, t_end = x.double(), float(denoiser.sde.time(torch.tensor(logsnr, dtype=torch.float64)).clamp(0, 0.5))

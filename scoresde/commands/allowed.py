@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 # of numbers; data functions read files of their format. Nothing here reads a run, writes, trains, samples or imports.
 PLACES = {
     "task": {"commands": "TrainClassifier TrainDenoiser TrainDequantization TrainVarianceHead"},
-    "sde": {"sde": "CosineSDE DiscreteVPSDE EDMSDE LearnedVPSDE SubVPSDE VESDE VPSDE"},
+    "sde": {"sde": "CosineSDE DiscreteVPSDE EDMSDE LearnedVPSDE StraightSDE SubVPSDE VESDE VPSDE"},
     "parameterization": {
-        "parameterization": "Data EDM Epsilon Score VPrediction",
+        "parameterization": "Data EDM Epsilon Score VPrediction Velocity",
         "interop": "ScoreSDEParameterization",
     },
     "model": {"models": "Classifier DDPMUNet MLP NCSNpp", "likelihood": "VariationalDequantization"},

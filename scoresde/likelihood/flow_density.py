@@ -150,7 +150,7 @@ def log_prob(
         problem = field, state, flow.data_end, flow.noise_end
         if steps is None:
             resolution, lost = torch.finfo(x.dtype).eps, failures if on_error == "nan" else None
-            effect = partial(_effect, fit=ADAMS if method == "adams" else RUNGE_KUTTA, eps=resolution)
+            effect = partial(_effect, flow=flow, fit=ADAMS if method == "adams" else RUNGE_KUTTA, eps=resolution)
             quantity = QuantityOfInterest(effect, STEP_SHARE * atol * math.sqrt(entries), error)
             (y, delta), nfe, *_ = integrate(
                 *problem, adaptive_method(method),
@@ -179,24 +179,24 @@ def likelihood_field(
 ) -> Field:
     """The probability flow of y (B, *) and its divergence for every value of the trace (B, K), for `integrate`."""
 
-    def eps_at(at: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def v_at(at: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         x = (expand(at[1], y) * y).to(dtype)
         x = x if create_graph else x.detach()
         x = x if x.requires_grad else x.requires_grad_()
-        return denoiser.eps(x, at[0]), x
+        return denoiser.v(x, at[0]), x
 
     def rate(at: Tensor, state: State) -> State:
         y, _ = state
         with torch.enable_grad():
-            eps, x = eps_at(at, y)
-            traces = trace(eps, x, create_graph=create_graph).double()
-        eps = eps if create_graph else eps.detach()
-        return flow.slope(at, y, eps.double()), flow.divergence(at, traces, x.shape[1:].numel())
+            v, x = v_at(at, y)
+            traces = trace(flow.traced(at, x, v), x, create_graph=create_graph).double()
+        v = v if create_graph else v.detach()
+        return flow.slope(at, v.double()), flow.divergence(at, traces, x.shape[1:].numel())
 
     def inner(at: Tensor, state: State) -> State:
         y, delta = state
-        eps = denoiser.eps((expand(at[1], y) * y).to(dtype), at[0])
-        return flow.slope(at, y, eps.double()), torch.zeros_like(delta)
+        v = denoiser.v((expand(at[1], y) * y).to(dtype), at[0])
+        return flow.slope(at, v.double()), torch.zeros_like(delta)
 
     def select(index: Tensor) -> Field | None:
         smaller = denoiser.select(index, batch)
@@ -207,7 +207,9 @@ def likelihood_field(
     return Field(flow.coefficients, rate, select, inner)
 
 
-def _effect(tried: Attempt, h: Tensor, *, fit: tuple[float, float], eps: float) -> tuple[Tensor, Tensor]:
+def _effect(
+    tried: Attempt, h: Tensor, *, flow: FlowCoordinates, fit: tuple[float, float], eps: float
+) -> tuple[Tensor, Tensor]:
     """Sizes of the change of log p by the error of a step.
 
     To decide, terms add up as independent ones do; to record, as if all had one sign. The error estimate is that of the
@@ -217,7 +219,7 @@ def _effect(tried: Attempt, h: Tensor, *, fit: tuple[float, float], eps: float) 
     """
     (factor, power), slope, error = fit, tried.slopes[-1], tried.error
     y, rate, error_y = (part[0].flatten(1) for part in (tried.state, slope, error))
-    score = rate / expand(tried.at_end[2], rate) - y  # −ν ε̂/σ, with ε̂ solved from dy/dz
+    score = flow.score(tried.at_end, y, rate)
     terms = score * error_y
     largest = terms.abs().sum(1) + error[1].abs().mean(1)
     moved = h.abs() * ((score * rate).abs().sum(1) + slope[1].abs().mean(1))

@@ -22,11 +22,12 @@ from scoresde.sde.grids import (
 )
 from scoresde.sde.learned_vpsde import LearnedVPSDE
 from scoresde.sde.levels import Interval, Level, Levels
+from scoresde.sde.straight import StraightSDE
 
 __all__ = [
     "EDMSDE", "SDE", "VESDE", "VPSDE", "CosineSDE", "DiscreteVPSDE", "Grid", "Interval", "Kernel", "LearnedVPSDE",
     "Level", "Levels",
-    "SubVPSDE", "cosine_betas", "expand", "few_step_grid", "karras_grid", "linear_betas", "logsnr_grid",
+    "StraightSDE", "SubVPSDE", "cosine_betas", "expand", "few_step_grid", "karras_grid", "linear_betas", "logsnr_grid",
     "quadratic_betas", "quadratic_grid", "scaled_linear_betas", "sigmoid_betas", "subsequence_grid", "uniform_grid",
     "vp_grid",
 ]  # fmt: skip

@@ -50,7 +50,8 @@ class SDE(ABC):
         f = (log α)'                      (σ²)' = 2 f σ² + g²
 
     A subclass writes `alpha` and `sigma` (f and g follow by differentiation), or `f` and `g` (α and σ follow by
-    quadrature, in float64, from α_0 = 1 and σ_0 = `sigma_start`). All methods are elementwise: any shape of t, and
+    quadrature, in float64, from α_0 = 1 and σ_0 = `sigma_start`). α may end at 0, where logsnr is −∞: write α and σ of
+    such a process, as f and g are infinite there. All methods are elementwise: any shape of t, and
     the dtype and device of t. `scoresde.testing.check_sde` tells whether a subclass is consistent.
 
     Attributes:
@@ -91,6 +92,13 @@ class SDE(ABC):
         variance, rate = _value_and_rate(lambda u: self.sigma(u).square(), t)
         return (rate - 2 * self.f(t) * variance).clamp_min(0).sqrt()
 
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(dα/dt, dσ/dt): dx_t/dt = α̇ x_0 + σ̇ ε, finite where the signal ends and f and g are not."""
+        if type(self).alpha is SDE.alpha:
+            alpha, sigma, f = self.alpha(t), self.sigma(t), self.f(t)
+            return f * alpha, f * sigma + self.g(t).square() / (2 * sigma)
+        return _value_and_rate(self.alpha, t)[1], _value_and_rate(self.sigma, t)[1]
+
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """f(t) x, shape (B, *)."""
         return expand(self.f(t), x) * x
@@ -100,7 +108,7 @@ class SDE(ABC):
         return self.g(t)
 
     def logsnr(self, t: Tensor) -> Tensor:
-        """log(α_t² / σ_t²), strictly decreasing in t."""
+        """log(α_t² / σ_t²), strictly decreasing in t; −∞ where there is no signal."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
     def time(self, logsnr: Tensor) -> Tensor:
@@ -119,12 +127,19 @@ class SDE(ABC):
         scale = α_s / α_t
         std²  = σ_s² − scale² σ_t² = −σ_s² expm1(logsnr_s − logsnr_t)
         """
-        shrink = -torch.expm1(self.logsnr(s) - self.logsnr(t))
-        return Kernel(self.alpha(s) / self.alpha(t), self.sigma(s) * shrink.clamp_min(0).sqrt())
+        shrink, scale = -torch.expm1(self.logsnr(s) - self.logsnr(t)), self.alpha(s) / self.alpha(t)
+        silent = self.alpha(t) == 0  # then s is t: what has no signal goes nowhere
+        shrink, scale = torch.where(silent, 0, shrink), torch.where(silent, 1, scale)
+        return Kernel(scale, self.sigma(s) * shrink.clamp_min(0).sqrt())
 
     def perturb(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = α_t x_0 + σ_t ε, shape (B, *)."""
         return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * noise
+
+    @cached_property
+    def ends_silent(self) -> bool:
+        """Whether no signal is left at t = 1: α_1 = 0."""
+        return not bool(self.alpha(torch.ones((), dtype=torch.float64)))
 
     @property
     def prior_std(self) -> float:

@@ -16,6 +16,7 @@ from scoresde.sde.continuous import VPSDE
 
 Grid = Callable[[SDE, int, float], Tensor]
 Clock = Callable[[Tensor], Tensor]  # elementwise, monotone
+SILENT = -10.0  # logsnr: the level of VP at t = 1, σ/α = 150
 
 
 class Start(ABC):
@@ -122,8 +123,10 @@ def subsequence_grid(sde: SDE, steps: int, t_end: float, *, length: int = 1000, 
 
 
 def _spaced(sde: SDE, steps: int, t_end: float, clock: Clock, logsnr: Clock) -> Tensor:
-    """Equal steps in clock(logsnr), of which `logsnr` is the inverse."""
+    """Equal steps in clock(logsnr), of which `logsnr` is the inverse; `SILENT` stands for no signal at t = 1."""
     ends = sde.logsnr(torch.tensor([1.0, t_end], dtype=torch.float64))
+    if sde.ends_silent:
+        ends[0] = SILENT
     if not bool(torch.isfinite(ends).all()):
         raise _no_noise(sde, t_end)
     times = sde.time(logsnr(torch.linspace(*clock(ends).tolist(), steps=steps + 1, dtype=torch.float64)))  # type: ignore[call-overload]

@@ -84,13 +84,13 @@ def reverse_field(flow: FlowCoordinates, denoiser: Denoiser, batch: int) -> Fiel
 
     def rate(at: Tensor, state: State) -> State:
         (y,) = state
-        return (flow.slope(at, y, denoiser.eps(expand(at[1], y) * y, at[0]), eps_weight=2.0),)
+        return (flow.reverse_drift(at, y, denoiser.eps(expand(at[1], y) * y, at[0])),)
 
     def select(index: Tensor) -> Field | None:
         smaller = denoiser.select(index, batch)
         return None if smaller is None else reverse_field(flow, smaller, batch)
 
-    return Field(flow.coefficients, rate, select)
+    return Field(flow.reverse_coefficients, rate, select)
 
 
 def path_noise(flow: FlowCoordinates, y: Tensor, noise: NoiseSource) -> AdditiveNoise:

@@ -60,7 +60,7 @@ class ProbabilityFlowODE(Solver):
         """Integrate from x at t = 1 (B, *) to data (B, *).
 
         Args:
-            denoiser: Supplies ε̂.
+            denoiser: Supplies v̂.
             x: Start at t = 1, float32 or float64.
             noise: Not used.
             gradient: Whether to keep the graph, for gradients by x and by the denoiser's parameters; the steps chosen
@@ -113,7 +113,7 @@ def flow_field(flow: FlowCoordinates, denoiser: Denoiser, batch: int) -> Field:
 
     def rate(at: Tensor, state: State) -> State:
         (y,) = state
-        return (flow.slope(at, y, denoiser.eps(expand(at[1], y) * y, at[0])),)
+        return (flow.slope(at, denoiser.v(expand(at[1], y) * y, at[0])),)
 
     def select(index: Tensor) -> Field | None:
         smaller = denoiser.select(index, batch)

@@ -96,8 +96,8 @@ class _Reverse:
         for when, state, value in self.recent:
             if bool(z == when) and torch.equal(y, state):
                 return value
-        at, rows = self.flow.coefficients(z), y.reshape(self.shape)
-        value = self.flow.slope(at, rows, self.denoiser.eps(at[1] * rows, at[0]), eps_weight=2.0).flatten(1)
+        at, rows = self.flow.reverse_coefficients(z), y.reshape(self.shape)
+        value = self.flow.reverse_drift(at, rows, self.denoiser.eps(at[1] * rows, at[0])).flatten(1)
         self.recent = [*self.recent[-2:], (z, y, value)]
         return value
 

@@ -44,7 +44,7 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
         "sigma_min": (0.5,), "sigma_max": (0.5,), "beta_min": (0.5,), "beta_max": (0.5,),
         "logsnr_min": (-1, 0, 0.5), "logsnr_max": (-1, 0, 0.5), "learn_ends": FLAG,
     },
-    "parameterization": {"sigma_data": (0.5,)},
+    "parameterization": {"sigma_data": (0.5,), "label_scale": (0.5,), "scale_input": FLAG},
     "model": {
         "out_channels": (None,), "num_classes": (None,), "condition_dim": (None,), "norm_groups": (None,),
         "dropout": (0, 0.5), "sigma_min": (0.5,), "sigma_max": (0.5,), "fourier_scale": (0.5,), "init_scale": (0, 0.5),
