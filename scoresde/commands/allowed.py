@@ -21,15 +21,17 @@ PLACES = {
     },
     "model": {"models": "Classifier DDPMUNet MLP NCSNpp", "likelihood": "VariationalDequantization"},
     "loss": {
-        "losses": "ClassifierLoss DenoisingLoss DequantizationLoss SecondMomentLoss SecondOrderLoss VDMLoss VLBLoss"
+        "losses": "ClassifierLoss DenoisingLoss DequantizationLoss FlowLoss SecondMomentLoss SecondOrderLoss VDMLoss "
+        "VLBLoss"
     },
     "data": {"data": "array cifar10 digits image_folder mnist toy"},
     "trainer": {"training": "Trainer"},
 }
 PARTS = {  # of all of these, beside processes, parameterisations, networks and losses
     "likelihood": "CategoricalDecoder DiscretizedGaussian",
-    "losses": "LossSecondMoment discrete_times edm_weighting importance_weighting likelihood_weighting lognormal_times "
-    "logsnr_times simple_weighting snr_weighting uniform_times velocity_weighting",
+    "losses": "LossSecondMoment discrete_times edm_weighting flow_weighting importance_weighting likelihood_weighting "
+    "logit_normal_times lognormal_times logsnr_times mode_times shifted_times simple_weighting snr_weighting "
+    "uniform_times velocity_weighting",
     "models": "FourierFeatures",
     "sde": "cosine_betas linear_betas quadratic_betas scaled_linear_betas sigmoid_betas few_step_grid karras_grid "
     "logsnr_grid quadratic_grid subsequence_grid uniform_grid vp_grid",

@@ -15,7 +15,7 @@ from scoresde.models.fourier_features import level_exponents
 
 
 def fill(config: dict[str, Any], data: Dataset, *, labelled: bool, outputs: int = 1) -> dict[str, Any]:
-    """The configuration with what the data decide in place of nulls: shapes, classes, widths, sigma_data.
+    """The configuration with what the data decide in place of nulls: shapes, classes, widths, sigma_data, size.
 
     Args:
         config: With the nodes model, parameterization and loss.
@@ -60,7 +60,11 @@ def fill(config: dict[str, Any], data: Dataset, *, labelled: bool, outputs: int 
     _check_attention(model)
     if config["parameterization"].get("sigma_data", 0) is None:
         config["parameterization"]["sigma_data"] = _standard_deviation(data)
-    known = {"sigma_data": config["parameterization"].get("sigma_data"), **quantised}
+    known = {
+        "sigma_data": config["parameterization"].get("sigma_data"),
+        "size": math.prod(shape[1:] or shape),
+        **quantised,
+    }
     if model.get("fourier_features") == "levels":
         model["fourier_features"] = _level_features(data)
     if model.get("data_scale", 0) is None:

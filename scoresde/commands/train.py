@@ -142,6 +142,7 @@ class TrainDenoiser(ModelTask):
         return 1 if self.variance_output == "fixed" else 2
 
     def model(self, net: nn.Module, sde: SDE, parameterization: Parameterization) -> Denoiser:
+        check_silent_end(sde, parameterization)
         if self.variance_output == "fixed":
             return NetworkDenoiser(net, sde, parameterization)
         return LearnedRange(net, sde, parameterization, steps=self.steps)
@@ -159,6 +160,19 @@ class TrainClassifier(ModelTask):
 
     def loss(self, loss: Loss) -> Loss:
         return ClassifierLoss(noise=require(loss, DenoisingLoss, "loss"))
+
+
+def check_silent_end(sde: SDE, parameterization: Parameterization) -> None:
+    """Raise if a network is to predict what says nothing about the data where the process ends without signal."""
+    if not sde.ends_silent:
+        return
+    one = torch.ones((), dtype=torch.float64)
+    if float(parameterization.target(0 * one, sde.sigma(one))[0]) == 0:
+        name = type(parameterization).__name__
+        raise ConfigError(
+            f"parameterization={name.lower()} says nothing about the data where there is no signal, and alpha is 0 at "
+            f"t = 1 of {type(sde).__name__}: use parameterization=velocity, v, data or edm, or another sde, as sde=vp."
+        )
 
 
 def build_model(
@@ -200,7 +214,7 @@ def fit(
     extensions = [*config["extensions"], ANY_INTERFACE]
     device = next(module.parameters()).device
     if isinstance(sde := getattr(module, "sde", None), SDE):
-        check_law(loss, sde, device)
+        check_law(loss, sde, device, config.get("batch_size", 256))
     optimizer = build_optimizer(config["optimizer"], extensions, parameters)
     with RunDirectory(path).locked():
         run = take_up(path, saved, origin)

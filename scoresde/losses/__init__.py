@@ -3,16 +3,27 @@
 from scoresde.losses.classifier_loss import ClassifierLoss
 from scoresde.losses.denoising import DenoisingLoss
 from scoresde.losses.dequantization_loss import DequantizationLoss, DequantizedDenoiser
+from scoresde.losses.flow import FlowLoss, optimal_pairing
 from scoresde.losses.loss import Loss
 from scoresde.losses.resampling import LossSecondMoment
 from scoresde.losses.second_moment import SecondMomentLoss
 from scoresde.losses.second_order import SecondOrderLoss
-from scoresde.losses.times import TimeLaw, discrete_times, lognormal_times, logsnr_times, uniform_times
+from scoresde.losses.times import (
+    TimeLaw,
+    discrete_times,
+    logit_normal_times,
+    lognormal_times,
+    logsnr_times,
+    mode_times,
+    shifted_times,
+    uniform_times,
+)
 from scoresde.losses.vdm import VDMLoss
 from scoresde.losses.vlb_loss import VLBLoss
 from scoresde.losses.weightings import (
     Weighting,
     edm_weighting,
+    flow_weighting,
     importance_weighting,
     likelihood_weighting,
     simple_weighting,
@@ -21,8 +32,9 @@ from scoresde.losses.weightings import (
 )
 
 __all__ = [
-    "ClassifierLoss", "DenoisingLoss", "DequantizationLoss", "DequantizedDenoiser", "Loss", "LossSecondMoment",
-    "SecondMomentLoss", "SecondOrderLoss", "TimeLaw", "VDMLoss", "VLBLoss", "Weighting", "discrete_times",
-    "edm_weighting", "importance_weighting", "likelihood_weighting", "lognormal_times", "logsnr_times",
+    "ClassifierLoss", "DenoisingLoss", "DequantizationLoss", "DequantizedDenoiser", "FlowLoss", "Loss",
+    "LossSecondMoment", "SecondMomentLoss", "SecondOrderLoss", "TimeLaw", "VDMLoss", "VLBLoss", "Weighting",
+    "discrete_times", "edm_weighting", "flow_weighting", "importance_weighting", "likelihood_weighting",
+    "logit_normal_times", "lognormal_times", "logsnr_times", "mode_times", "optimal_pairing", "shifted_times",
     "simple_weighting", "snr_weighting", "uniform_times", "velocity_weighting",
 ]  # fmt: skip

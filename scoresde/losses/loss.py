@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.checks import check_choice, check_flags, check_numbers
+from scoresde.losses.times import with_signal
 from scoresde.sde import SDE
 
 
@@ -73,7 +74,7 @@ class SampledLoss(Loss):
         """Random times (B,) and noise (B, *) for a batch."""
         u = self.uniforms(x0, generator)
         noise = standard_normal(x0, generator)
-        return self.times(sde, u), noise
+        return with_signal(sde, self.times(sde, u)), noise
 
     def uniforms(self, x0: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The uniforms u of a batch, (B,), in x0's dtype."""
@@ -110,17 +111,20 @@ def check_functions(loss: Loss, *names: str) -> None:
 
 
 @torch.no_grad()
-def check_law(loss: object, sde: SDE, device: torch.device) -> None:
+def check_law(loss: object, sde: SDE, device: torch.device, batch: int = 256) -> None:
     """Raise ValueError unless a loss draws times in [0, 1], with weights >= 0 that are finite and not all 0.
 
     Args:
         loss: Tried if it is a `DrawsTimes`, and its `weighting` if it has one.
         sde: The process that is trained on.
         device: Where.
+        batch: Examples in one: a loss that pairs them needs two, and says so.
     """
     if not isinstance(loss, DrawsTimes):
         return
     name = type(loss).__name__
+    if batch < 2:
+        loss.draw(sde, torch.zeros(batch, 1, device=device), torch.Generator(device).manual_seed(0))
     t, _ = loss.draw(sde, torch.zeros(256, 1, device=device), torch.Generator(device).manual_seed(0))
     if not bool(((t >= 0) & (t <= 1)).all()):
         raise ValueError(f"{name} needs a law of times in [0, 1], got times from {t.min():.4g} to {t.max():.4g}.")

@@ -62,3 +62,9 @@ def velocity_weighting(sde: SDE, t: Tensor) -> Tensor:
     """(α² + σ²)²/α², that is 1/α² on VP: the squared error of v = α ε − σ x0 (arXiv:2202.00512)."""
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     return ((alpha.square() + sigma.square()) / alpha).square()
+
+
+def flow_weighting(sde: SDE, t: Tensor) -> Tensor:
+    """(α + σ)²/α², that is 1/α² on the straight path: the squared error of u = ε − x0 (arXiv:2210.02747, eq. 23)."""
+    alpha = sde.alpha(t)
+    return ((alpha + sde.sigma(t)) / alpha).square()

@@ -138,8 +138,9 @@ class SDE(ABC):
 
     @cached_property
     def ends_silent(self) -> bool:
-        """Whether no signal is left at t = 1: α_1 = 0."""
-        return not bool(self.alpha(torch.ones((), dtype=torch.float64)))
+        """Whether no signal is left at t = 1: α_1 = 0, or the rounding error that a formula such as cos ½πt leaves."""
+        end = torch.ones((), dtype=torch.float64)
+        return bool(self.alpha(end) <= 1e-12 * self.sigma(end))
 
     @property
     def prior_std(self) -> float:

@@ -77,6 +77,7 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
         "label_dropout": (0, 0.5), "sigma_data": (0.5,), "mean": (-1, 0, 0.5), "std": (0, 0.5), "power": (-1, 0, 0.5),
         "low": (0, 0.5), "high": (math.inf, 0.5, 1e300), "weight": (0, 0.5), "vlb_weight": (0, 0.5), "probes": (None,),
         "resampling": (None,), "uniform": (0.5,), "relative": FLAG, "prior": FLAG, "steps": (None,),
+        "shift": (0.5, None), "scale": (-1, 0, 0.5),
     },
 }  # fmt: skip
 THINNED = 6  # every sixth value for every option, another sixth for the next; 1 takes half a minute
@@ -113,7 +114,7 @@ USE: dict[str, Callable[[Any], None]] = {"solver": use_solver, "grid": use_grid,
 FILLED: dict[str, Any] = {  # in place of null, as data do
     "sigma_data": 1.0, "levels": 4, "value_range": [-1.0, 1.0], "shape": [1, 2, 2], "channels": 1, "image_size": 4,
     "channel_mults": [1], "num_res_blocks": 1, "attention_resolutions": [], "fir": False, "progressive_input": "none",
-    "data_scale": 1.0,
+    "data_scale": 1.0, "size": 4,
 }  # fmt: skip
 NARROW = {"width": 8, "norm_groups": 4}
 
