@@ -19,6 +19,7 @@ from scoresde.commands.interfaces import (
 )
 from scoresde.commands.likelihood import NoLikelihood
 from scoresde.commands.load import TrainedModel, load
+from scoresde.commands.reflow import TrainReflow
 from scoresde.commands.solver_grid import CalibratedTimes, OptimalGrid, OptimisedTimes, OwnGrid
 from scoresde.commands.train import ModelTask, TrainClassifier, TrainDenoiser
 from scoresde.commands.variance import NoVariance, ProbedVariance, TableVariance, TrainedVariance
@@ -28,6 +29,6 @@ __all__ = [
     "DenoiserDiagnostics", "Diagnostics", "Estimand", "FlowLikelihood", "Guidance", "Likelihood", "LikelihoodReport",
     "ModelTask", "NoDiagnostics", "NoGuidance", "NoLikelihood", "NoVariance", "OptimalGrid", "OptimisedTimes",
     "OwnData", "OwnGrid", "ProbedVariance", "Scores", "SolverGrid", "StoredBatch", "TableVariance", "Task",
-    "TrainClassifier", "TrainDenoiser", "TrainDequantization", "TrainVarianceHead", "TrainedModel", "TrainedVariance",
-    "Variance", "load",
+    "TrainClassifier", "TrainDenoiser", "TrainDequantization", "TrainReflow", "TrainVarianceHead",
+    "TrainedModel", "TrainedVariance", "Variance", "load",
 ]  # fmt: skip

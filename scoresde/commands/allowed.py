@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 # The public names that may stand in every place, by their packages. Each makes an object and no more, or is a function
 # of numbers; data functions read files of their format. Nothing here reads a run, writes, trains, samples or imports.
 PLACES = {
-    "task": {"commands": "TrainClassifier TrainDenoiser TrainDequantization TrainVarianceHead"},
+    "task": {"commands": "TrainClassifier TrainDenoiser TrainDequantization TrainReflow TrainVarianceHead"},
     "sde": {"sde": "CosineSDE DiscreteVPSDE EDMSDE LearnedVPSDE StraightSDE SubVPSDE VESDE VPSDE"},
     "parameterization": {
         "parameterization": "Data EDM Epsilon Score VPrediction Velocity",

@@ -23,6 +23,7 @@ from scoresde.commands.interfaces import Diagnostics, Guidance, Likelihood, Vari
 from scoresde.commands.likelihood import Evaluation, check_idle, chosen_likelihood, is_wanted
 from scoresde.commands.load import TrainedModel, load_run, newest_run
 from scoresde.commands.options import SAMPLE, check_options
+from scoresde.commands.paired import check_flow_only
 from scoresde.commands.pictures import save_picture, save_scatter
 from scoresde.commands.solver_grid import on_grid
 from scoresde.commands.variance import NoVariance
@@ -71,6 +72,7 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
         evaluation = Evaluation(config, options, likelihood, trained, out, chosen.variance)
     else:
         check_idle(options, likelihood)
+    check_flow_only(trained, chosen.solver if n > 0 else None, None if evaluation is None else likelihood)
     if n == 0 and steered:
         given = "guidance" if config["label"] is None else f"label={config['label']}"
         raise ConfigError(f"{given} is of samples, and num_samples=0 draws none: leave it out, or draw some.")

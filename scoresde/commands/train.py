@@ -34,12 +34,13 @@ from scoresde.parameterization import Parameterization
 from scoresde.sde import SDE
 from scoresde.solvers import DPMSolverPP2M
 from scoresde.training import Logger, RunDirectory, Trainer
+from scoresde.training.update import Batch
 
 PREVIEW_SAMPLES = 64
 OF_TASKS = {  # keys that are arguments of some tasks, with the value that stands for none
     "of": (
         None,
-        "another task: start from experiment=digits_npr or experiment=digits_dequantization",
+        "another task: start from experiment=digits_npr, digits_dequantization or toy_reflow",
     ),
     "head": (None, "another task: start from experiment=digits_npr or experiment=digits_sn"),
     "variance_output": ("fixed", "task=denoiser"),
@@ -198,6 +199,7 @@ def fit(
     *,
     labelled: bool,
     dequantize: bool,
+    batch: Batch | None = None,
 ) -> dict[str, float]:
     """Train a module with the optimizer, trainer and logger of a configuration.
 
@@ -210,12 +212,15 @@ def fit(
         path, saved: The run directory, and the configuration that is kept there.
         origin: What the run is made from.
         labelled, dequantize: As for `Batches`.
+        batch: What a batch is, if not one of the training examples.
     """
     extensions = [*config["extensions"], ANY_INTERFACE]
     device = next(module.parameters()).device
     if isinstance(sde := getattr(module, "sde", None), SDE):
         check_law(loss, sde, device, config.get("batch_size", 256))
     optimizer = build_optimizer(config["optimizer"], extensions, parameters)
+    if batch is None:
+        batch = Batches(data, config["batch_size"], config["seed"], labelled=labelled, dequantize=dequantize)
     with RunDirectory(path).locked():
         run = take_up(path, saved, origin)
         count = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
@@ -229,7 +234,7 @@ def fit(
             denoiser=module,
             loss=loss,
             optimizer=optimizer,
-            batch=Batches(data, config["batch_size"], config["seed"], labelled=labelled, dequantize=dequantize),
+            batch=batch,
             run=run,
             logger=build_as(Logger, config["logger"], "logger", extensions, run),
             preview=Preview(run, data, labelled) if isinstance(module, Denoiser) and data.is_image else None,

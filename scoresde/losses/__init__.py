@@ -5,6 +5,7 @@ from scoresde.losses.denoising import DenoisingLoss
 from scoresde.losses.dequantization_loss import DequantizationLoss, DequantizedDenoiser
 from scoresde.losses.flow import FlowLoss, optimal_pairing
 from scoresde.losses.loss import Loss
+from scoresde.losses.reflow import Pairs, reflow_pairs
 from scoresde.losses.resampling import LossSecondMoment
 from scoresde.losses.second_moment import SecondMomentLoss
 from scoresde.losses.second_order import SecondOrderLoss
@@ -33,8 +34,8 @@ from scoresde.losses.weightings import (
 
 __all__ = [
     "ClassifierLoss", "DenoisingLoss", "DequantizationLoss", "DequantizedDenoiser", "FlowLoss", "Loss",
-    "LossSecondMoment", "SecondMomentLoss", "SecondOrderLoss", "TimeLaw", "VDMLoss", "VLBLoss", "Weighting",
+    "LossSecondMoment", "Pairs", "SecondMomentLoss", "SecondOrderLoss", "TimeLaw", "VDMLoss", "VLBLoss", "Weighting",
     "discrete_times", "edm_weighting", "flow_weighting", "importance_weighting", "likelihood_weighting",
-    "logit_normal_times", "lognormal_times", "logsnr_times", "mode_times", "optimal_pairing", "shifted_times",
-    "simple_weighting", "snr_weighting", "uniform_times", "velocity_weighting",
+    "logit_normal_times", "lognormal_times", "logsnr_times", "mode_times", "optimal_pairing", "reflow_pairs",
+    "shifted_times", "simple_weighting", "snr_weighting", "uniform_times", "velocity_weighting",
 ]  # fmt: skip

@@ -232,6 +232,8 @@ LEGAL: dict[str, Rule] = {
     "task=*.of": either(null, text),
     "task=*.head": one("npr", "sn"),
     "task=*.steps": either(null, count),
+    "task=*.pairs": count,
+    "task=*.rtol": number(above=0, below=1),
     # solvers
     "solver=pc.order": one("corrector_first", "predictor_first"),
     "solver=exponential_adams.order": either(null, whole(1, 4)),
