@@ -95,13 +95,8 @@ def logsnr_times(sde: SDE, u: Tensor) -> Tensor:
     """logsnr uniform from t_min to 1: importance sampling for likelihood weighting, p(t) ∝ g²/σ² (arXiv:2101.09258).
 
     On every linear SDE g²/σ² = −d logsnr/dt. For VP this is B(t) = log(1 + (e^B_ε − 1)((e^B_1 − 1)/(e^B_ε − 1))^u).
-    Its companion is `importance_weighting`. There is no such law on a process that ends without signal.
+    Its companion is `importance_weighting`.
     """
-    if sde.ends_silent:
-        raise ValueError(
-            f"logsnr_times needs logsnr at t = 1, and {type(sde).__name__} ends without signal, at logsnr = -inf: use "
-            f"uniform_times with likelihood_weighting."
-        )
     ends = sde.logsnr(torch.tensor([sde.t_min, 1.0], dtype=torch.float64, device=u.device))
     return sde.time(torch.lerp(ends[0], ends[1], u.double())).clamp(sde.t_min, 1).to(u.dtype)
 

@@ -39,7 +39,6 @@ from scoresde.losses import (
     Loss,
     flow_weighting,
     logit_normal_times,
-    logsnr_times,
     mode_times,
     optimal_pairing,
     shifted_times,
@@ -220,7 +219,6 @@ def test_the_size_of_the_data_is_filled_in() -> None:
         (partial(shifted_times, size=0), "shifted_times needs size >= 1, a whole number, or null, got size=0"),
         (partial(logit_normal_times, std=-1), "logit_normal_times needs 0 <= std <= 30, got std=-1"),
         (partial(mode_times, scale=2), "mode_times needs -1 <= scale <= 1.751938, got scale=2"),
-        (logsnr_times, "logsnr_times needs logsnr at t = 1, and StraightSDE ends without signal"),
     ],
 )
 def test_wrong_laws_are_named(law: Any, words: str) -> None:
