@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scoresde.denoiser import Denoiser, as_time
 from scoresde.sde import SDE, expand
+from scoresde.sde.levels import Level
 
 Law = TypeVar("Law", bound="AnalyticDenoiser")
 LEAST_SIGNAL = 1e-12  # α/σ: the limit of no signal, to rounding
@@ -40,6 +41,13 @@ class AnalyticDenoiser(Denoiser):
     def eps(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
         y, s = self._data_coordinates(x, as_time(t, x))
         return (s * self._pull(y, s)).to(x.dtype)
+
+    def v_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        if not self.sde.ends_silent:
+            return super().v_at(x, level, **cond)
+        y, s = self._data_coordinates(x, level.time)
+        alpha = expand(self._level(level.time)[0], y)
+        return (alpha * (y - (1 + s.square()) * self._mean(y, s)) / s).to(x.dtype)
 
     def score(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
         t = as_time(t, x)

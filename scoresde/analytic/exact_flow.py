@@ -141,7 +141,10 @@ def _counted(denoiser: Denoiser, rows: list[int]) -> Denoiser:
         part = denoiser.select(index, batch)
         return None if part is None else _counted(part, rows)
 
-    for name in ("forward", "x0", "eps", "eps_at", "score", "score_at", "velocity", "mean_and_covariance"):
+    for name in (
+        "forward", "x0", "eps", "eps_at", "v", "v_at", "score", "score_at", "velocity", "velocity_at",
+        "mean_and_covariance",
+    ):  # fmt: skip
         # of the original, so that calls among them count once
         object.__setattr__(counted, name, counting(getattr(denoiser, name)))
     object.__setattr__(counted, "select", select)

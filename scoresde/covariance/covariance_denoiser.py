@@ -43,6 +43,9 @@ class CovarianceDenoiser(Denoiser):
     def eps_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
         return self.denoiser.eps_at(x, level, **cond)
 
+    def v_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        return self.denoiser.v_at(x, level, **cond)
+
     def covariance_diag(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """Diagonal of Cov[x0 | x_t = x]; broadcasts against x."""
         return self.mean_and_covariance(x, t, **cond)[1]

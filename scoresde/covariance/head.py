@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 from scoresde.checks import check_choice
 from scoresde.covariance.covariance_denoiser import CovarianceDenoiser, DataRange
 from scoresde.denoiser import Denoiser
+from scoresde.parameterization import MOST_NOISE
 from scoresde.sde import expand
+
+LARGEST_LABEL = 0.25 * math.log(MOST_NOISE)
 
 
 class VarianceHead(CovarianceDenoiser):
@@ -66,7 +70,8 @@ class VarianceHead(CovarianceDenoiser):
             x0_hat = self.denoiser(x, t, **cond)
             eps = (x - alpha * x0_hat) / sigma
         ratio = self.ratio(x, t, eps)
-        return x0_hat, self.bounded((sigma / alpha).square() * self.unit(x, t) * ratio)
+        prior = (self.sigma_data * sigma / torch.hypot(alpha * self.sigma_data, sigma)).square()
+        return x0_hat, self.bounded(prior * ratio)
 
     def ratio(self, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """1 + F: the predicted covariance over that of N(0, sigma_data²) data, (B, *)."""
@@ -74,7 +79,8 @@ class VarianceHead(CovarianceDenoiser):
         parameter = next(self.net.parameters(), None)
         dtype = x.dtype if parameter is None else parameter.dtype
         z = torch.cat([x / torch.hypot(alpha * self.sigma_data, sigma), eps], dim=1)
-        label = (-0.125 * self.sde.logsnr(t.double())).to(x.device, dtype).expand(x.shape[0])  # ¼ log(σ/α)
+        level = (-0.125 * self.sde.logsnr(t.double())).clamp_max(LARGEST_LABEL)  # ¼ log(σ/α)
+        label = level.to(x.device, dtype).expand(x.shape[0])
         output = self.net(z.to(dtype), label)
         if output.shape != z.shape:
             raise ValueError(

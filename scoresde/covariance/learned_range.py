@@ -46,6 +46,9 @@ class LearnedRange(Denoiser):
     def eps_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
         return self._halves()[1].eps_at(x, level, **cond)
 
+    def v_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        return self._halves()[1].v_at(x, level, **cond)
+
     def mean_and_range(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         """x̂0 and v, both (B, *): v = 0 stands for a step's β̃, 1 for its β."""
         halves, mean = self._halves()
@@ -55,6 +58,11 @@ class LearnedRange(Denoiser):
         """ε̂ and v, both (B, *), with one call of the network."""
         halves, mean = self._halves()
         return mean.eps(x, t, **cond), halves.range_as(x)
+
+    def v_and_range(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        """v̂ = α ε̂ − σ x̂0 and the v of the variance, both (B, *), with one call of the network."""
+        halves, mean = self._halves()
+        return mean.v(x, t, **cond), halves.range_as(x)
 
     def _halves(self) -> tuple[_Halves, NetworkDenoiser]:
         halves = _Halves(self.net)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scoresde.denoiser import Denoiser
 from scoresde.sde import SDE, DiscreteVPSDE
+from scoresde.sde.clock import FAINT
 
 Examples = Iterable[Tensor | tuple[Tensor, dict[str, Any]]]  # batches x0 (B, *), or (x0, conditions)
 
@@ -78,7 +79,7 @@ def second_moment(
         denoiser: The model.
         data: Batches of x0 (B, *) in the model's scaling, or of pairs (x0, conditions), on the model's device.
         levels: Times (N,); or their number, equally spaced in logsnr; None: all states of a `DiscreteVPSDE`, otherwise
-            200.
+            200. Where a process ends without signal they end at α/σ = 0.01, and given ones without signal are left out.
         samples: Stop after so many examples; None uses all.
         generator: For the noise, on the data's device.
     Raises:
@@ -88,6 +89,8 @@ def second_moment(
         Bao et al., "Analytic-DPM", 2022, arXiv:2201.06503.
     """
     times = levels.double().cpu() if isinstance(levels, Tensor) else noise_levels(denoiser.sde, levels)
+    if denoiser.sde.ends_silent:
+        times = times[denoiser.sde.alpha(times) > 0]
     sums, drawn = None, 0
     for batch in data:
         x0, cond = batch if isinstance(batch, tuple) else (batch, {})
@@ -131,8 +134,12 @@ def noise_levels(sde: SDE, count: int | None = None) -> Tensor:
     if count is None and isinstance(sde, DiscreteVPSDE):
         return torch.arange(1, len(sde.betas) + 1, dtype=torch.float64) / len(sde.betas)
     first, last = sde.logsnr(torch.tensor([sde.t_min, 1.0], dtype=torch.float64)).unbind()
+    if sde.ends_silent:
+        last = 2 * torch.tensor(FAINT, dtype=torch.float64).log()
     times = sde.time(torch.linspace(first, last, 200 if count is None else count, dtype=torch.float64))
-    times[0], times[-1] = sde.t_min, 1.0
+    times[0] = sde.t_min
+    if not sde.ends_silent:
+        times[-1] = 1.0
     return times
 
 

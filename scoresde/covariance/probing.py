@@ -13,6 +13,8 @@ from scoresde.denoiser import Denoiser
 from scoresde.noise.keyed import hashed_signs
 from scoresde.noise.streams import stream_seed
 from scoresde.sde import expand
+from scoresde.sde.clock import last_signal, with_signal
+from scoresde.sde.levels import Level
 
 
 class HessianDiagonal(CovarianceDenoiser):
@@ -24,7 +26,8 @@ class HessianDiagonal(CovarianceDenoiser):
     Needs no training, and one backward pass per probe. Errors of the estimate are Σ_{j≠i} J_ij² per probe, and clipping
     them at 0 adds a bias where they are large; `isotropic` averages the diagonal over the entries of an event, which
     leaves little of either. The signs are a fixed function of (seed, t, place), the same for all samples: a sample
-    does not depend on its batch mates.
+    does not depend on its batch mates. Where a process ends without signal, 1/α is infinite, and the level of
+    α/σ = 10⁻³ is asked in place of those with less, at the same x/σ.
 
     Args:
         denoiser: Gives x̂0; differentiable in x.
@@ -50,9 +53,12 @@ class HessianDiagonal(CovarianceDenoiser):
     ) -> None:
         super().__init__(denoiser, data_range)
         check_whole(self, "probes >= 1 or null", "seed >= 0", probes=probes, seed=seed)
-        self.probes, self.isotropic, self.seed = probes, isotropic, seed
+        self.probes, self.isotropic, self.seed, self.last = probes, isotropic, seed, last_signal(self.sde)
 
     def mean_and_covariance(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        if self.last < 1:
+            x, level = with_signal(self.sde, x, Level.at(self.sde, t, x), self.last)
+            t = level.time
         x0_hat, diagonal = jacobian_diagonal(self.denoiser, x, t, probes=self.probes, seed=self.seed, **cond)
         if self.isotropic:
             diagonal = diagonal.flatten(1).mean(1).reshape(-1, *[1] * (x.ndim - 1))

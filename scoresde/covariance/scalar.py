@@ -18,9 +18,9 @@ class AnalyticVariance(CovarianceDenoiser):
 
         tr E Cov[x0 | x_t] / d = (σ²/α²)(1 − E‖ε̂‖²/d)               (Bao et al. 2022, Theorem 1)
 
-    The second factor is interpolated linearly in logsnr. With `corrected`, it is E‖ε − ε̂‖²/d: the mean squared error of
-    x̂0 as it is, which for an inexact x̂0 is more than the covariance, and which is the variance that maximises the bound
-    on the likelihood.
+    The second factor is interpolated linearly in logsnr; with more noise than in the table, the variance stays. With
+    `corrected`, it is E‖ε − ε̂‖²/d: the mean squared error of x̂0 as it is, which for an inexact x̂0 is more than the
+    covariance, and which is the variance that maximises the bound on the likelihood.
 
     Args:
         denoiser: Gives x̂0.
@@ -52,4 +52,5 @@ class AnalyticVariance(CovarianceDenoiser):
     def at(self, t: Tensor) -> Tensor:
         """The variance at times t, in float64."""
         logsnr = self.sde.logsnr(t.double()).to(self.logsnr.device)
-        return self.bounded(torch.exp(-logsnr) * interpolate(logsnr, self.logsnr, self.share))
+        known = logsnr.clamp_min(self.logsnr[-1])
+        return self.bounded(torch.exp(-known) * interpolate(known, self.logsnr, self.share))

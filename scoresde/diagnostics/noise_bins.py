@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scoresde.covariance.moments import Examples
 from scoresde.sde import SDE
+from scoresde.sde.clock import last_signal
 
 Progress = Callable[[int], object]  # told how many noisy examples are done
 
@@ -45,7 +46,10 @@ class Curve:
 
 
 def logsnr_edges(sde: SDE, bins: int | Tensor) -> Tensor:
-    """Edges of equal bins of log-SNR from t = 1 to t_min, float64, (bins + 1,), increasing; or those that are given."""
+    """Edges of equal bins of log-SNR from t = 1 to t_min, float64, (bins + 1,), increasing; or those that are given.
+
+    They begin at α/σ = 10⁻³ where a process ends without signal: what lies beyond is ½ 10⁻⁶ E‖x0 − x̂0‖² of a bound.
+    """
     if isinstance(bins, Tensor):
         return bins.double().cpu()
     if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
@@ -54,9 +58,9 @@ def logsnr_edges(sde: SDE, bins: int | Tensor) -> Tensor:
 
 
 def logsnr_ends(sde: SDE) -> tuple[float, float]:
-    """log-SNR at t = 1 and at t_min."""
+    """log-SNR at t = 1, or at α/σ = 10⁻³ where a process ends without signal, and at t_min."""
     with torch.no_grad():
-        noise_end, data_end = sde.logsnr(torch.tensor([1.0, sde.t_min], dtype=torch.float64)).tolist()
+        noise_end, data_end = sde.logsnr(torch.tensor([last_signal(sde), sde.t_min], dtype=torch.float64)).tolist()
     if not -float("inf") < noise_end < data_end < float("inf"):
         raise ValueError(
             f"bins of log-SNR need noise and data at both ends, got logsnr={noise_end:g} at t = 1 and {data_end:g} at "

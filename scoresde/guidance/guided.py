@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from scoresde.checks import check_list, check_numbers, check_pair
 from scoresde.denoiser import Denoiser
+from scoresde.sde.clock import last_signal, with_signal
 from scoresde.sde.levels import Level
 
 LogProbability = Callable[[Tensor, Tensor], Tensor]  # (x (B, *), t () or (B,)) -> log p(y | x_t = x) (B,)
@@ -58,6 +60,13 @@ class Guided(Denoiser):
         reference = self.reference.x0(x, level, **cond)
         return reference + scale * (self.denoiser.x0(x, level, **cond) - reference)
 
+    def v_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        scale = self._scale_at(level)
+        if not isinstance(scale, Tensor) and scale == 1:
+            return self.denoiser.v_at(x, level, **cond)
+        reference = self.reference.v_at(x, level, **cond)
+        return reference + scale * (self.denoiser.v_at(x, level, **cond) - reference)
+
     def select(self, index: Tensor, batch: int) -> Denoiser | None:
         pair = self.denoiser.select(index, batch), self.reference.select(index, batch)
         return None if pair[0] is None or pair[1] is None else Guided(pair[0], pair[1], self.scale, self.interval)
@@ -65,7 +74,8 @@ class Guided(Denoiser):
     def _scale_at(self, level: Level) -> Any:
         if self.interval is None:
             return self.scale
-        ratio = level.sigma / level.alpha
+        heard = isinstance(level.alpha, Tensor) or level.alpha > 0
+        ratio = level.sigma / level.alpha if heard else math.inf
         inside = (ratio > self.interval[0]) & (ratio <= self.interval[1])
         return 1 + (self.scale - 1) * inside
 
@@ -94,14 +104,19 @@ class Composed(Denoiser):
         self.sde, self.base, self.parts, self.weights = base.sde, base, nn.ModuleList(parts), tuple(weights)
 
     def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
-        base = self.base.x0(x, level, **cond)
-        changes = [w * (part.x0(x, level, **cond) - base) for w, part in zip(self.weights, self._parts(), strict=True)]
-        return base + torch.stack(changes).sum(0)
+        return self._sum(self.base.x0(x, level, **cond), [part.x0(x, level, **cond) for part in self._parts()])
+
+    def v_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        return self._sum(self.base.v_at(x, level, **cond), [part.v_at(x, level, **cond) for part in self._parts()])
 
     def select(self, index: Tensor, batch: int) -> Denoiser | None:
         base, parts = self.base.select(index, batch), [part.select(index, batch) for part in self._parts()]
         known = [part for part in parts if part is not None]
         return None if base is None or len(known) < len(parts) else Composed(base, known, self.weights)
+
+    def _sum(self, base: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        changes = [w * (part - base) for w, part in zip(self.weights, parts, strict=True)]
+        return base + torch.stack(changes).sum(0)
 
     def _parts(self) -> list[Denoiser]:
         return [part for part in self.parts if isinstance(part, Denoiser)]
@@ -113,7 +128,9 @@ class ClassifierGuided(Denoiser):
         score = score(x) + scale ∇ₓ log p(y | x_t = x)          (Dhariwal and Nichol 2021, eq. 14)
         x̂0    = x̂0(x) + scale σ²/α ∇ₓ log p(y | x_t = x)
 
-    With scale 1 and the exact likelihood this is the exact posterior denoiser E[x0 | x_t, y].
+    With scale 1 and the exact likelihood this is the exact posterior denoiser E[x0 | x_t, y]. Where a process ends
+    without signal, 1/α times the gradient is ∞ · 0: the gradient is then that at α/σ = 10⁻³, at the same x/σ, for all
+    levels with less signal, which is off by 10⁻³.
 
     Args:
         denoiser: The prior.
@@ -129,10 +146,19 @@ class ClassifierGuided(Denoiser):
         super().__init__()
         _check_scale(self, scale)
         self.sde, self.denoiser, self.log_prob, self.scale = denoiser.sde, denoiser, log_prob, scale
+        self.last = last_signal(self.sde)
 
     def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
-        gradient = _gradient(lambda x: self.log_prob(x, level.time), x, "ClassifierGuided")
-        return self.denoiser.x0(x, level, **cond) + self.scale * level.sigma**2 / level.alpha * gradient
+        return self.denoiser.x0(x, level, **cond) + self._shift(x, level)
+
+    def v_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        return _shifted_v(self.denoiser.v_at(x, level, **cond), self._shift(x, level), level)
+
+    def _shift(self, x: Tensor, level: Level) -> Tensor:
+        """Of x̂0."""
+        x, near = with_signal(self.sde, x, level, self.last)
+        gradient = _gradient(lambda x: self.log_prob(x, near.time), x, "ClassifierGuided")
+        return self.scale * near.sigma**2 / near.alpha * gradient
 
 
 class ReconstructionGuided(Denoiser):
@@ -141,7 +167,8 @@ class ReconstructionGuided(Denoiser):
         x̂0' = x̂0 + scale σ²/α ∇ₓ log p(y | x̂0(x))             (Chung et al. 2023, eq. 15-16)
 
     Replaces p(y | x_t) = E[p(y | x0) | x_t] by the likelihood at the mean, which is too sharp where Cov[x0 | x_t] is
-    not small. The gradient passes through the network.
+    not small. The gradient passes through the network. Where a process ends without signal, all is asked at
+    α/σ = 10⁻³, at the same x/σ, for levels with less.
 
     Args:
         denoiser: The prior.
@@ -156,8 +183,10 @@ class ReconstructionGuided(Denoiser):
         super().__init__()
         _check_scale(self, scale)
         self.sde, self.denoiser, self.log_likelihood, self.scale = denoiser.sde, denoiser, log_likelihood, scale
+        self.last = last_signal(self.sde)
 
     def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        x, level = with_signal(self.sde, x, level, self.last)
         kept: list[Tensor] = []
 
         def potential(x: Tensor) -> Tensor:
@@ -167,6 +196,11 @@ class ReconstructionGuided(Denoiser):
         gradient = _gradient(potential, x, "ReconstructionGuided")
         x0_hat = kept[0] if torch.is_grad_enabled() else kept[0].detach()
         return x0_hat + self.scale * level.sigma**2 / level.alpha * gradient
+
+
+def _shifted_v(v: Tensor, shift: Tensor, level: Level) -> Tensor:
+    """v̂ of a denoiser whose x̂0 is moved by a shift: v = α ε − σ x0 = (α x − (α² + σ²) x0)/σ."""
+    return v - (level.alpha**2 + level.sigma**2) / level.sigma * shift
 
 
 def _gradient(log_prob: Callable[[Tensor], Tensor], x: Tensor, owner: str) -> Tensor:

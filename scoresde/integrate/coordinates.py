@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from scoresde.sde import SDE, expand
-
-FAINT = 0.01  # c, for a process that ends without signal; VP ends at α/σ = 0.0066
+from scoresde.sde.clock import FAINT
 
 
 class FlowCoordinates:

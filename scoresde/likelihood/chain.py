@@ -138,7 +138,8 @@ def chain_times(
 ) -> Tensor:
     """The states t_T ... t_1 of a chain, float64, (T,): `grid` from 1 to t_start, which is the SDE's t_min if None.
 
-    A sub-sequence whose labels include t_start has fewer states than asked for; it is asked for one more.
+    A sub-sequence whose labels include t_start has fewer states than asked for; it is asked for one more. The first
+    state may be without signal.
 
     Raises:
         ValueError: For fewer than two states, or a last state without noise.
@@ -148,7 +149,7 @@ def chain_times(
     times = grid(sde, steps - 1, t_end)
     if len(times) < steps:
         times = grid(sde, steps, t_end)
-    if not bool(torch.isfinite(sde.logsnr(times)).all()):
+    if not bool((sde.logsnr(times) < math.inf).all()):
         raise ValueError(
             f"{owner} needs noise at the last state: σ is 0 at t={float(times[-1]):g} of {type(sde).__name__}. "
             f"Use t_start > 0, for example 1e-5."

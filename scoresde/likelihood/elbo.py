@@ -14,6 +14,7 @@ from scoresde.likelihood.chain import checked_start, prior_kl
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
 from scoresde.likelihood.intervals import pooled_freedom
 from scoresde.sde import SDE, expand
+from scoresde.sde.clock import SignalClock
 
 KNOTS = 9  # of what the examples of a batch have in common in a cell of noise levels
 
@@ -45,7 +46,12 @@ def elbo(
 
     Times are uniform in logsnr: g² dt = −σ² d logsnr for every linear process, so the integrand is ‖ε − ε̂‖² or
     ‖ε̂‖² − 2σ div ε̂, bounded at both ends. Where div ε̂ enters, the integral for N(0, I) data, known in closed form, is
-    taken out, and only what ε̂ adds to theirs is estimated.
+    taken out, and only what ε̂ adds to theirs is estimated. All goes through v̂ = α ε̂ − σ x̂0, ν² = α² + σ²:
+
+        ε − ε̂ = (α/ν²)(v − v̂)           ε̂ = σ x/ν² + (α/ν²) v̂, of which the first part is that of N(0, I) data
+
+    Where a process ends without signal, logsnr falls to −∞ and times are uniform in 2 log(α/σ + 0.01) (`SignalClock`),
+    on which the integrand is bounded for networks that predict x0, v or a velocity; for one of ε the bound is infinite.
 
         form="dsm"  E[div ε̂] = E[ε̂ᵀ z]/b for x_t = a x + b z, as ‖ε − ε̂‖² − ‖ε‖² has it. From x_ε, where b → 0, each
                     draw is a pair ±z: (ε̂₊ − ε̂₋)ᵀ z/(2b) has a finite variance, for two network calls
@@ -85,8 +91,8 @@ def elbo(
         elif below == "density":
             value = _paired_integrand(denoiser, path, t, z)
         else:
-            value = (denoiser.eps(path.at(t, z), t) - z).square().flatten(1).sum(1)
-        rows.append(0.5 * path.range * value.double())
+            value = _denoising_integrand(denoiser, path, t, z)
+        rows.append(0.5 * path.range * path.clock.rate(t) * value.double())
     draws = torch.stack(rows)
 
     terms = {"prior": path.prior(), "diffusion": draws.mean(0)}
@@ -117,7 +123,8 @@ class _Path:
         self.sde, self.x, self.below = sde, x, below
         start = checked_start("elbo", sde, t_start)
         self.start, self.end = torch.tensor([start, 1.0], dtype=torch.float64, device=x.device)
-        self.high, self.low = sde.logsnr(self.start), sde.logsnr(self.end)
+        self.clock = SignalClock(sde)
+        self.high, self.low = self.clock.at(self.start), self.clock.at(self.end)
         self.range = self.high - self.low
         if not bool((self.range > 0) & self.range.isfinite()):
             raise ValueError(
@@ -126,8 +133,8 @@ class _Path:
             )
 
     def time(self, u: Tensor) -> Tensor:
-        """The time at which logsnr is a share u of its range above that of t = 1; float64."""
-        return self.sde.time(self.low + self.range * u).clamp(self.start, self.end)
+        """The time at which the clock is a share u of its range above that of t = 1; float64."""
+        return self.clock.time(self.low + self.range * u).clamp(self.start, self.end)
 
     def kernel(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """a and b, shape of t."""
@@ -137,9 +144,11 @@ class _Path:
         a, b = self.kernel(t)
         return expand(a, z) * self.x + expand(b, z) * z
 
-    def slope(self, t: Tensor) -> Tensor:
-        """c = σ/(α² + σ²): ε̂ of N(0, I) data is c x."""
-        return self.sde.sigma(t) / (self.sde.alpha(t).square() + self.sde.sigma(t).square())
+    def shares(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """σ/ν² and α/ν², of x and v̂ in ε̂; they broadcast against x."""
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        norm = alpha.square() + sigma.square()
+        return expand(sigma / norm, self.x), expand(alpha / norm, self.x)
 
     def prior(self) -> Tensor:
         """KL(q(x_1 | x0) ‖ π), or −E log π(x_1) given x_ε; (B,) in float64."""
@@ -156,9 +165,9 @@ class _Path:
         """
         square = self.x.double().flatten(1).square().sum(1)
         if self.below == "decoder":
-            high, low = torch.sigmoid(self.high), torch.sigmoid(self.low)
-            grown = torch.nn.functional.softplus(self.high) - torch.nn.functional.softplus(self.low) - (high - low)
-            return 0.5 * (self._entries * grown + (high - low) * square)
+            ends = self.sde.logsnr(torch.stack([self.start, self.end]))
+            share, grown = -torch.sigmoid(ends).diff(), -torch.nn.functional.softplus(ends).diff()
+            return 0.5 * (self._entries * (grown - share) + share * square)
         first, last = (self.sde.alpha(t).square() + self.sde.sigma(t).square() for t in (self.start, self.end))
         return 0.5 * (square / first - self._end_energy() / last + self._entries * (first / last).log())
 
@@ -178,25 +187,33 @@ class _Path:
         return a.square() * self.x.double().flatten(1).square().sum(1) + b.square() * self._entries
 
 
-def _divergence_integrand(denoiser: Denoiser, path: _Path, t: Tensor, z: Tensor, v: Tensor) -> Tensor:
-    """‖ε̂‖² − 2σ div ε̂ less that of N(0, I) data at x_t, with div ε̂ ≈ vᵀ(∂ε̂/∂x)v; (B,)."""
+def _denoising_integrand(denoiser: Denoiser, path: _Path, t: Tensor, z: Tensor) -> Tensor:
+    """‖ε − ε̂‖² from x0; (B,)."""
+    alpha, sigma = expand(path.sde.alpha(t), z), expand(path.sde.sigma(t), z)
+    error = alpha * z - sigma * path.x - denoiser.v(path.at(t, z), t)
+    return (path.shares(t)[1] * error).square().flatten(1).sum(1)
+
+
+def _divergence_integrand(denoiser: Denoiser, path: _Path, t: Tensor, z: Tensor, w: Tensor) -> Tensor:
+    """‖ε̂‖² − 2σ div ε̂ less that of N(0, I) data at x_t, with div v̂ ≈ wᵀ(∂v̂/∂x)w; (B,)."""
     with torch.enable_grad():
         x = path.at(t, z).requires_grad_()
-        eps = denoiser.eps(x, t)
-    (pulled,) = torch.autograd.grad(eps, x, v)
-    c, sigma = expand(path.slope(t), z), expand(path.sde.sigma(t), z)
-    each = eps.detach().square() - (c * x.detach()).square() - 2 * sigma * v * (pulled - c * v)
+        v = denoiser.v(x, t)
+    (pulled,) = torch.autograd.grad(v, x, w)
+    of_x, of_v = path.shares(t)
+    x, added = x.detach(), of_v * v.detach()
+    each = added * (2 * of_x * x + added) - 2 * expand(path.sde.sigma(t), z) * of_v * w * pulled
     return each.flatten(1).sum(1)
 
 
 def _paired_integrand(denoiser: Denoiser, path: _Path, t: Tensor, z: Tensor) -> Tensor:
-    """The same with div ε̂ ≈ (ε̂(a x + b z) − ε̂(a x − b z))ᵀ z/(2b), averaged over both points; (B,)."""
-    c, sigma, b = (expand(value, z) for value in (path.slope(t), path.sde.sigma(t), path.kernel(t)[1]))
+    """The same with div v̂ ≈ (v̂(a x + b z) − v̂(a x − b z))ᵀ z/(2b), averaged over both points; (B,)."""
+    (of_x, of_v), b = path.shares(t), expand(path.kernel(t)[1], z)
     up, down = path.at(t, z), path.at(t, -z)
-    eps_up, eps_down = denoiser.eps(up, t), denoiser.eps(down, t)
-    squares = eps_up.square() + eps_down.square() - c.square() * (up.square() + down.square())
-    slope = (eps_up - eps_down) / (2 * b.clamp_min(torch.finfo(z.dtype).tiny)) - c * z
-    return (0.5 * squares - 2 * sigma * slope * z).flatten(1).sum(1)
+    v_up, v_down = of_v * denoiser.v(up, t), of_v * denoiser.v(down, t)
+    squares = v_up * (2 * of_x * up + v_up) + v_down * (2 * of_x * down + v_down)
+    slope = (v_up - v_down) / (2 * b.clamp_min(torch.finfo(z.dtype).tiny))
+    return (0.5 * squares - 2 * expand(path.sde.sigma(t), z) * slope * z).flatten(1).sum(1)
 
 
 def _uniforms(

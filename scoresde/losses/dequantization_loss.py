@@ -15,6 +15,7 @@ from scoresde.likelihood.variational import VariationalDequantization
 from scoresde.losses.loss import SampledLoss
 from scoresde.losses.times import logsnr_times
 from scoresde.sde import SDE
+from scoresde.sde.clock import SignalClock
 from scoresde.sde.levels import Level
 
 
@@ -52,6 +53,9 @@ class DequantizedDenoiser(Denoiser):
     def eps_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
         return self.denoiser.eps_at(x, level, **cond)
 
+    def v_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
+        return self.denoiser.v_at(x, level, **cond)
+
     def select(self, index: Tensor, batch: int) -> Denoiser | None:
         return self.denoiser.select(index, batch)
 
@@ -69,6 +73,8 @@ class DequantizationLoss(SampledLoss):
     at a stratified position,
 
         L_2 + L_3 = ½ (Z + 1) ‖ε − ε̂‖² + const,                     Z = logsnr(t_min) − logsnr(1)
+
+    Where a process ends without signal the integral is over 2 log(α/σ + 0.01) instead, with its weight (`SignalClock`).
 
     Args:
         sampling: How a batch draws the positions, as for `DenoisingLoss`.
@@ -92,9 +98,8 @@ class DequantizationLoss(SampledLoss):
 
     def times(self, sde: SDE, u: Tensor) -> Tensor:
         """logsnr uniform from logsnr(t_min) + 1 to logsnr(1); what lies above logsnr(t_min) is at t_min."""
-        ends = _ends(sde, u.device)
-        length = ends[0] - ends[1]
-        return logsnr_times(sde, (((length + 1) * u - 1) / length).clamp_min(0).to(u.dtype))
+        length, unit = _lengths(sde, u.device)
+        return logsnr_times(sde, (((length + unit) * u - unit) / length).clamp_min(0).to(u.dtype))
 
     def at(
         self,
@@ -108,7 +113,7 @@ class DequantizationLoss(SampledLoss):
     ) -> Tensor:
         """Loss at given times (B,) and noise (B, *) of one draw of x."""
         sde, entries = module.sde, x0[0].numel()
-        ends = _ends(sde, x0.device)
+        length, unit = _lengths(sde, x0.device)
         k = module.dequantization.cells.level(x0)
         x, log_q, _ = module.dequantization(k, sde, generator=generator, dtype=x0.dtype)
         prior = prior_kl(sde, x, torch.ones((), dtype=torch.float64, device=x0.device))
@@ -117,11 +122,13 @@ class DequantizationLoss(SampledLoss):
         squares = error.square().flatten(1).sum(1)
         # what ‖ε‖² alone contributes, as it would for N(0, 1) data, less its mean: the same loss with less scatter
         excess = torch.sigmoid(sde.logsnr(t)).square() * (noise.square().flatten(1).sum(1) - entries)
-        cost = 0.5 * (ends[0] - ends[1] + 1) * (squares - excess).double()
-        constant = 0.5 * entries * (math.log(2 * math.pi) - ends[0])
+        cost = 0.5 * (length + unit) * SignalClock(sde).rate(t.double()) * (squares - excess).double()
+        start = torch.tensor(sde.t_min, dtype=torch.float64, device=x0.device)
+        constant = 0.5 * entries * (math.log(2 * math.pi) - sde.logsnr(start))
         return ((prior + cost + constant + log_q) / (entries * math.log(2))).to(x0.dtype)
 
 
-def _ends(sde: SDE, device: torch.device) -> Tensor:
-    """logsnr at t_min and at 1, float64."""
-    return sde.logsnr(torch.tensor([sde.t_min, 1.0], dtype=torch.float64, device=device))
+def _lengths(sde: SDE, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of the clock from t_min to 1, and of one unit of logsnr at t_min on it; float64."""
+    clock, ends = SignalClock(sde), torch.tensor([sde.t_min, 1.0], dtype=torch.float64, device=device)
+    return -clock.at(ends).diff()[0], 1 / clock.rate(ends[0])

@@ -14,6 +14,7 @@ from scoresde.losses.denoising import DenoisingLoss
 from scoresde.losses.loss import Loss
 from scoresde.losses.times import TimeLaw, uniform_times
 from scoresde.sde import SDE
+from scoresde.sde.clock import last_signal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,8 @@ class SecondMomentLoss(Loss):
     The minimum over functions of (x_t, t) does not depend on w > 0. The paper has w = 1, which neglects high noise,
     where g is small but counts σ²/α² times. `relative` has w = 1/u² for "npr" and 1/u for "sn", u = `VarianceHead.unit`
     the value for Gaussian data, so that every noise level counts alike in units of its own scatter.
+
+    Where a process ends without signal, what is known of x0 no longer changes: times beyond α/σ = 10⁻³ are taken there.
 
     Args:
         time: Distribution of t, as for `DenoisingLoss`.
@@ -58,6 +61,8 @@ class SecondMomentLoss(Loss):
         """Loss at given times (B,) and noise (B, *)."""
         if not isinstance(head, VarianceHead):
             raise TypeError(f"SecondMomentLoss trains a VarianceHead around a denoiser, got {type(head).__name__}.")
+        if (last := last_signal(head.sde)) < 1:
+            t = t.clamp(max=last)
         x = head.sde.perturb(x0, t, noise)
         with torch.no_grad():
             eps = head.denoiser.eps(x, t, **cond)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scoresde.checks import check_numbers, check_whole
 from scoresde.sde import SDE
+from scoresde.sde.clock import SignalClock
 
 TimeLaw = Callable[[SDE, Tensor], Tensor]  # (sde, u (B,) uniform in [0, 1)) -> t (B,)
 
@@ -95,10 +96,12 @@ def logsnr_times(sde: SDE, u: Tensor) -> Tensor:
     """logsnr uniform from t_min to 1: importance sampling for likelihood weighting, p(t) ∝ g²/σ² (arXiv:2101.09258).
 
     On every linear SDE g²/σ² = −d logsnr/dt. For VP this is B(t) = log(1 + (e^B_ε − 1)((e^B_1 − 1)/(e^B_ε − 1))^u).
-    Its companion is `importance_weighting`.
+    Where a process ends without signal logsnr falls to −∞; there 2 log(α/σ + 0.01) is uniform. Its companion is
+    `importance_weighting`.
     """
-    ends = sde.logsnr(torch.tensor([sde.t_min, 1.0], dtype=torch.float64, device=u.device))
-    return sde.time(torch.lerp(ends[0], ends[1], u.double())).clamp(sde.t_min, 1).to(u.dtype)
+    clock = SignalClock(sde)
+    ends = clock.at(torch.tensor([sde.t_min, 1.0], dtype=torch.float64, device=u.device))
+    return clock.time(torch.lerp(ends[0], ends[1], u.double())).clamp(sde.t_min, 1).to(u.dtype)
 
 
 def _normal_quantile(u: Tensor) -> Tensor:

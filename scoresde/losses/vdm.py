@@ -18,6 +18,7 @@ from scoresde.losses.loss import SampledLoss, check_functions, standard_normal
 from scoresde.losses.times import discrete_times, logsnr_times, uniform_times
 from scoresde.losses.weightings import importance_weighting, likelihood_weighting
 from scoresde.sde import SDE, LearnedVPSDE
+from scoresde.sde.clock import last_signal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,8 @@ class VDMLoss(SampledLoss):
             the centres of their cells; `gaussian_decoder` for continuous data, with a density as the result.
         steps: Number T of steps of a chain with equal steps of the clock; None is continuous time.
         clock: "own": uniform t, for learned schedules. "logsnr": uniform log-SNR, for the others, whose own clock
-            has γ' ~ 1/t near the data.
+            has γ' ~ 1/t near the data (`logsnr_times`). Where a process ends without signal, γ = ∞, the level of
+            α/σ = 10⁻³ stands for less: of 10⁻⁶ E‖x0‖² nats.
         sampling, label_dropout: As of `DenoisingLoss`.
 
     References:
@@ -125,11 +127,15 @@ class VDMLoss(SampledLoss):
         u = u.double()
         own, logsnr = (uniform_times, likelihood_weighting), (logsnr_times, importance_weighting)
         time_of, density = own if self.clock == "own" else logsnr
+        last = last_signal(sde)
         if self.steps is None:
             t = time_of(sde, u)
+            t = t if last == 1 else t.clamp(max=last)
             return t, (1 - sde.t_min) * density(sde, t)
         end = discrete_times(sde, u, steps=self.steps)
         t, s = time_of(sde, end), time_of(sde, end - 1 / self.steps)
+        if last < 1:
+            t, s = t.clamp(max=last), s.clamp(max=last)
         return t, self.steps * torch.expm1(sde.logsnr(s) - sde.logsnr(t))
 
 

@@ -160,6 +160,9 @@ class VLBLoss(SampledLoss):
 def _eps_and_prediction(denoiser: Denoiser, x: Tensor, t: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Prediction]:
     """ε̂, and x̂0 with v, from one call of a denoiser with a learned variance."""
     alpha, sigma = (expand(value, x) for value in (denoiser.sde.alpha(t), denoiser.sde.sigma(t)))
+    if isinstance(denoiser, LearnedRange) and denoiser.sde.ends_silent:
+        (v, share), norm = denoiser.v_and_range(x, t, **cond), alpha.square() + sigma.square()
+        return (sigma * x + alpha * v) / norm, Prediction((alpha * x - sigma * v) / norm, share)
     if isinstance(denoiser, LearnedRange):
         eps, share = denoiser.eps_and_range(x, t, **cond)
         return eps, Prediction((x - sigma * eps) / alpha, share)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from scoresde.checks import check_numbers
 from scoresde.sde import SDE
+from scoresde.sde.clock import SignalClock
 
 Weighting = Callable[[SDE, Tensor], Tensor]  # (sde, t (B,)) -> weight (B,) of the squared ε-error
 
@@ -30,10 +31,12 @@ def importance_weighting(sde: SDE, t: Tensor) -> Tensor:
 
         1/(1 − t_min) ∫ (g²/σ²) ‖ε − ε̂‖² dt                          (Song et al. 2021, arXiv:2101.09258, §5.1)
 
-    and this one a smaller variance. Z is 23.864 on VP and 37.679 on sub-VP with their defaults.
+    and this one a smaller variance. Z is 23.864 on VP and 37.679 on sub-VP with their defaults. Where a process ends
+    without signal it is the range of 2 log(α/σ + 0.01), and the weight has a factor 1 + 0.01 σ/α (`SignalClock`).
     """
-    ends = sde.logsnr(torch.tensor([sde.t_min, 1.0], dtype=torch.float64, device=t.device))
-    return ((ends[0] - ends[1]) / (1 - sde.t_min)).to(t.dtype).expand_as(t)
+    clock = SignalClock(sde)
+    ends = clock.at(torch.tensor([sde.t_min, 1.0], dtype=torch.float64, device=t.device))
+    return ((ends[0] - ends[1]) / (1 - sde.t_min) * clock.rate(t.double())).to(t.dtype)
 
 
 def snr_weighting(sde: SDE, t: Tensor, *, power: float = 1.0, low: float = 0.0, high: float = float("inf")) -> Tensor:
