@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from scoresde.denoiser import Denoiser
 from scoresde.sde import SDE, DiscreteVPSDE
 from scoresde.sde.clock import FAINT
 
+MANY = 20  # examples from which on more than one control variate is fitted
 Examples = Iterable[Tensor | tuple[Tensor, dict[str, Any]]]  # batches x0 (B, *), or (x0, conditions)
 
 
@@ -75,6 +77,9 @@ def second_moment(
     The control variate n lowers the standard error where there is much noise, from √(2/(d M)) to
     2 √((1 − E‖ε̂‖²/d)/(d M)). E‖ε − ε̂‖²/d comes with it. Network calls: levels times batches.
 
+    Where a process ends without signal, what counts there is how 1 − E‖ε̂‖²/d vanishes: ε·x0/d and ε·x̄/d, x̄ the mean x̂0
+    of the batch's other examples, are two more control variates, which leave a standard error proportional to it.
+
     Args:
         denoiser: The model.
         data: Batches of x0 (B, *) in the model's scaling, or of pairs (x0, conditions), on the model's device.
@@ -107,26 +112,45 @@ def second_moment(
             f"second_moment needs at least 3 examples to estimate a mean and its standard error, got {drawn}: "
             f"give it more data; 100 usually suffice for images, vectors need more."
         )
-    q, n, qq, qn, nn, error = (sums.cpu() / drawn).unbind(1)
-    variance = (nn - n.square()).clamp_min(torch.finfo(n.dtype).tiny)
-    slope = (qn - q * n) / variance
-    residual = (qq - q.square() - slope * (qn - q * n)).clamp_min(0)
+    value, std_error = _regressed(sums[:, :-1].cpu() / drawn, drawn)
     return SecondMoment(
         logsnr=denoiser.sde.logsnr(times),
-        value=1 + q - slope * n,
-        std_error=(residual / (drawn - 2)).sqrt(),
-        error=error,
+        value=value,
+        std_error=std_error,
+        error=sums[:, -1].cpu() / drawn,
         samples=drawn,
     )
 
 
 def _sums(denoiser: Denoiser, x0: Tensor, t: Tensor, generator: torch.Generator | None, cond: dict[str, Any]) -> Tensor:
-    """Sums over the batch of q, n, q², q n, n² and ‖ε − ε̂‖²/d, where q = ‖ε̂‖²/d − 1 and n = ‖ε‖²/d − 1."""
+    """Sums over the batch of all products of 1, q = ‖ε̂‖²/d − 1 and the control variates, and of ‖ε − ε̂‖²/d."""
     noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype, device=x0.device)
     eps = denoiser.eps(denoiser.sde.perturb(x0, t, noise), t, **cond).double()
     q, n = (value.double().square().flatten(1).mean(1) - 1 for value in (eps, noise))
     error = (noise - eps).square().flatten(1).mean(1)
-    return torch.stack([q, n, q * q, q * n, n * n, error]).sum(1)
+    columns = [torch.ones_like(q), q, n]
+    if denoiser.sde.ends_silent:
+        x0_hat = denoiser.sde.sigma(t) / denoiser.sde.alpha(t) * (noise - eps) + x0
+        others = (x0_hat.sum(0) - x0_hat) / max(len(x0) - 1, 1)  # independent of the noise of each
+        columns += [(noise * centre).double().flatten(1).mean(1) for centre in (x0, others)]
+    table = torch.stack(columns)
+    return torch.cat([(table[:, None] * table).flatten(0, 1), error[None].to(table)]).sum(1)
+
+
+def _regressed(products: Tensor, drawn: int) -> tuple[Tensor, Tensor]:
+    """E‖ε̂‖²/d by regression on the control variates, and its standard error, from means of products (N, m²)."""
+    size = math.isqrt(products.shape[1])
+    kept = size if drawn >= MANY else 3
+    moments = products.unflatten(1, (size, size))[:, :kept, :kept]
+    means = moments[:, 0, 1:]
+    covariance = moments[:, 1:, 1:] - means[:, :, None] * means[:, None]
+    least = 1e-9 * covariance.diagonal(dim1=1, dim2=2)
+    for k in range(1, kept - 1):  # one after the other, each without what it shares with those before
+        pivot = covariance[:, k, k]
+        slopes = torch.where(pivot > least[:, k], 1 / pivot, 0)[:, None] * covariance[:, :, k]
+        means = means - slopes * means[:, k : k + 1]
+        covariance = covariance - slopes[:, :, None] * covariance[:, k : k + 1]
+    return 1 + means[:, 0], (covariance[:, 0, 0].clamp_min(0) / (drawn - kept + 1)).sqrt()
 
 
 def noise_levels(sde: SDE, count: int | None = None) -> Tensor:
