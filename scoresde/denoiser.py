@@ -300,6 +300,13 @@ class NetworkDenoiser(Denoiser):
         return output.to(x.dtype)
 
 
+def check_signal(denoiser: nn.Module) -> None:
+    """Raise ValueError, before a run finds out, if a network in it says nothing where its process has no signal."""
+    for part in denoiser.modules():
+        if isinstance(part, NetworkDenoiser) and part.sde.ends_silent:
+            part._v_coefficients(Levels.of(part.sde, torch.ones(1, dtype=torch.float64)))
+
+
 @contextmanager
 def devices_named(owner: object, denoiser: nn.Module, **others: Any) -> Iterator[None]:
     """Where a run fails because its tensors and the network lie on different devices, one sentence that says so.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scoresde.checks import check_choice, check_whole
-from scoresde.denoiser import Denoiser
+from scoresde.denoiser import Denoiser, check_signal
 from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.chain import checked_start, prior_kl
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
@@ -81,6 +81,7 @@ def elbo(
         Kingma et al., "Variational Diffusion Models", 2021, arXiv:2107.00630.
     """
     check_elbo("elbo", form, samples, sampling, below, probe)
+    check_signal(denoiser)
     path = _Path(denoiser.sde, x, t_start, below)
     rows, places = [], _uniforms(samples, x.shape[0], sampling, generator, x.device)
     for u in places:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scoresde.checks import check_choice
-from scoresde.denoiser import Denoiser, devices_named
+from scoresde.denoiser import Denoiser, check_signal, devices_named
 from scoresde.integrate.adaptive import QuantityOfInterest, integrate
 from scoresde.integrate.coordinates import FlowCoordinates
 from scoresde.integrate.methods import Attempt, Field, State
@@ -131,6 +131,7 @@ def log_prob(
     check_ode_arguments("log_prob", method, rtol, atol, steps)
     check_below("log_prob", below)
     check_choice("log_prob", "on_error", on_error, ("raise", "nan"))
+    check_signal(denoiser)
     failures = _check_data(x, on_error)
     t_start = checked_start("log_prob", denoiser.sde, t_start)
     flow = FlowCoordinates(denoiser.sde, t_start, "log_prob")
