@@ -17,6 +17,7 @@ from scoresde import (
     EulerMaruyama,
     GaussianDenoiser,
     GaussianMixtureDenoiser,
+    StraightSDE,
     SubVPSDE,
     expand,
 )
@@ -390,3 +391,30 @@ def test_mistakes_get_one_sentence() -> None:
         marginal_gap(law, (3,), samples=10, levels=9, steps=8)
     with pytest.raises(ValueError, match="Use a larger t_min"):
         logsnr_edges(VPSDE(t_min=1e-323), 4)
+
+
+class TestNoSignal:
+    """α = 0 at t = 1: bins begin at α/σ = 10⁻³."""
+
+    sde = StraightSDE()
+
+    def test_losses_are_the_optimum_and_sum_to_the_bound(self) -> None:
+        exact, x0 = gaussian(self.sde), gaussian(self.sde).sample(800, generator=generator())
+        result = loss_by_noise(exact, [x0], reference=exact, generator=generator())
+        edges = result.loss.edges
+        assert edges.isfinite().all() and float(edges[0]) == pytest.approx(2 * math.log(1e-3))
+        variances = torch.linalg.eigvalsh(COV)
+        expected = gaussian_loss(variances, edges)
+        assert float(((result.loss.value - expected).abs() / result.loss.std_error).max()) < 4.5
+        whole = 0.5 * float(torch.log1p(variances * edges[-1].exp()).sum())
+        assert abs(result.total - whole) < 4 * result.total_std_error
+        assert result.excess is not None and float(result.excess.value.abs().max()) < 1e-20
+
+    def test_exact_scores_have_no_defects(self) -> None:
+        exact, x0 = mixture(self.sde), mixture(self.sde).sample(12, generator=generator())
+        assert float(fokker_planck_by_noise(exact, [x0], bins=5, generator=generator()).value.max()) < 3e-3
+        assert float(asymmetry_by_noise(exact, [x0], bins=5, generator=generator()).value.max()) < 1e-9
+        one = torch.ones((), dtype=torch.float64)
+        assert float(jacobian_asymmetry(exact, x0, one).antisymmetric.max()) < 1e-12
+        with pytest.raises(ValueError, match="needs room for a difference"):
+            fokker_planck_residual(exact, x0, one)

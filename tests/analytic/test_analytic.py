@@ -9,7 +9,17 @@ from closed_forms import MEAN, SDES, STD, mixture, name
 from torch import Tensor, nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from scoresde import EDMSDE, SDE, VESDE, VPSDE, CosineSDE, GaussianDenoiser, GaussianMixtureDenoiser, SubVPSDE
+from scoresde import (
+    EDMSDE,
+    SDE,
+    VESDE,
+    VPSDE,
+    CosineSDE,
+    GaussianDenoiser,
+    GaussianMixtureDenoiser,
+    StraightSDE,
+    SubVPSDE,
+)
 from scoresde.analytic import AnalyticDenoiser, EmpiricalDenoiser
 from scoresde.analytic import mixture as mixture_file
 
@@ -371,3 +381,31 @@ def test_wrong_arguments_are_named() -> None:
         law("gaussian", sde).log_prob(torch.zeros(5, 4), t)
     with pytest.raises(ValueError, match=r"t must be a scalar or one time per sample"):
         law("mixture", sde)(torch.zeros(5, 3), torch.rand(4))
+
+
+@pytest.mark.parametrize("kind", LAWS)
+def test_where_there_is_no_signal_the_law_is_that_before_any_observation(kind: str) -> None:
+    """x̂0 = E[x0], ε̂ = x/σ, Cov[x0 | x] = Cov[x0], p = N(0, σ²), at α = 0 and near it; each time by itself."""
+    denoiser, weights, means, covs = build(kind, StraightSDE())
+    weights = weights / weights.sum()
+    mean = weights @ means
+    cov = (weights[:, None, None] * (covs + (means - mean)[:, :, None] * (means - mean)[:, None])).sum(0)
+    x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    normal = torch.distributions.Normal(torch.zeros(3).double(), 1.0).log_prob(x).sum(1)
+    for t in torch.tensor([1.0, 1 - 1e-12, 1 - 1e-10], dtype=torch.float64):
+        expected = {
+            "forward": mean.expand(5, 3), "eps": x, "score": -x, "v": -mean.expand(5, 3), "velocity": x - mean,
+            "covariance": cov.expand(5, 3, 3), "covariance_diag": cov.diagonal().expand(5, 3), "log_prob": normal,
+        }  # fmt: skip
+        for method, value in expected.items():
+            torch.testing.assert_close(getattr(denoiser, method)(x, t), value, rtol=0, atol=1e-9)
+    t = torch.tensor([1.0, 0.5, 1.0, 1e-5, 0.99], dtype=torch.float64)
+    for method in expected:
+        together = getattr(denoiser, method)(x, t)
+        alone = torch.cat([getattr(denoiser, method)(x[row : row + 1], t[row]) for row in range(5)])
+        torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
+        single = getattr(denoiser, method)(x.float(), t.float())
+        rounded = getattr(denoiser, method)(x.float().double(), t.float().double())
+        torch.testing.assert_close(single, rounded.float(), rtol=1e-6, atol=1e-6)
+    alpha, sigma = (1 - t)[:, None], t[:, None]
+    torch.testing.assert_close(denoiser.v(x, t), alpha * denoiser.eps(x, t) - sigma * denoiser(x, t), rtol=0, atol=1e-9)

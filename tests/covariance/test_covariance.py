@@ -11,6 +11,8 @@ from closed_forms import MEAN, SDES, mixture, name
 from torch import Tensor, nn
 
 from scoresde import (
+    DDPM,
+    MLP,
     SDE,
     VESDE,
     VPSDE,
@@ -19,7 +21,10 @@ from scoresde import (
     Epsilon,
     GaussianDenoiser,
     NetworkDenoiser,
+    StraightSDE,
+    Velocity,
     linear_betas,
+    uniform_grid,
 )
 from scoresde.covariance import AnalyticVariance, HessianDiagonal, SecondMoment, jacobian_diagonal, second_moment
 from scoresde.sde import expand
@@ -200,3 +205,57 @@ def test_wrappers_keep_dtype_pass_conditions_on_and_split_batches(dtype: torch.d
         few = part.mean_and_covariance(x[[1, 3]], t)
         torch.testing.assert_close(few[0], x0_hat[[1, 3]])
         torch.testing.assert_close(few[1], covariance[[1, 3]] if covariance.ndim else covariance)
+
+
+class TestNoSignal:
+    """α = 0 at t = 1: what is known of x0 is its own covariance there."""
+
+    sde = StraightSDE()
+
+    def table(self, count: int) -> tuple[GaussianDenoiser, SecondMoment]:
+        denoiser = GaussianDenoiser(self.sde, MEAN, STDS)
+        return denoiser, second_moment(denoiser, [data(count)], levels=40, generator=torch.Generator().manual_seed(0))
+
+    def test_a_table_reaches_it(self) -> None:
+        """The error of the variance is its own scatter, not that of E‖ε̂‖²/d over the SNR, which grows without end."""
+        denoiser, table = self.table(4000)
+        t = torch.tensor([1.0, 1 - 1e-9, 0.95, 0.7, 0.2], dtype=torch.float64)
+        exact = torch.stack([denoiser.covariance_diag(data(1), at).mean() for at in t])
+        for corrected in (False, True):
+            covariance = AnalyticVariance(denoiser, table, corrected=corrected)
+            torch.testing.assert_close(covariance.at(t), exact, rtol=0.06, atol=0)
+        snr = table.logsnr.exp()
+        mean = (snr[:, None] * STDS.square() / (1 + snr[:, None] * STDS.square())).mean(1)
+        noisy = snr < 1
+        z = ((1 - table.value) - mean)[noisy] / table.std_error[noisy]
+        assert float(z.abs().max()) < 4.5 and float((table.std_error / mean)[noisy].max()) < 0.06
+        assert table.logsnr.isfinite().all()
+
+    def test_given_levels_without_signal_are_left_out(self) -> None:
+        times = torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)
+        table = second_moment(GaussianDenoiser(self.sde, MEAN, STDS), [data(30)], levels=times)
+        torch.testing.assert_close(table.logsnr, self.sde.logsnr(times[:2]))
+
+    def test_few_steps_from_it_have_the_spread_of_the_data(self) -> None:
+        denoiser, table = self.table(2000)
+        x = torch.randn(4000, 4, dtype=torch.float64)
+        for model in (AnalyticVariance(denoiser, table, corrected=True), HessianDiagonal(denoiser), denoiser):
+            spread = DDPM(steps=4, variance="optimal", grid=uniform_grid)(model, x).var(0)
+            expected, slack = STDS.square(), 0.1 if model is denoiser else 1.0
+            assert float((spread - expected).abs().max()) < slack * float(expected.max()), model
+            assert float(spread.mean()) == pytest.approx(float(expected.mean()), rel=0.25)
+
+    def test_the_jacobian_is_asked_at_a_level_with_signal(self) -> None:
+        denoiser = GaussianDenoiser(self.sde, MEAN, STDS)
+        t = torch.tensor([1.0, 1 - 1e-6, 0.9, 0.1], dtype=torch.float64)
+        x = torch.randn(4, 4, dtype=torch.float64)
+        mean, covariance = HessianDiagonal(denoiser, probes=None).mean_and_covariance(x, t)
+        torch.testing.assert_close(covariance, denoiser.covariance_diag(x, t), rtol=1e-5, atol=0)
+        torch.testing.assert_close(mean[:2], denoiser(x, t)[:2], rtol=0, atol=0.02)
+        torch.testing.assert_close(mean[2:], denoiser(x, t)[2:])
+        assert HessianDiagonal(denoiser).covariance_diag(x.float(), torch.ones(())).isfinite().all()
+
+    def test_wrappers_pass_a_velocity_on(self) -> None:
+        net = NetworkDenoiser(MLP(shape=(4,)), self.sde, Velocity())
+        x, t = torch.randn(3, 4), torch.tensor([1.0, 0.5, 1e-5])
+        assert torch.equal(HessianDiagonal(net).v(x, t), net.v(x, t))

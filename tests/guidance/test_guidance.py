@@ -11,6 +11,7 @@ from scoresde import (
     DDIM,
     DDPM,
     EDMSDE,
+    MLP,
     SDE,
     VESDE,
     VPSDE,
@@ -25,13 +26,17 @@ from scoresde import (
     GaussianMixtureDenoiser,
     Guided,
     Heun,
+    Interval,
+    NetworkDenoiser,
     PredictorCorrector,
     ProbabilityFlowODE,
     ReconstructionGuided,
     ReverseDiffusion,
     ReverseSDE,
     Solver,
+    StraightSDE,
     SubVPSDE,
+    Velocity,
     log_prob,
     logsnr_grid,
 )
@@ -228,3 +233,72 @@ def test_classifier_guidance_on_a_mixture_gives_the_component() -> None:
 
     x, t = torch.randn(7, 2, dtype=torch.float64), torch.linspace(0.05, 1, 7, dtype=torch.float64)
     torch.testing.assert_close(guided(x, t), component(x, t), atol=1e-8, rtol=1e-8)
+
+
+class TestNoSignal:
+    """α = 0 at t = 1: σ²/α times a gradient that vanishes there has a limit, which is that of nearby levels."""
+
+    sde = StraightSDE()
+
+    def mixture(self) -> tuple[GaussianMixtureDenoiser, ClassifierGuided, GaussianDenoiser]:
+        """Data of three components, what log p(k = 1 | x_t) makes of them, and the component."""
+        weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+        means, stds = torch.randn(2, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        stds = 0.2 + 0.3 * stds.abs()
+        prior = GaussianMixtureDenoiser(self.sde, weights, means, stds.square())
+        part = GaussianDenoiser(self.sde, means[1], stds[1])
+        return prior, ClassifierGuided(prior, lambda x, t: part.log_prob(x, t) - prior.log_prob(x, t)), part
+
+    def test_an_exact_classifier_gives_the_exact_posterior(self) -> None:
+        _, guided, part = self.mixture()
+        x = torch.randn(6, 2, dtype=torch.float64)
+        t = torch.tensor([1.0, 1 - 1e-12, 1 - 1e-4, 0.998, 0.5, 1e-3], dtype=torch.float64)
+        for method in ("forward", "v", "velocity"):
+            together, exact = getattr(guided, method)(x, t), getattr(part, method)(x, t)
+            torch.testing.assert_close(together[:3], exact[:3], rtol=0, atol=1e-2)
+            torch.testing.assert_close(together[3:], exact[3:], rtol=1e-9, atol=1e-9)
+            alone = torch.cat([getattr(guided, method)(x[row : row + 1], t[row]) for row in range(6)])
+            torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)
+        levels = Interval.between(self.sde, torch.tensor(1.0), torch.tensor(0.5))  # as in a run: plain numbers
+        torch.testing.assert_close(guided.x0(x, levels.t), part.x0(x, levels.t), rtol=0, atol=1e-2)
+        assert guided(x.float(), torch.ones(())).dtype == torch.float32
+
+    def test_the_flow_from_no_signal_ends_in_the_component(self) -> None:
+        _, guided, part = self.mixture()
+        x = torch.randn(5, 2, dtype=torch.float64)
+        solver = ProbabilityFlowODE(rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(solver(guided, x), solver(part, x), rtol=0, atol=2e-3)
+
+    def test_a_measurement_of_the_reconstruction(self) -> None:
+        """log N(y; x̂0, NOISE²): x̂0 + α Cov ∇(...) σ²/α → E[x0] + Cov[x0] (y − E[x0])/NOISE²."""
+        prior = GaussianDenoiser(self.sde, MEAN, STD)
+        guided = ReconstructionGuided(prior, lambda x0: -0.5 * ((x0 - 1.3) / NOISE).square().sum(1))
+        x, expected = torch.randn(4, 2, dtype=torch.float64), MEAN + STD**2 * (1.3 - MEAN) / NOISE**2
+        for t in (torch.ones(()), torch.tensor([1.0, 1.0, 1 - 1e-9, 1 - 1e-5], dtype=torch.float64)):
+            torch.testing.assert_close(guided(x, t), torch.full_like(x, expected), rtol=0, atol=6e-3)
+
+    @pytest.mark.parametrize("interval", [None, (0.5, math.inf), (0.0, 2.0)])
+    def test_combinations_are_linear_in_v(self, interval: tuple[float, float] | None) -> None:
+        prior, _, part = self.mixture()
+        guided = Guided(part, prior, 3.0, interval)
+        composed = Composed(prior, [part, part], [0.7, -0.2])
+        x = torch.randn(3, 2, dtype=torch.float64)
+        t = torch.tensor([1.0, 0.4, 0.1], dtype=torch.float64)
+        alpha, sigma = (1 - t)[:, None], t[:, None]
+        for denoiser in (guided, composed):
+            expected = (alpha * x - (alpha**2 + sigma**2) * denoiser(x, t)) / sigma
+            torch.testing.assert_close(denoiser.v(x, t), expected, rtol=1e-9, atol=1e-9)
+        level = Interval.between(self.sde, torch.tensor(1.0), torch.tensor(0.5)).t
+        scale = 1.0 if interval == (0.0, 2.0) else 3.0  # σ/α is infinite
+        expected = prior(x, t[0]) + scale * (part(x, t[0]) - prior(x, t[0]))
+        torch.testing.assert_close(guided.x0(x, level), expected)
+        torch.testing.assert_close(guided(x, torch.ones(())), expected)
+
+    def test_a_networks_own_velocity_keeps_its_digits(self) -> None:
+        """From x̂0, v has an error of 1e-7/σ near the data."""
+        net = NetworkDenoiser(MLP(shape=(2,)), self.sde, Velocity())
+        guided = Guided(net, net, 2.0)
+        x, t = torch.randn(8, 2), torch.tensor(1e-5)
+        torch.testing.assert_close(guided.v(x, t), net.v(x, t), rtol=1e-5, atol=1e-6)
+        shift = ClassifierGuided(net, lambda x, t: 0.0 * x.sum(1))
+        torch.testing.assert_close(shift.v(x, t), net.v(x, t), rtol=1e-5, atol=1e-6)
