@@ -13,7 +13,7 @@ from scoresde.denoiser import Denoiser
 from scoresde.noise.keyed import hashed_signs
 from scoresde.noise.streams import stream_seed
 from scoresde.sde import expand
-from scoresde.sde.clock import last_signal, with_signal
+from scoresde.sde.clock import last_signal, nearest_signal
 from scoresde.sde.levels import Level
 
 
@@ -57,7 +57,7 @@ class HessianDiagonal(CovarianceDenoiser):
 
     def mean_and_covariance(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         if self.last < 1:
-            x, level = with_signal(self.sde, x, Level.at(self.sde, t, x), self.last)
+            x, level = nearest_signal(self.sde, x, Level.at(self.sde, t, x), self.last)
             t = level.time
         x0_hat, diagonal = jacobian_diagonal(self.denoiser, x, t, probes=self.probes, seed=self.seed, **cond)
         if self.isotropic:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scoresde.checks import check_list, check_numbers, check_pair
 from scoresde.denoiser import Denoiser
-from scoresde.sde.clock import last_signal, with_signal
+from scoresde.sde.clock import last_signal, nearest_signal
 from scoresde.sde.levels import Level
 
 LogProbability = Callable[[Tensor, Tensor], Tensor]  # (x (B, *), t () or (B,)) -> log p(y | x_t = x) (B,)
@@ -156,7 +156,7 @@ class ClassifierGuided(Denoiser):
 
     def _shift(self, x: Tensor, level: Level) -> Tensor:
         """Of x̂0."""
-        x, near = with_signal(self.sde, x, level, self.last)
+        x, near = nearest_signal(self.sde, x, level, self.last)
         gradient = _gradient(lambda x: self.log_prob(x, near.time), x, "ClassifierGuided")
         return self.scale * near.sigma**2 / near.alpha * gradient
 
@@ -186,7 +186,7 @@ class ReconstructionGuided(Denoiser):
         self.last = last_signal(self.sde)
 
     def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
-        x, level = with_signal(self.sde, x, level, self.last)
+        x, level = nearest_signal(self.sde, x, level, self.last)
         kept: list[Tensor] = []
 
         def potential(x: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def last_signal(sde: SDE) -> float:
     return float(sde.time(2 * torch.tensor(FAINTEST, dtype=torch.float64).log()))
 
 
-def with_signal(sde: SDE, x: Tensor, level: Level, last: float) -> tuple[Tensor, Level]:
+def nearest_signal(sde: SDE, x: Tensor, level: Level, last: float) -> tuple[Tensor, Level]:
     """x (B, *) and its level; from where there is less signal than at `last_signal`, the same x/σ at that level."""
     if last == 1 or (not isinstance(level.alpha, Tensor) and level.alpha >= FAINTEST * level.sigma):
         return x, level

@@ -240,7 +240,7 @@ class TestLosses:
         mean = float(loss.at(law, x0, logsnr_times(sde, u), noise).mean()) * (1 - sde.t_min)
         assert mean == pytest.approx(expected, rel=1e-5)
         single = loss.at(law, x0[-9:].float(), torch.ones(9), noise[-9:].float())
-        assert (single == 0).all() and importance_weighting(sde, torch.ones(2)).isfinite().all()
+        assert (single < 1e-6).all() and importance_weighting(sde, torch.ones(2)).isfinite().all()
 
     @pytest.mark.parametrize(
         "options", [{"clock": "logsnr"}, {"clock": "own"}, {"clock": "logsnr", "steps": 400}], ids=str
