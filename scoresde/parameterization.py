@@ -78,17 +78,29 @@ def convert(
 
         x = α x0 + σ ε,   F = a x0 + b ε,   F' = a' x0 + b' ε
         F' = ((a' b − a b') x + (α b' − σ a') F) / D,      D = α b − σ a
+        F' = k F                                            where (a', b') = k (a, b), as for ε and the score
 
-    Every pair at every level; from ε or the score at α = 0 the result is infinite, as D is 0 there.
+    Every pair at every level. Where D is 0, only multiples of F follow from it, and all else is infinite: from ε and
+    the score at α = 0, from x0 at σ = 0.
 
     Args:
         prediction, x: F and the noisy state, of one shape.
         alpha, sigma: The level, of a shape that broadcasts against x.
         source, to: What F predicts, and what is asked for.
     """
-    (a, b), (to_a, to_b) = source.target(alpha, sigma), to.target(alpha, sigma)
-    determinant = alpha * b - sigma * a
-    return (to_a * b - a * to_b) / determinant * x + (alpha * to_b - sigma * to_a) / determinant * prediction
+    of_x, of_prediction = combination(alpha, sigma, source.target(alpha, sigma), to.target(alpha, sigma))
+    return of_x * x + of_prediction * prediction
+
+
+def combination(
+    alpha: Tensor, sigma: Tensor, target: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """(c, d) with a' x0 + b' ε = c x + d (a x0 + b ε): what `wanted` (a', b') is of x and of `target` (a, b)."""
+    (a, b), (to_a, to_b) = target, wanted
+    determinant, across = alpha * b - sigma * a, to_a * b - a * to_b
+    parallel, multiple = across == 0, (to_a * a + to_b * b) / (a.square() + b.square())
+    of_target = torch.where(parallel, multiple, (alpha * to_b - sigma * to_a) / determinant)
+    return torch.where(parallel, 0, across / determinant), of_target
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from scoresde.sde.discrete import (
     cosine_betas,
     linear_betas,
     quadratic_betas,
+    rescale_zero_terminal_snr,
     scaled_linear_betas,
     sigmoid_betas,
 )
@@ -26,8 +27,7 @@ from scoresde.sde.straight import StraightSDE
 
 __all__ = [
     "EDMSDE", "SDE", "VESDE", "VPSDE", "CosineSDE", "DiscreteVPSDE", "Grid", "Interval", "Kernel", "LearnedVPSDE",
-    "Level", "Levels",
-    "StraightSDE", "SubVPSDE", "cosine_betas", "expand", "few_step_grid", "karras_grid", "linear_betas", "logsnr_grid",
-    "quadratic_betas", "quadratic_grid", "scaled_linear_betas", "sigmoid_betas", "subsequence_grid", "uniform_grid",
-    "vp_grid",
+    "Level", "Levels", "StraightSDE", "SubVPSDE", "cosine_betas", "expand", "few_step_grid", "karras_grid",
+    "linear_betas", "logsnr_grid", "quadratic_betas", "quadratic_grid", "rescale_zero_terminal_snr",
+    "scaled_linear_betas", "sigmoid_betas", "subsequence_grid", "uniform_grid", "vp_grid",
 ]  # fmt: skip

@@ -128,6 +128,13 @@ class Level:
             schedule.kept[key] = owner, list(zip(*map(schedule.values, columns(schedule.levels)), strict=True))
         return schedule.kept[key][1][self.index]  # type: ignore[no-any-return]
 
+    def mapped(self, name: str, owner: object, to: Callable[[Levels], Levels]) -> Level:
+        """This level's counterpart in `to(levels)`, levels of another process: found once for a whole run, and kept."""
+        schedule, key = self.schedule, (name, id(owner))
+        if key not in schedule.kept:
+            schedule.kept[key] = owner, list(schedule.entries(to(schedule.levels)))
+        return schedule.kept[key][1][self.index]  # type: ignore[no-any-return]
+
 
 @dataclass(eq=False, slots=True)
 class Interval:
@@ -266,7 +273,7 @@ class Schedule:
         key = ("weights", id(solver))
         if key not in self.kept:
             named = solver.weights(self.levels)
-            rows = zip(*map(self._entries, named.values()), strict=True)
+            rows = zip(*map(self.entries, named.values()), strict=True)
             self.kept[key] = solver, [SimpleNamespace(**dict(zip(named, row, strict=True))) for row in rows]
         return self.kept[key][1]
 
@@ -274,11 +281,12 @@ class Schedule:
         """One value per entry of the first axis: numbers, or tensors that broadcast against the states."""
         return column.tolist() if self.like is None else [expand(row, self.like) for row in self.unbind(column)]
 
-    def _entries(self, value: Tensor | Levels | Sequence[Tensor | Levels]) -> Sequence[Any]:
+    def entries(self, value: Tensor | Levels | Sequence[Tensor | Levels]) -> Sequence[Any]:
+        """One number, tensor or `Level` per entry of the first axis; rows of them for a sequence."""
         if isinstance(value, Tensor):
             return self.values(value)
         if not isinstance(value, Levels):
-            return list(zip(*map(self._entries, value), strict=True))
+            return list(zip(*map(self.entries, value), strict=True))
         times = self.unbind(value.t)
         moved = self.unbind(value.t.to(self.times[0].device)) if self.times else times
         return Schedule(value, moved, times, self.like, self.unbind).all

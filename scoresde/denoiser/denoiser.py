@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import chain
 from typing import Any, Protocol, SupportsFloat, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from scoresde.parameterization import Parameterization
 from scoresde.sde import SDE, expand
 from scoresde.sde.levels import Level, Levels
-
-__all__ = ["Denoiser", "KnowsCovariance", "KnowsFullCovariance", "NetworkDenoiser", "PredictsRange"]
 
 
 def as_time(t: Tensor | float, x: Tensor) -> Tensor:
     """A time as a tensor beside states x: a number stands for itself, for every sample.
 
+    A tensor is looked at where that costs nothing, on the CPU; an accelerator would have to be waited for.
+
     Raises:
         TypeError: If it is neither a tensor nor a number.
-        ValueError: If it is a number outside [0, 1].
+        ValueError: If it is outside [0, 1].
     """
     if isinstance(t, Tensor):
+        if t.device.type == "cpu" and not torch.compiler.is_compiling() and (wrong := _outside(t)) is not None:
+            raise ValueError(f"t must hold times in [0, 1], got {wrong:g}.")
         return t
     if isinstance(t, bool) or not isinstance(t, SupportsFloat):
         raise TypeError(f"t must be a time in [0, 1], a number or a tensor of shape () or ({len(x)},), got {t!r}.")
     if not 0 <= float(t) <= 1:
         raise ValueError(f"t must be a time in [0, 1], got {t!r}.")
     return torch.tensor(float(t), dtype=x.dtype if x.is_floating_point() else None, device=x.device)
+
+
+def _outside(t: Tensor) -> float | None:
+    """A time that is not in [0, 1], if that can be said: not of tensors inside torch.func.vmap."""
+    try:
+        low, high = (t, t) if t.ndim == 0 else t.detach().aminmax()
+        low, high = low.item(), high.item()
+    except RuntimeError:
+        return None
+    return None if 0 <= low and high <= 1 else low if not low >= 0 else high
 
 
 class Denoiser(nn.Module, ABC):
@@ -125,6 +133,12 @@ class Denoiser(nn.Module, ABC):
         if isinstance(self, PredictsRange):
             return _GivenRange(self, cond)
         return next((kind for protocol, kind in kinds if isinstance(self, protocol)), _Given)(self, cond)
+
+    def on(self, sde: SDE) -> Denoiser:
+        """The same denoiser on another process, whose times and states it is then asked with: see `OnProcess`."""
+        from scoresde.denoiser.on_process import OnProcess  # which is a denoiser
+
+        return self if sde == self.sde else OnProcess.of(self, sde)
 
     def mean_and_covariance(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         """x̂0 (B, *) and the diagonal of Cov[x0 | x_t = x], which broadcasts against x.
@@ -232,118 +246,3 @@ def _rows_of(value: Any, index: Tensor, batch: int) -> Any:
     if not isinstance(value, Tensor) or value.shape[:1] != (batch,):
         return value
     return value[index.to(value.device)]
-
-
-class NetworkDenoiser(Denoiser):
-    """A network F and a parameterization as a denoiser: x̂0 = c_skip x + c_out F(c_in x, c_noise).
-
-    Coefficients are computed in float64 and applied in x's dtype; the network runs in its own parameters' dtype.
-
-    Args:
-        net: Called as net(x, c_noise, **cond) with c_noise (B,); returns the shape of x.
-        sde: The process that the network was trained on.
-        parameterization: What the network predicts.
-    """
-
-    def __init__(self, net: nn.Module, sde: SDE, parameterization: Parameterization) -> None:
-        super().__init__()
-        self.net, self.sde, self.parameterization = net, sde, parameterization
-
-    def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
-        skip, out, c_in, c_noise = level.read("x0", self.parameterization, self._x0_coefficients)
-        return skip * x + out * self._network(x, c_in, c_noise, cond)
-
-    def eps_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
-        skip, out, c_in, c_noise = level.read("eps", self.parameterization, self._eps_coefficients)
-        return skip * x + out * self._network(x, c_in, c_noise, cond)
-
-    def v_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
-        skip, out, c_in, c_noise = level.read("v", self.parameterization, self._v_coefficients)
-        return skip * x + out * self._network(x, c_in, c_noise, cond)
-
-    def select(self, index: Tensor, batch: int) -> Denoiser:
-        return self
-
-    def _x0_coefficients(self, levels: Levels) -> tuple[Tensor, ...]:
-        """Of x and of the network in x̂0, of x in the network's input, and its noise label."""
-        return self._coefficients(levels, torch.ones_like(levels.alpha), torch.zeros_like(levels.alpha))
-
-    def _eps_coefficients(self, levels: Levels) -> tuple[Tensor, ...]:
-        """The same for ε̂ = (x − α x̂0)/σ, combined first: exact for ε-networks, no cancellation as σ → 0."""
-        return self._coefficients(levels, torch.zeros_like(levels.alpha), torch.ones_like(levels.alpha))
-
-    def _v_coefficients(self, levels: Levels) -> tuple[Tensor, ...]:
-        return self._coefficients(levels, -levels.sigma, levels.alpha)
-
-    def _coefficients(self, levels: Levels, to_a: Tensor, to_b: Tensor) -> tuple[Tensor, ...]:
-        """For to_a x0 + to_b ε, as in `scoresde.parameterization.convert`."""
-        alpha, sigma, rule = levels.alpha, levels.sigma, self.parameterization
-        a, b = rule.target(alpha, sigma)
-        determinant = alpha * b - sigma * a
-        skip, out = (to_a * b - a * to_b) / determinant, (alpha * to_b - sigma * to_a) / determinant
-        if levels.sde.ends_silent:
-            silent = (alpha == 0) & (to_a == 0)  # ε̂ = x/σ, whatever the network says
-            skip, out = torch.where(silent, to_b / sigma, skip), torch.where(silent, 0, out)
-            if bool((determinant == 0).logical_and(~silent & (alpha == 0)).any()):
-                raise _no_signal(rule, levels.sde)
-        return skip, out, rule.c_in(alpha, sigma), rule.c_noise(alpha, sigma)
-
-    def _network(self, x: Tensor, c_in: Any, c_noise: Any, cond: dict[str, Any]) -> Tensor:
-        dtype = next((parameter.dtype for parameter in self.net.parameters()), x.dtype)
-        if isinstance(c_noise, Tensor):
-            label = c_noise.to(x.device, dtype).reshape(-1).expand(x.shape[0])
-        else:
-            label = x.new_full((x.shape[0],), c_noise, dtype=dtype)
-        output = self.net((c_in * x).to(dtype), label, **cond)
-        if output.shape != x.shape:
-            raise _wrong_shape(self.net, x, output)
-        return output.to(x.dtype)
-
-
-def check_signal(denoiser: nn.Module) -> None:
-    """Raise ValueError, before a run finds out, if a network in it says nothing where its process has no signal."""
-    for part in denoiser.modules():
-        if isinstance(part, NetworkDenoiser) and part.sde.ends_silent:
-            part._v_coefficients(Levels.of(part.sde, torch.ones(1, dtype=torch.float64)))
-
-
-@contextmanager
-def devices_named(owner: object, denoiser: nn.Module, **others: Any) -> Iterator[None]:
-    """Where a run fails because its tensors and the network lie on different devices, one sentence that says so.
-
-    Args:
-        owner: Of the run.
-        denoiser: Its network.
-        others: Tensors that take part, or functions that make them, by the name for the message; None is left out.
-    Raises:
-        ValueError: In place of torch's error.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        network = next(chain(denoiser.parameters(), denoiser.buffers()), None)
-        places: dict[torch.device, list[str]] = {}
-        for name, tensor in {**others, "the network": network}.items():
-            made = tensor() if callable(tensor) else tensor
-            if made is not None:
-                places.setdefault(made.device, []).append(name)
-        if len(places) < 2:
-            raise
-        parts = [f"{' and '.join(names)} on {device}" for device, names in places.items()]
-        name = owner if isinstance(owner, str) else type(owner).__name__
-        raise ValueError(f"{name} needs all on one device, got {' but '.join(parts)}: move one.") from error
-
-
-def _no_signal(rule: Parameterization, sde: SDE) -> ValueError:
-    return ValueError(
-        f"A network that predicts {type(rule).__name__} says nothing about the data where there is no signal, and "
-        f"alpha is 0 at t = 1 of {type(sde).__name__}: train with parameterization Velocity, VPrediction, Data or "
-        f"EDM, or use a process that ends with alpha > 0."
-    )
-
-
-def _wrong_shape(net: nn.Module, x: Tensor, output: Tensor) -> ValueError:
-    return ValueError(
-        f"{type(net).__name__} must return the shape of its input {tuple(x.shape)}, got {tuple(output.shape)}: build "
-        f"the network for this data."
-    )
