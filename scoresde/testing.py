@@ -12,6 +12,8 @@ from torch import Tensor
 from scoresde.sde import SDE
 from scoresde.sde.quadrature import integrate
 
+_ELEMENTWISE = "write alpha and sigma with elementwise torch functions of t"
+ROUNDING = 1e-14  # α/σ that is taken for a 0 that was computed
 _FORMULAS = ("alpha", "sigma", "f", "g")
 
 __all__ = ["check_sde", "convergence_order"]
@@ -24,7 +26,7 @@ def check_sde(sde: SDE, *, rtol: float = 1e-6) -> None:
 
         t_min      a number between 0 and 1
         methods    alpha, sigma, f, g, logsnr elementwise: tensors of t's shape and dtype, for (), (3,) and (2, 3)
-        α, σ       positive and finite; α_1 may be 0
+        α, σ       positive and finite; α_1 may be 0, exactly: such a process is given by alpha and sigma
         logsnr     = 2 log(α/σ), strictly decreasing
         rates      = (α', σ')
         f          = (log α)'
@@ -130,6 +132,8 @@ def _check_positive(sde: SDE, t: Tensor) -> None:
     end_before = ": end the process just before the signal or the noise is gone"
     silent = bool(sde.alpha(t[-1:]) == 0)  # then f and g are infinite at t = 1
     inside = t[: -1 if silent else None]
+    if type(sde).alpha is SDE.alpha:
+        _check_signal_left(sde, t[-1:])
     for name, demand, holds, advice, at in (
         ("alpha", "positive and finite", lambda value: value > 0, ": it may be 0 at t = 1 alone", inside),
         ("sigma", "positive and finite", lambda value: value > 0, end_before, t),
@@ -139,8 +143,24 @@ def _check_positive(sde: SDE, t: Tensor) -> None:
         value = getattr(sde, name)(at)
         bad = ~(torch.isfinite(value) & holds(value))
         if bool(bad.any()):
-            got = f"got {_first(value, bad)} at t={_first(t, bad)}"
+            got = f"got {_first(value, bad)} at t={_first(at, bad)}"
             raise _failure(sde, f"{name}(t) must be {demand} on (0, 1], {got}{advice}")
+    alpha, sigma = float(sde.alpha(t[-1:])), float(sde.sigma(t[-1:]))
+    if 0 < alpha < ROUNDING * sigma:
+        advice = "write it so that it is 0 there, as sin(pi/2 (1 - t)) is and cos(pi/2 t) is not, or keep more signal"
+        raise _failure(sde, f"alpha(1) = {alpha:.2g} is 0 but for rounding: {advice}")
+
+
+def _check_signal_left(sde: SDE, one: Tensor) -> None:
+    """Of a process given by f and g, whose alpha and sigma are integrals that do not reach a singular end."""
+    for name in ("f", "g"):
+        value = getattr(sde, name)(one)
+        if not bool(value.isfinite().all()):
+            raise _failure(
+                sde,
+                f"{name}(t) is {float(value):g} at t=1, where no quadrature of f and g arrives: if the signal is to "
+                f"end there, write alpha and sigma instead, with alpha(1) = 0",
+            )
 
 
 def _check_logsnr(sde: SDE, t: Tensor, rtol: float) -> None:
@@ -161,11 +181,19 @@ def _check_logsnr(sde: SDE, t: Tensor, rtol: float) -> None:
 def _check_derivatives(sde: SDE, t: Tensor, rtol: float) -> None:
     low, high = t[:-1], t[1:]
     span, advice = high - low, "correct {}, or drop f and g and let them be derived from alpha and sigma"
+    silent, rates_advice = bool(sde.alpha(t[-1:]) == 0), "correct rates, or drop it"
+    if type(sde).rates is SDE.rates:  # then the user wrote something else
+        by_f_and_g = type(sde).alpha is SDE.alpha
+        rates_advice = (
+            "f or g is too steep for quadrature: write alpha and sigma instead" if by_f_and_g else _ELEMENTWISE
+        )
     for name, index in (("alpha", 0), ("sigma", 1)):
-        actual, expected = _integral(partial(_rate, sde, index), low, high), getattr(sde, name)(t).diff()
+        steep = silent and bool(_rate(sde, index, t[-1:]).isinf())  # as of √(1 − t)
+        starts, ends = (low[:-1], high[:-1]) if steep else (low, high)
+        actual, expected = _integral(partial(_rate, sde, index), starts, ends), getattr(sde, name)(t).diff()
         what = f"rates(t)[{index}] = d/dt {name}(t), integrated"
-        _compare(sde, what, low, high, actual, expected, rtol, "correct rates, or drop it", atol=1e-14)
-    if bool(sde.alpha(t[-1:]) == 0):  # f and g are infinite there
+        _compare(sde, what, starts, ends, actual, expected[: len(starts)], rtol, rates_advice, atol=1e-14)
+    if silent:  # f and g are infinite there
         t, low, high, span = t[:-1], low[:-1], high[:-1], span[:-1]
     actual, expected = _integral(sde.f, low, high) / span, sde.alpha(t).log().diff() / span
     what = "f(t) = d/dt log alpha(t), averaged"

@@ -13,25 +13,33 @@ import torch
 from torch import Tensor
 
 from scoresde import (
+    EDM,
     EDMSDE,
     SDE,
     VESDE,
     VPSDE,
     CosineSDE,
+    Data,
     Denoiser,
     DiscreteVPSDE,
+    Epsilon,
     GaussianDenoiser,
     GaussianMixtureDenoiser,
     NoiseSource,
+    Parameterization,
+    Score,
     Solver,
     StepSolver,
     SubVPSDE,
+    Velocity,
+    VPrediction,
     expand,
     linear_betas,
     logsnr_grid,
 )
 
 SDES = [VPSDE(), SubVPSDE(), VESDE(), EDMSDE(), CosineSDE(), DiscreteVPSDE(linear_betas())]
+PARAMETERIZATIONS = [Epsilon(), Data(), VPrediction(), Velocity(), Score(), EDM()]
 MEAN, STD = 1.5, 0.7
 
 
@@ -92,6 +100,23 @@ def std_of_chains(sde: SDE, solver: StepSolver, end: float = 0.05) -> tuple[Call
         return chain[1]
 
     return solve, std
+
+
+def predicted(rule: Parameterization, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """What the field says the network predicts, given the clean data and the noise."""
+    if isinstance(rule, EDM):  # (x0 − c_skip x)/c_out of x/α at noise σ/α, Karras et al., Table 1; at α = 0 its limit
+        s, ratio = rule.sigma_data, sigma / alpha
+        skip, out = s**2 / (ratio**2 + s**2), ratio * s / (ratio**2 + s**2).sqrt()
+        value = (x0 - skip * (x0 + ratio * noise)) / out
+        return torch.where(alpha > 0, value, x0 / s)
+    formulas = {
+        Epsilon: lambda: noise,
+        Data: lambda: x0,
+        VPrediction: lambda: alpha * noise - sigma * x0,
+        Velocity: lambda: noise - x0,
+        Score: lambda: -noise / sigma,
+    }
+    return formulas[type(rule)]()
 
 
 def replay(noises: Tensor) -> NoiseSource:

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from closed_forms import MEAN, SDES, STD, moments, name
+from closed_forms import MEAN, SDES, STD, moments, name, predicted
+from closed_forms import PARAMETERIZATIONS as SIX
 from torch import Tensor, nn
 
 from scoresde import (
@@ -19,6 +20,7 @@ from scoresde import (
     NetworkDenoiser,
     Parameterization,
     Score,
+    StraightSDE,
     VPrediction,
     logsnr_grid,
 )
@@ -86,6 +88,36 @@ def test_a_network_of_any_parameterization_is_the_exact_denoiser(parameterizatio
     torch.testing.assert_close(denoiser.eps(x, t), exact.eps(x, t), rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(denoiser.score(x, t), exact.score(x, t), rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(denoiser(x, t[2]), exact(x, t[2]), rtol=1e-8, atol=1e-8)
+
+
+class Perfect(nn.Module):
+    """What each parameterization predicts of Gaussian data, by the field's definitions, at one level of one process."""
+
+    def __init__(self, rule: Parameterization, sde: SDE, t: Tensor) -> None:
+        super().__init__()
+        self.rule, self.exact, self.t = rule, GaussianDenoiser(sde, MEAN, STD), t
+
+    def forward(self, scaled: Tensor, c_noise: Tensor) -> Tensor:
+        alpha, sigma = (value[:, None] for value in (self.exact.sde.alpha(self.t), self.exact.sde.sigma(self.t)))
+        x = scaled / self.rule.c_in(alpha, sigma)
+        return predicted(self.rule, self.exact(x, self.t), self.exact.eps(x, self.t), alpha, sigma)
+
+
+@pytest.mark.parametrize("sde", [*SDES, StraightSDE()], ids=name)
+@pytest.mark.parametrize("rule", SIX, ids=lambda rule: type(rule).__name__)
+def test_six_parameterizations_of_one_predictor_are_one_denoiser(rule: Parameterization, sde: SDE) -> None:
+    t = torch.tensor([0.01, 0.3, 0.8, 1.0], dtype=torch.float64)
+    exact, denoiser = GaussianDenoiser(sde, MEAN, STD), NetworkDenoiser(Perfect(rule, sde, t), sde, rule)
+    x = sde.perturb(torch.randn(4, 3).double(), t, torch.randn(4, 3).double())
+    silent = sde.ends_silent and isinstance(rule, Epsilon | Score)
+    for method in ("__call__", "eps", "v", "velocity", "score"):
+        if silent and method not in ("eps", "score"):
+            with pytest.raises(
+                ValueError, match=rf"predicts {type(rule).__name__} says nothing .* alpha is 0 at t = 1"
+            ):
+                getattr(denoiser, method)(x, t)
+            continue
+        torch.testing.assert_close(getattr(denoiser, method)(x, t), getattr(exact, method)(x, t), rtol=1e-7, atol=1e-7)
 
 
 def test_the_same_network_on_another_clock_gives_the_same_answer() -> None:
@@ -160,3 +192,13 @@ def test_a_number_is_a_time(method: str, exact: bool) -> None:
     for outside in (-0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match=r"t must be a time in \[0, 1\], got"):
             ask(x, outside)
+        for tensor in (torch.tensor(outside), torch.tensor([0.1, outside, 0.2, 0.3])):
+            with pytest.raises(ValueError, match=r"t must hold times in \[0, 1\], got"):
+                ask(x, tensor)
+
+
+def test_times_inside_vmap_are_taken_as_they_are() -> None:
+    denoiser, x = GaussianDenoiser(VPSDE(), MEAN, STD), torch.randn(3, 2, dtype=torch.float64)
+    t = torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)
+    each = torch.func.vmap(lambda row, time: denoiser(row[None], time)[0])(x, t)
+    torch.testing.assert_close(each, denoiser(x, t))

@@ -12,11 +12,14 @@ from scoresde import (
     CosineSDE,
     DiscreteVPSDE,
     Kernel,
+    StraightSDE,
     cosine_betas,
+    linear_betas,
     quadratic_betas,
     scaled_linear_betas,
     sigmoid_betas,
 )
+from scoresde.sde import rescale_zero_terminal_snr
 from scoresde.testing import check_sde, convergence_order
 
 
@@ -75,10 +78,34 @@ class Learned(torch.nn.Module, SDE):
         return torch.sigmoid(self._minus_logsnr(t)).sqrt()
 
 
+class Sine(SDE):
+    """α_1 = 0 in a process of one's own, α and σ alone."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sin(0.5 * torch.pi * (1 - t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sin(0.5 * torch.pi * t)
+
+
+class Root(SDE):
+    """The same, and infinitely steep there."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sqrt(1 - t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(t)
+
+
 OTHERS = [
+    StraightSDE(),
+    Sine(),
+    Root(),
+    DiscreteVPSDE(rescale_zero_terminal_snr(linear_betas(20))),
     DiscreteVPSDE(cosine_betas()),
-    DiscreteVPSDE(quadratic_betas()),
-    DiscreteVPSDE(scaled_linear_betas()),
+    DiscreteVPSDE(quadratic_betas(50)),
+    DiscreteVPSDE(scaled_linear_betas(50)),
     DiscreteVPSDE(sigmoid_betas(250)),
     DiscreteVPSDE((0.1, 0.5, 0.9)),
     CosineSDE(logsnr_min=-30.0),
@@ -198,6 +225,47 @@ def test_noise_that_stops_growing_is_named() -> None:
 
     with pytest.raises(AssertionError, match=r"Flat: logsnr\(t\) must be strictly decreasing.* after t=0\.5"):
         check_sde(Flat())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"alpha": lambda self, t: 1 - 1.01 * t},
+            r"alpha\(t\) must be positive.*got -0.00260927 at t=0.99.*at t = 1 alone",
+        ),
+        ({"alpha": lambda self, t: (1 - 2 * t).clamp_min(0)}, r"alpha\(t\) must be positive.*got 0 at t=0.50"),
+        (
+            {"alpha": lambda self, t: torch.cos(0.5 * torch.pi * t)},
+            r"alpha\(1\) = 6.1e-17 is 0 but for rounding: .*sin",
+        ),
+        ({"logsnr": lambda self, t: Sine.logsnr(Sine(), t).clamp_min(-20)}, r"logsnr.* must be -inf .* got -20 at t=1"),
+        ({"logsnr": lambda self, t: Sine.logsnr(Sine(), t) + 0 / (1 - t)}, r"logsnr.* must be -inf .* got nan at t=1"),
+        ({"rates": lambda self, t: (-t, t)}, r"rates\(t\)\[0\] = d/dt alpha.* correct rates, or drop it"),
+    ],
+)
+def test_what_is_wrong_with_an_end_without_signal(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(AssertionError, match=rf"^Wrong: {words}") as caught:
+        check_sde(type("Wrong", (Sine,), changes)())
+    assert str(caught.value).count("\n") == 0 and str(caught.value).endswith(".")
+
+
+def test_a_signal_that_ends_needs_alpha_and_sigma() -> None:
+    """f and g of the straight path: infinite at t = 1, or too steep for a quadrature."""
+    for small, words in (
+        (0.0, r"f\(t\) is -inf at t=1, .*write alpha and sigma instead"),
+        (1e-9, "too steep .*write alpha"),
+    ):
+
+        class Singular(SDE):
+            def f(self, t: Tensor, small: float = small) -> Tensor:
+                return -1 / (1 + small - t)
+
+            def g(self, t: Tensor, small: float = small) -> Tensor:
+                return torch.sqrt(2 * t / (1 + small - t))
+
+        with pytest.raises(AssertionError, match=rf"^Singular: .*{words}"):
+            check_sde(Singular())
 
 
 def test_the_factors_that_papers_lose_are_found() -> None:

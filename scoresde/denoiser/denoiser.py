@@ -35,11 +35,10 @@ def as_time(t: Tensor | float, x: Tensor) -> Tensor:
 def _outside(t: Tensor) -> float | None:
     """A time that is not in [0, 1], if that can be said: not of tensors inside torch.func.vmap."""
     try:
-        low, high = (t, t) if t.ndim == 0 else t.detach().aminmax()
-        low, high = low.item(), high.item()
+        ends = (t,) if t.ndim == 0 else t.detach().aminmax()
+        return next((float(time) for time in ends if not 0 <= time.item() <= 1), None)
     except RuntimeError:
         return None
-    return None if 0 <= low and high <= 1 else low if not low >= 0 else high
 
 
 class Denoiser(nn.Module, ABC):

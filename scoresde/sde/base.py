@@ -69,10 +69,12 @@ class SDE(ABC):
         super().__init_subclass__(**kwargs)
         has = {name: getattr(cls, name) is not getattr(SDE, name) for name in ("alpha", "sigma", "f", "g")}
         if not (has["alpha"] and has["sigma"]) and not (has["f"] and has["g"]):
+            has["logsnr"] = cls.logsnr is not SDE.logsnr
             written = ", ".join(name for name, given in has.items() if given) or "none of them"
+            example = ", for example alpha = sigmoid(logsnr)^0.5 and sigma = sigmoid(-logsnr)^0.5" * has["logsnr"]
             raise TypeError(
                 f"{cls.__name__} needs two formulas, alpha and sigma or f and g, got {written}. "
-                f"Write one whole pair as methods of t."
+                f"Write one whole pair as methods of t{example}."
             )
 
     def alpha(self, t: Tensor) -> Tensor:

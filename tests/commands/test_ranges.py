@@ -102,7 +102,7 @@ def use_grid(grid: Any) -> None:
 
 
 def use_sde(sde: Any) -> None:
-    t = torch.tensor([sde.t_min, 0.5, 1.0], dtype=torch.float64)
+    t = torch.tensor([sde.t_min, 0.5, 0.999 if sde.ends_silent else 1.0], dtype=torch.float64)
     assert torch.stack([sde.alpha(t), sde.sigma(t), sde.logsnr(t), sde.f(t), sde.g(t)]).isfinite().all()
 
 

@@ -4,19 +4,28 @@ import math
 
 import pytest
 import torch
-from closed_forms import SDES, golden, name
+from closed_forms import SDES, chain_moments, golden, moments, name, predicted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from scoresde import (
+    DDIM,
+    DDPM,
     EDMSDE,
     SDE,
     VESDE,
     VPSDE,
     CosineSDE,
+    Data,
     DiscreteVPSDE,
+    Epsilon,
+    GaussianDenoiser,
+    NetworkDenoiser,
+    Parameterization,
     SubVPSDE,
+    Velocity,
+    VPrediction,
     cosine_betas,
     expand,
     linear_betas,
@@ -24,6 +33,7 @@ from scoresde import (
     scaled_linear_betas,
     sigmoid_betas,
 )
+from scoresde.sde import rescale_zero_terminal_snr
 
 T = torch.cat([torch.logspace(-5, -2, 40, dtype=torch.float64), torch.linspace(0.011, 1, 100, dtype=torch.float64)])
 
@@ -195,6 +205,67 @@ def test_published_end_points_of_the_tables() -> None:
     assert sum(sigmoid) == pytest.approx(1000 * 0.01005)  # symmetric about the middle
 
 
+def test_a_table_rescaled_to_zero_terminal_snr_is_algorithm_1_and_ends_in_pure_noise() -> None:
+    """Lin et al. 2024, Algorithm 1, line by line; in the last cell α falls linearly, elsewhere nothing is new."""
+    root = (1 - torch.tensor(linear_betas(), dtype=torch.float64)).cumprod(0).sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    root = (root - last) * first / (first - last)
+    kept = root.square()
+    betas = 1 - torch.cat([kept[:1], kept[1:] / kept[:-1]])
+    table = rescale_zero_terminal_snr(linear_betas())
+    close(torch.tensor(table, dtype=torch.float64), betas, 1e-9)
+    assert table[-1] == 1 and table[0] == pytest.approx(1e-4, rel=1e-9)
+
+    sde, k = DiscreteVPSDE(table), torch.arange(1, 1001, dtype=torch.float64) / 1000
+    torch.testing.assert_close(sde.alpha(k).square(), kept, rtol=1e-9, atol=1e-300)
+    assert sde.ends_silent and sde.logsnr(k)[-1] == -math.inf and sde.sigma(k)[-1] == 1 and sde.alpha(k)[-1] == 0
+    inside = torch.tensor([0.9991, 0.9995, 0.9999], dtype=torch.float64)
+    close(sde.alpha(inside), root[-2] * 1000 * (1 - inside), 1e-9)
+    close(sde.rates(torch.tensor([0.9991, 1.0], dtype=torch.float64))[0], -1000 * root[-2].expand(2), 1e-9)
+    close(sde.time(sde.logsnr(inside)), inside, 1e-14)
+    assert sde.time(torch.tensor(-math.inf)) == 1
+    # a table that ends just before differs from it only in the last cell
+    near = DiscreteVPSDE((*table[:-1], 1 - 1e-9))
+    early = torch.tensor([1e-3, 0.4, 0.998, 0.999], dtype=torch.float64)
+    for method in ("alpha", "sigma", "f", "g", "logsnr"):
+        assert torch.equal(getattr(sde, method)(early), getattr(near, method)(early))
+
+
+@pytest.mark.parametrize("rule", [VPrediction(), Data(), Velocity()], ids=str)
+def test_a_chain_from_pure_noise_keeps_the_moments_of_gaussian_data(rule: Parameterization) -> None:
+    """DDPM and DDIM by every step of the table, with a network that predicts v, x0 or the velocity of N(m, s²)."""
+    mean, std = 1.5, 0.7
+    sde = DiscreteVPSDE(rescale_zero_terminal_snr(linear_betas(50, 2e-3, 0.3)))
+    exact = GaussianDenoiser(sde, mean, std)
+
+    class Perfect(torch.nn.Module):
+        def forward(self, scaled: Tensor, label: Tensor) -> Tensor:
+            t = (
+                sde.time(-8 * label.double())
+                if not isinstance(rule, Velocity)
+                else sde.time(2 * ((1 - label) / label).log())
+            )
+            alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+            x = scaled / rule.c_in(alpha, sigma)
+            return predicted(rule, exact(x, t), exact.eps(x, t), alpha, sigma)
+
+    denoiser, start = NetworkDenoiser(Perfect(), sde, rule), torch.tensor([[0.0], [1.0], [-2.0]], dtype=torch.float64)
+    y = DDIM(steps=50, t_end=sde.t_min, denoise=False)(denoiser, start)
+    known = DDIM(steps=50, t_end=sde.t_min, denoise=False)(exact, start)
+    torch.testing.assert_close(y, known, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(y.flatten()[1:] - y[0], (y[1] - y[0]) * torch.tensor([1.0, -2.0]).double())  # affine
+    chain = chain_moments(DDPM(steps=50, t_end=sde.t_min, denoise=False), exact, torch.zeros(()), torch.ones(()))
+    expected = moments(sde, sde.t_min, mean, std)
+    assert float(chain[0]) == pytest.approx(float(expected[0]), rel=1e-6) and 0.9 < float(chain[1] / expected[1]) < 1.1
+
+
+def test_a_network_that_predicts_noise_is_refused_on_a_table_that_ends_in_pure_noise() -> None:
+    sde, x = DiscreteVPSDE(rescale_zero_terminal_snr(linear_betas(20))), torch.randn(2, 1)
+    net = type("Net", (torch.nn.Module,), {"forward": lambda self, x, c: x})()
+    with pytest.raises(ValueError, match=r"Epsilon says nothing .* alpha is 0 at t = 1 of DiscreteVPSDE: train with"):
+        DDIM(steps=5)(NetworkDenoiser(net, sde, Epsilon()), x)
+
+
 def test_cosine_is_the_published_formula_on_a_clock_moved_by_3e_5() -> None:
     sde, s = CosineSDE(), 0.008
     theta_0 = s / (1 + s) * math.pi / 2
@@ -214,6 +285,14 @@ def test_edm_clock_makes_their_sampling_steps_uniform() -> None:
 
 
 # Sentences
+
+
+def test_a_log_snr_alone_is_no_process() -> None:
+    with pytest.raises(TypeError, match=r"got logsnr\. Write one whole pair .* alpha = sigmoid\(logsnr\)\^0\.5"):
+
+        class Half(SDE):
+            def logsnr(self, t: Tensor) -> Tensor:
+                return 2 * torch.log((1 - t) / t)
 
 
 def test_expand_reshapes_and_names_the_offending_shape() -> None:
@@ -251,7 +330,14 @@ def test_an_sde_needs_a_whole_pair_of_formulas() -> None:
         (lambda: CosineSDE(s=1.5), "CosineSDE needs 0 < s < 1, got s=1.5"),
         (lambda: CosineSDE(logsnr_min=3.0), "CosineSDE needs -60 < logsnr_min < 0"),
         (lambda: VPSDE(t_min=0.0), "VPSDE needs 0 < t_min < 1, got t_min=0.0"),
-        (lambda: DiscreteVPSDE([0.1, 1.5]), "strictly between 0 and 1, got 1.5. To sample in few steps"),
+        (
+            lambda: DiscreteVPSDE([0.1, 1.5]),
+            "strictly between 0 and 1, got 1.5; the last of several may be 1. To sample",
+        ),
+        (lambda: DiscreteVPSDE([0.1, 1.0, 0.5]), "strictly between 0 and 1, got 1.0; the last of several may be 1"),
+        (lambda: DiscreteVPSDE([1.0]), "strictly between 0 and 1, got 1.0; the last of several may be 1"),
+        (lambda: rescale_zero_terminal_snr([0.5]), "betas to be two or more numbers .* got the one value"),
+        (lambda: rescale_zero_terminal_snr([0.5, 1.0]), "betas to be two or more numbers .* got a last one of 1"),
         (lambda: DiscreteVPSDE([]), "strictly between 0 and 1, got no values"),
         (lambda: DiscreteVPSDE([0.1, 0.2], t_min=2.0), "DiscreteVPSDE needs 0 < t_min < 1, got t_min=2.0"),
     ],
