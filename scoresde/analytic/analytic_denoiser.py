@@ -54,14 +54,6 @@ class AnalyticDenoiser(Denoiser):
         y, s = self._data_coordinates(x, t)
         return (-self._pull(y, s) / expand(self._level(t)[0], y)).to(x.dtype)
 
-    def v_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
-        if not self.sde.ends_silent:
-            return super().v_at(x, level, **cond)
-        y, s = self._data_coordinates(x, level.time)
-        alpha, sigma = (expand(value, y) for value in self._level(level.time))
-        mean = self._mean(y, s)
-        return (alpha * (y - mean) / s - sigma * mean).to(x.dtype)
-
     def covariance(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """Cov[x0 | x_t = x] of the flattened event, x (B, *) -> (B, d, d)."""
         return self._covariance(*self._data_coordinates(x, t)).to(x.dtype)
