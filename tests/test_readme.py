@@ -9,7 +9,10 @@ import pytest
 import torch
 from command_line import command
 
+from scoresde import DDIM, VPSDE, GaussianMixtureDenoiser, StraightSDE
 from scoresde.cli import sample_main, train_main
+from scoresde.interop import velocity_field
+from scoresde.interop.flow import CONVENTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,6 +42,28 @@ def test_example_trains_samples_and_gives_likelihoods(capsys: pytest.CaptureFixt
 
 def test_example_of_a_users_process_passes_the_check() -> None:
     run(block("README.md", "check_sde"), "README.md", {})
+
+
+def test_examples_of_flows_run() -> None:
+    """README's lines, and those of docs/flow.md about networks of others and another process, on an exact model."""
+    law = GaussianMixtureDenoiser.random(VPSDE(), 2, 3, generator=torch.Generator().manual_seed(0))
+    net = velocity_field(law, "torchcfm")
+    variables: dict[str, Any] = {"torch": torch, "net": net, "x0": law.sample(64).float(), "denoiser": law}
+    shortened = (
+        block("README.md", "flow_denoiser").replace("(100, 2)", "(4, 2)").replace("x0, probes", "x0[:2], probes")
+    )
+    run(shortened, "README.md", variables)
+    assert variables["samples"].isfinite().all() and variables["result"].std_error.shape == (2,)
+    page = (ROOT / "docs/flow.md").read_text(encoding="utf-8")
+    for example in re.findall(r"```python\n(.*?)```", page[page.index("## Networks of others") :], re.S):
+        run(example, "flow.md", variables | {"StraightSDE": StraightSDE, "DDIM": DDIM})
+    for name, row in CONVENTIONS.items():  # the table is the code's
+        line = next(line for line in page.splitlines() if line.startswith(f'| `"{name}"`'))
+        call = "net(" + row.call + ")"
+        assert all(word in line for word in (f"`{call}`", f"| {row.scale:g} |"))
+        assert (
+            ("data 0, noise 1" in line) == (row.time == "data_to_noise") == ("noise − data" in line) == (row.sign == 1)
+        )
 
 
 def test_example_of_the_likelihood_guide(capsys: pytest.CaptureFixture[str]) -> None:

@@ -241,4 +241,5 @@ class Evaluation:
             "seed": self.seed,
             "likelihood": likelihood,
             "variance": config["variance"] if self.likelihood.uses_covariance else None,
+            **({} if config.get("sde") is None else {"sde": config["sde"]}),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from scoresde.data.fingerprint import fingerprint
 from scoresde.denoiser import Denoiser
 from scoresde.guidance import NoisyClassifier
 from scoresde.losses import Loss
+from scoresde.sde import SDE
 from scoresde.training import CheckpointError, RunDirectory, load_checkpoint, load_weights
 
 LARGEST_EVENT = 2**26  # entries
@@ -44,6 +45,7 @@ class TrainedModel:
         dequantize: Whether it was trained on dequantised levels rather than on the centres of their cells.
         extensions: The user's own modules that its classes may come from.
         fingerprint: Of its data, see `scoresde.data.fingerprint`; None: an earlier version did not keep it.
+        process: What its denoiser is put on, see `OnProcess`; None: its own.
     """
 
     run: RunDirectory
@@ -56,6 +58,7 @@ class TrainedModel:
     dequantize: bool = True
     extensions: Sequence[str] = ()
     fingerprint: Mapping[str, Any] | None = None
+    process: SDE | None = None
 
     @property
     def denoiser(self) -> Denoiser:
@@ -67,7 +70,11 @@ class TrainedModel:
         if not isinstance(self.model, Denoiser):
             noun = "classifier" if isinstance(self.model, NoisyClassifier) else type(self.model).__name__
             raise ConfigError(f"{self.run.path} is the run of a {noun}: name the run of a denoiser with run=...")
-        return self.model
+        return self.model if self.process is None else self.model.on(self.process)
+
+    def on(self, process: SDE | None) -> TrainedModel:
+        """The same run on another process, or on its own."""
+        return replace(self, process=process)
 
     def given(self, label: Tensor | None) -> Denoiser:
         """The denoiser, with labels (B,) or None for no label if it is a model of classes."""

@@ -33,6 +33,7 @@ from scoresde.data import Quantized
 from scoresde.denoiser import Denoiser
 from scoresde.files import inside, write_atomically
 from scoresde.noise import per_sample_noise, stream_generator, stream_seed
+from scoresde.sde import SDE
 from scoresde.solvers import Solver
 from scoresde.streams import held_back
 from scoresde.training.lock import remove_stale
@@ -58,6 +59,7 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
     if (config.get("data") or {}).get("_target_") == OWN_DATA:
         trained, config = build(config["data"], "data")(trained), {**config, "data": None}
     own = [*extensions, ANY_INTERFACE]  # the command line is the user's own, while the run may come from elsewhere
+    sde = None if config.get("sde") is None else build_as(SDE, config["sde"], "sde", own)
     chosen = Chosen(
         solver=build_as(Solver, config.get("solver"), "solver", own),
         grid=build(config.get("grid"), "grid", own),
@@ -69,7 +71,12 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
     evaluation = None
     options, likelihood = chosen_likelihood(config["likelihood"], own)
     if is_wanted(config, options, likelihood, chosen.solver, steered):
-        evaluation = Evaluation(config, options, likelihood, trained, out, chosen.variance)
+        if sde is not None and likelihood.uses_covariance:
+            raise ConfigError(
+                f"likelihood={likelihood.name} with a variance=... is of the run's own process: leave out sde=..., or "
+                f"likelihood.variance=optimal."
+            )
+        evaluation = Evaluation(config, options, likelihood, trained.on(sde), out, chosen.variance)
     else:
         check_idle(options, likelihood)
     check_flow_only(trained, chosen.solver if n > 0 else None, None if evaluation is None else likelihood)
@@ -83,11 +90,11 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
     metrics: dict[str, Any] = {"run": str(trained.run.path), "step": trained.step, "seed": config["seed"]}
     with nullcontext() if evaluation is None else evaluation.table:
         if n > 0:
-            _report(out, metrics, *draw_samples(config, trained, chosen, likelihood, out))
+            _report(out, metrics, *draw_samples(config, trained.on(sde), chosen, likelihood, out))
         if evaluation is not None:
             _report(out, metrics, *evaluation.run())
     with held_back() as words:
-        found = diagnostics(trained, seed=config["seed"], batch_size=config["batch_size"], out=out)
+        found = diagnostics(trained.on(sde), seed=config["seed"], batch_size=config["batch_size"], out=out)
     _report(out, metrics, found, words.getvalue())
     print(f"wrote {out / 'metrics.json'}")
     return metrics
@@ -113,13 +120,17 @@ class Chosen(NamedTuple):
 def draw_samples(
     config: dict[str, Any], trained: TrainedModel, chosen: Chosen, likelihood: Likelihood, out: Path
 ) -> tuple[dict[str, Any], str]:
-    """Samples as pictures and arrays; returns what metrics.json says of them, and what people read."""
-    n, batch_size = config["num_samples"], config["batch_size"]
-    steering = chosen.guidance(trained)
-    labels = choose_labels(config["label"], n, trained, chosen.guidance)
-    covariance = chosen_covariance(chosen, trained, likelihood)
+    """Samples as pictures and arrays; returns what metrics.json says of them, and what people read.
+
+    Guidance and variance are of the run's own process, and go on the chosen one with the denoiser.
+    """
+    n, batch_size, own = config["num_samples"], config["batch_size"], trained.on(None)
+    steering = chosen.guidance(own)
+    labels = choose_labels(config["label"], n, own, chosen.guidance)
+    covariance = chosen_covariance(chosen, own, likelihood)
     solver = on_grid(chosen.solver, chosen.grid, trained)
-    print(f"{trained.run.path}: step {trained.step}, {describe(solver)}, {n} samples to {out}")
+    place = "" if trained.process is None else f" on {type(trained.process).__name__}"
+    print(f"{trained.run.path}: step {trained.step}, {describe(solver)}{place}, {n} samples to {out}")
 
     start, chunks, nfe = time.perf_counter(), [], 0
     with CallCounter(trained.net, n) as counter:
@@ -127,6 +138,7 @@ def draw_samples(
             indices = range(first, min(first + batch_size, n))
             denoiser = steering(None if labels is None else labels[first : first + len(indices)].to(trained.device))
             denoiser = denoiser if covariance is None else covariance.around(denoiser)
+            denoiser = denoiser if trained.process is None else denoiser.on(trained.process)
             x = draw(denoiser, solver, trained.shape, config["seed"], indices, trained.device)
             if not bool(torch.isfinite(x).all()):
                 raise FloatingPointError(
@@ -140,6 +152,8 @@ def draw_samples(
         "solver": type(solver).__name__, "num_samples": n, "variance": type(chosen.variance).__name__, "nfe": nfe,
         "seconds": seconds,
     }  # fmt: skip
+    if trained.process is not None:
+        found["sde"] = type(trained.process).__name__
     where = f"{out / 'samples.png'} and samples.npz"
     return found, f"{n} samples, {nfe} network calls each, in {seconds:.1f} s: {where}\n"
 

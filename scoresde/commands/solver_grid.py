@@ -152,6 +152,7 @@ def _with_steps(solver: Solver) -> StepSolver:
 
 def _path(name: str, steps: int, depends_on: Any, trained: TrainedModel) -> Path:
     """Of a fit: one per solver, its options, the fit's options and the state of training."""
+    depends_on = depends_on if trained.process is None else (depends_on, trained.process)
     key = hashlib.sha256(repr(depends_on).encode()).hexdigest()[:8]
     folder = inside(trained.run, trained.run.path / "grids")
     return folder / f"{name}-{steps}steps-{key}-at{trained.step}.pt"

@@ -136,7 +136,7 @@ def _known(path: Path, wanted: Mapping[str, Any], samples: int) -> SecondMoment 
 def _computed(
     trained: TrainedModel, path: Path, samples: int, levels: int | None, seed: int, batch_size: int
 ) -> SecondMoment:
-    denoiser, device = trained.denoiser, trained.device
+    denoiser, device = trained.on(None).denoiser, trained.device  # by σ/α, of every process
     print(f"estimating the variance of {trained.run.path} from {samples} examples, once: kept in {path}")
     data = trained.data()
     batch_size = min(batch_size, len(data.train))
