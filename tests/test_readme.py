@@ -73,6 +73,10 @@ def test_example_of_the_likelihood_guide(capsys: pytest.CaptureFixture[str]) -> 
     exact = variables["denoiser"].log_prob(variables["x"], torch.tensor(variables["VPSDE"]().t_min))
     torch.testing.assert_close(variables["result"].log_prob, exact, rtol=0, atol=0.02)
     assert capsys.readouterr().out.count("tensor(") == 4
+    flow, bound = variables["flow"], variables["bound"]  # the same law on the straight path
+    assert ((flow.log_prob - exact).abs() < 6 * flow.std_error + 0.01).all()
+    assert ((bound.log_prob - exact).abs() < 8 * bound.std_error + 0.01).all()
+    assert bool((variables["low"] < variables["high"]).all())
 
 
 def test_examples_of_own_classes_are_a_module_that_the_command_lines_use(

@@ -139,12 +139,15 @@ def chain_times(
     """The states t_T ... t_1 of a chain, float64, (T,): `grid` from 1 to t_start, which is the SDE's t_min if None.
 
     A sub-sequence whose labels include t_start has fewer states than asked for; it is asked for one more. The first
-    state may be without signal.
+    state may be without signal; the states of such a chain are k/T by default, as DDPM's: where σ = t, a step from 1/T
+    to a small t_min would cost ½ d/(T t_min)² nats.
 
     Raises:
         ValueError: For fewer than two states, or a last state without noise.
     """
     check_whole(owner, "2 <= steps <= 1000000", steps=steps)
+    if t_start is None and grid is uniform_grid and sde.ends_silent and not isinstance(sde, DiscreteVPSDE):
+        t_start = max(sde.t_min, 1 / steps)
     t_end = checked_start(owner, sde, t_start)
     times = grid(sde, steps - 1, t_end)
     if len(times) < steps:

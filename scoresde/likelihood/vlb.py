@@ -46,7 +46,8 @@ def vlb(
         x: Data in the model's own scaling, (B, *), float32 or float64.
         steps: T, at least 2: network calls per sample.
         grid: Places the states from 1 to t_start; a `subsequence_grid` takes `steps` states of its long chain.
-        t_start: Time of the last state, t_1; None is the SDE's t_min.
+        t_start: Time of the last state, t_1; None is the SDE's t_min, or 1/T on the default grid where the process ends
+            without signal.
         variance: Σ of a step: "small" β̃, "large" β, "learned" (a `LearnedRange`), "optimal" (β̃ plus what the
             denoiser's diagonal of Cov[x0 | x_t] adds) or "full" (the same of a denoiser with a method `covariance`
             that returns (B, d, d)).

@@ -24,6 +24,7 @@ from scoresde import (
     VPrediction,
     discrete_log_prob,
     log_prob,
+    logsnr_grid,
 )
 from scoresde.covariance import LearnedRange, VarianceHead
 from scoresde.likelihood import UniformDequantization, likelihood_report
@@ -35,7 +36,7 @@ from scoresde.likelihood.vlb import vlb
 from scoresde.losses import SecondOrderLoss
 from scoresde.losses.dequantization_loss import DequantizationLoss, DequantizedDenoiser
 from scoresde.losses.second_moment import SecondMomentLoss
-from scoresde.losses.times import logsnr_times
+from scoresde.losses.times import logsnr_times, uniform_times
 from scoresde.losses.vdm import VDMLoss
 from scoresde.losses.vlb_loss import VLBLoss
 from scoresde.losses.weightings import importance_weighting
@@ -191,7 +192,18 @@ class TestBounds:
         for variance in ("optimal", "full"):
             kl = posterior_kl(law.sde, x0, predict(law, x, ONE, variance), ONE, s, variance)
             torch.testing.assert_close(kl, expected, rtol=1e-9, atol=0)
-        assert float(chain_times(law.sde, 7)[0]) == 1
+
+    def test_the_states_of_a_chain_are_those_of_ddpm(self) -> None:
+        """k/T; another grid, or a start, is taken as it is. With σ = t, "small" would pay ½ d/(T t_min)² nats more."""
+        sde, fifths = StraightSDE(), torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2], dtype=torch.float64)
+        torch.testing.assert_close(chain_times(sde, 5), fifths)
+        assert float(chain_times(sde, 5, logsnr_grid)[-1]) == pytest.approx(sde.t_min)
+        assert float(chain_times(sde, 5, t_start=0.01)[-1]) == pytest.approx(0.01)
+        assert float(chain_times(VPSDE(), 5)[-1]) == pytest.approx(VPSDE().t_min)
+        law = GaussianDenoiser(sde, 0.3, STDS[:6])
+        x0 = law.sample(100, generator=torch.Generator().manual_seed(4))
+        gap = (vlb(law, x0, steps=200).log_prob - law.log_prob(x0, ZERO)).mean()
+        assert -60 < float(gap) < 0
 
     @pytest.mark.parametrize("variance", ["large", "optimal", "full"])
     @pytest.mark.parametrize("sde", SILENT, ids=name)
@@ -243,7 +255,9 @@ class TestLosses:
         assert (single < 1e-6).all() and importance_weighting(sde, torch.ones(2)).isfinite().all()
 
     @pytest.mark.parametrize(
-        "options", [{"clock": "logsnr"}, {"clock": "own"}, {"clock": "logsnr", "steps": 400}], ids=str
+        "options",
+        [{"clock": "logsnr"}, {"clock": "own"}, {"clock": "logsnr", "steps": 400}, {"clock": "own", "steps": 400}],
+        ids=str,
     )
     def test_the_bound_of_variational_diffusion_models(self, options: dict[str, Any]) -> None:
         sde = StraightSDE(t_min=1e-2)
@@ -251,7 +265,8 @@ class TestLosses:
         terms = VDMLoss(decoder=gaussian_decoder, **options).terms(law, x0, u, noise, noise)
         nats = {key: float(value.mean()) * self.D * math.log(2) for key, value in terms.items()}
         if steps := options.get("steps"):
-            snr = sde.logsnr(logsnr_times(sde, torch.arange(1, steps + 1, dtype=torch.float64) / steps)).exp()
+            clock = logsnr_times if options["clock"] == "logsnr" else uniform_times
+            snr = sde.logsnr(clock(sde, torch.arange(1, steps + 1, dtype=torch.float64) / steps)).exp()
             before = torch.cat([sde.logsnr(torch.tensor([sde.t_min], dtype=torch.float64)).exp(), snr[:-1]])
             expected = 0.5 * float(((before - snr)[:, None] / (STDS[-self.D :].square() ** -1 + snr[:, None])).sum())
         assert nats["prior"] == pytest.approx(0, abs=1e-9) and nats["diffusion"] == pytest.approx(expected, rel=1e-4)
