@@ -6,11 +6,9 @@ from scoresde.diagnostics.marginals import MarginalGap, marginal_gap, sliced_was
 from scoresde.diagnostics.noise_bins import Curve, logsnr_edges
 from scoresde.diagnostics.straightness import straightness
 from scoresde.diagnostics.symmetry import Asymmetry, asymmetry_by_noise, jacobian_asymmetry
-from scoresde.diagnostics.time_direction import check_time_direction
 
 __all__ = [
     "Asymmetry", "Curve", "FokkerPlanckResidual", "LossByNoise", "MarginalGap", "asymmetry_by_noise",
-    "check_time_direction",
     "fokker_planck_by_noise", "fokker_planck_residual", "gaussian_loss", "jacobian_asymmetry", "logsnr_edges",
     "loss_by_noise", "marginal_gap", "optimal_loss", "optimum_by_noise", "sliced_wasserstein", "straightness",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scoresde import (
     DDIM,
@@ -17,10 +17,8 @@ from scoresde import (
     Denoiser,
     EulerMaruyama,
     GaussianDenoiser,
-    NetworkDenoiser,
     ProbabilityFlowODE,
     StraightSDE,
-    Velocity,
     load,
 )
 from scoresde.commands import ELBO, FlowLikelihood
@@ -29,7 +27,7 @@ from scoresde.commands.load import load_run
 from scoresde.commands.paired import check_flow_only
 from scoresde.commands.reflow import PAIRS_FILE, bend
 from scoresde.commands.train import train
-from scoresde.diagnostics import check_time_direction, straightness
+from scoresde.diagnostics import straightness
 from scoresde.losses import FlowLoss, reflow_pairs
 
 PATH, STD = StraightSDE(), 0.4
@@ -87,37 +85,6 @@ def test_pairs_follow_the_flow_and_are_functions_of_seed_and_index() -> None:
 def test_pairs_without_sense_are_refused(model: Denoiser, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         reflow_pairs(model, (2,), **{"count": 3, **options})
-
-
-# The direction of time
-
-
-class GaussianVelocity(nn.Module):
-    """E[u | x_t] of N(0, std²) on the straight path, for networks that are given t and x itself."""
-
-    def __init__(self, std: float, sign: float = 1.0) -> None:
-        super().__init__()
-        self.std, self.sign = std, sign
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        variance = (1 - t).square() * self.std**2 + t.square()
-        return self.sign * ((t - (1 - t) * self.std**2) / variance)[:, None] * x
-
-
-@pytest.mark.parametrize("std", [0.5, 1.0, 3.0])
-def test_a_network_of_the_wrong_time_direction_or_sign_is_noticed(std: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x0 = std * torch.randn(500, 4, generator=generator, dtype=torch.float64)
-
-    def model(label: str, sign: float = 1.0) -> NetworkDenoiser:
-        return NetworkDenoiser(GaussianVelocity(std, sign), PATH, Velocity(label=label, scale_input=False))
-
-    losses = check_time_direction(model("time"), x0, generator=generator)
-    expected = torch.tensor([1 / (1 + 0.03**2), 1 / (1 + 0.1**2), 1 / (1 + 0.3**2)], dtype=torch.float64)
-    torch.testing.assert_close(losses, expected, rtol=0.1, atol=0)
-    for wrong in (model("data_time"), model("time", -1.0)):
-        with pytest.raises(ValueError, match=r"the denoiser adds noise near the data: its loss at t=.* is .*, and 1"):
-            check_time_direction(wrong, x0, generator=generator)
 
 
 # Runs
