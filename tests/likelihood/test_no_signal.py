@@ -72,17 +72,16 @@ def signs(*shape: int) -> Tensor:
 
 
 class TestDensity:
-    @pytest.mark.parametrize("method", ["adams", "dopri5", "dopri8"])
-    @pytest.mark.parametrize("sde", SILENT, ids=name)
+    @pytest.mark.parametrize(
+        "sde, method",
+        [(SILENT[1], "adams"), *((SILENT[0], method) for method in ("adams", "dopri5", "dopri8"))],
+        ids=name,
+    )
     def test_exact_at_default_tolerances(self, sde: SDE, method: str) -> None:
-        law, x, expected = points(sde, 2, 4)
-        if method != "adams" and sde != SILENT[0]:
-            pytest.skip("one process is enough")
+        law, x, expected = points(sde, 2, 2 if sde == SILENT[0] else 1)
         result = log_prob(law, x, divergence="exact", method=method)
         torch.testing.assert_close(result.log_prob, expected, rtol=0, atol=2e-4)
         assert ((result.log_prob - expected).abs() < 3 * result.solver_error).all()
-        alone = log_prob(law, x[3:], divergence="exact", method=method) if method == "adams" else result
-        torch.testing.assert_close(alone.log_prob[-1:], result.log_prob[3:], rtol=0, atol=1e-9)
 
     def test_exact_in_64_dimensions(self) -> None:
         law, x, expected = points(StraightSDE(), 64, 2)
@@ -92,13 +91,15 @@ class TestDensity:
         close = log_prob(law, x[:1], divergence="exact", rtol=1e-8, atol=1e-8)
         torch.testing.assert_close(close.log_prob, expected[:1], rtol=0, atol=1e-5)
 
-    def test_fixed_steps_and_single_precision(self) -> None:
-        law, x, expected = points(StraightSDE(), 2, 4)
+    def test_fixed_steps_single_precision_and_rows_alone(self) -> None:
+        law, x, expected = points(StraightSDE(), 2, 3)
         fixed = log_prob(law, x, divergence="exact", method="rk4", steps=30)
         torch.testing.assert_close(fixed.log_prob, expected, rtol=0, atol=0.05)
         single = log_prob(law, x.float(), divergence="exact")
         exact = law.log_prob(x.float().double(), torch.tensor(law.sde.t_min, dtype=torch.float64))
         torch.testing.assert_close(single.log_prob.double(), exact, rtol=0, atol=1e-3)
+        alone = log_prob(law, x[2:].float(), divergence="exact")
+        torch.testing.assert_close(alone.log_prob, single.log_prob[2:], rtol=0, atol=1e-5)
 
     def test_the_gradient_is_the_score(self) -> None:
         law, x, _ = points(StraightSDE(), 2, 2)
@@ -135,14 +136,14 @@ class TestBounds:
     @pytest.mark.parametrize("form, below", [("dsm", "density"), ("ssm", "decoder"), ("ssm", "density")])
     def test_tight_for_the_exact_score(self, form: str, below: str) -> None:
         """A clock without its weight 1 + c σ/α would be off by ½ π c Σ (std − 1) = 0.047 nats."""
-        n, sde = 24_000, StraightSDE()
+        n, sde = 24_000 if form == "dsm" else 8_000, StraightSDE()
         law = GaussianDenoiser(sde, 0.3, torch.tensor([2.0, 3.0], dtype=torch.float64))
         x0, start = law.sample(n), torch.tensor(sde.t_min, dtype=torch.float64)
         x, at = (x0, ZERO) if below == "decoder" else (sde.perturb(x0, start, torch.randn_like(x0)), start)
         bound = elbo(law, x, form=form, below=below, samples=48)
         gap = bound.log_prob - law.log_prob(x, at)
         error = float(gap.std()) / n**0.5
-        assert abs(float(gap.mean())) < 4 * error < 0.045
+        assert abs(float(gap.mean())) < 4 * error < (0.03 if form == "dsm" else 0.08)
 
     @pytest.mark.parametrize("form, below", [("dsm", "decoder"), ("ssm", "decoder"), ("dsm", "density")])
     def test_a_process_of_ones_own_in_single_precision(self, form: str, below: str) -> None:
@@ -210,9 +211,9 @@ class TestBounds:
     def test_a_chain_of_gaussian_data_is_tight(self, sde: SDE, variance: str) -> None:
         law = GaussianDenoiser(sde, 0.3, STDS[:6])
         x0 = law.sample(400, generator=torch.Generator().manual_seed(4))
-        bound = vlb(law, x0, steps=25 if variance != "large" else 400, variance=variance, samples=2)
+        bound = vlb(law, x0, steps=25 if variance != "large" else 150, variance=variance, samples=2)
         gap = bound.log_prob - law.log_prob(x0, ZERO)
-        lost = 0.12 if variance == "large" else 0.0
+        lost = 0.3 if variance == "large" else 0.0
         assert abs(float(gap.mean()) + lost) < 4 * float(gap.std()) / 400**0.5 + lost
         assert vlb(law, x0[:3].float(), steps=4, variance=variance).log_prob.isfinite().all()
 
