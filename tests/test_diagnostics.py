@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.functional import jacobian
 
 from scoresde import (
+    DDIM,
     SDE,
     VESDE,
     VPSDE,
@@ -418,3 +419,10 @@ class TestNoSignal:
         assert float(jacobian_asymmetry(exact, x0, one).antisymmetric.max()) < 1e-12
         with pytest.raises(ValueError, match="needs room for a difference"):
             fokker_planck_residual(exact, x0, one)
+
+    def test_flow_and_reverse_process_have_one_law(self) -> None:
+        exact = gaussian(self.sde)
+        options = {"samples": 300, "steps": 60, "levels": 3, "dtype": torch.float64, "generator": generator()}
+        gap = marginal_gap(exact, (3,), ode=DDIM(), **options)
+        assert gap.logsnr.isfinite().all()
+        assert ((gap.sliced - gap.sliced_floor).abs() < 6 * gap.sliced_floor_std).all()

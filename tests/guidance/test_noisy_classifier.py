@@ -12,6 +12,9 @@ from scoresde import (
     DenoisingLoss,
     GaussianMixtureDenoiser,
     NoisyClassifier,
+    Parameterization,
+    StraightSDE,
+    Velocity,
     lognormal_times,
 )
 
@@ -81,3 +84,21 @@ def test_classifier_keeps_the_dtype_of_the_data() -> None:
     assert classifier(torch.randn(3, 2, dtype=torch.float64), torch.tensor(0.5)).dtype == torch.float64
     with pytest.raises(ValueError, match=r"expected shape \(\) or \(3,\)"):
         classifier(torch.randn(3, 2), torch.rand(2))
+
+
+@pytest.mark.parametrize("rule", [EDM(), Velocity(), Velocity(label="data_time", label_scale=1000.0)], ids=str)
+def test_where_there_is_no_signal_labels_and_gradients_are_finite(rule: Parameterization) -> None:
+    """The loss at t = 1 is that of a classifier of pure noise, and guidance from there on has a limit."""
+    sde = StraightSDE()
+    classifier, x0, label = NoisyClassifier(Features(), sde, rule), torch.randn(8, 2), torch.arange(8) % 2
+    pinned = DenoisingLoss(time=pure_noise)
+    value = ClassifierLoss(noise=pinned)(classifier, x0, label=label, generator=torch.Generator().manual_seed(0))
+    _, noise = pinned.draw(sde, x0, torch.Generator().manual_seed(0))
+    expected = nn.functional.cross_entropy(classifier(noise, torch.ones(8)), label, reduction="none")
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)
+    guided = ClassifierGuided(MIXTURE.on(sde), classifier.log_prob(label))
+    assert guided(x0, torch.ones(())).isfinite().all() and guided.v(x0, torch.rand(8)).isfinite().all()
+
+
+def pure_noise(sde: StraightSDE, u: Tensor) -> Tensor:
+    return torch.ones_like(u)
