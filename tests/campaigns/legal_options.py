@@ -116,6 +116,9 @@ LEGAL: dict[str, Rule] = {
     "sde=*.schedule": one("network", "linear"),
     "sde=*.learn_ends": flag,
     "*.sigma_data": either(null, positive),
+    "parameterization=velocity.label": one("time", "data_time"),
+    "parameterization=velocity.label_scale": positive,
+    "parameterization=velocity.scale_input": flag,
     # models
     "model=*.num_classes": either(null, count),
     "model=*.condition_dim": either(null, count),
