@@ -70,7 +70,7 @@ class VLB(Likelihood):
 
     Args:
         steps, variance, decoder_variance, samples, draws: As for `vlb`; variance "optimal" needs a `variance` group.
-        t_start, decoder: As for `ELBO`.
+        t_start, decoder: As for `ELBO`; 1/steps in place of t_min where the process ends without signal.
     """
 
     steps: int = 100

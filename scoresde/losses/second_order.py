@@ -15,6 +15,7 @@ from scoresde.losses.loss import SampledLoss, check_functions
 from scoresde.losses.times import TimeLaw, uniform_times
 from scoresde.losses.weightings import Weighting, simple_weighting
 from scoresde.sde import SDE, expand
+from scoresde.sde.clock import last_signal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,8 @@ class SecondOrderLoss(SampledLoss):
     vᵀ A v; the target's own probe keeps the minimum where it is, as ‖r‖² in place of (r·v)² would not.
 
     A matched Jacobian makes the density of the probability flow match, not only that of the reverse SDE. With
-    `velocity_weighting`, "trace" is i-DODE's loss [σ div F − α (d − ‖F − F*‖²)]²/d, for F the velocity on VP.
+    `velocity_weighting`, "trace" is i-DODE's loss [σ div F − α (d − ‖F − F*‖²)]²/d, for F the velocity on VP. Where a
+    process ends without signal, times beyond α/σ = 10⁻³ are taken there, as weights of ε̂ may grow without end.
 
     Args:
         weighting: w, as for `DenoisingLoss`.
@@ -80,6 +82,8 @@ class SecondOrderLoss(SampledLoss):
     ) -> Tensor:
         """Loss at given times (B,), noise (B, *) and probes (K, B, *); without probes it is exact."""
         learning = torch.is_grad_enabled()
+        if (last := last_signal(denoiser.sde)) < 1:
+            t = t.clamp(max=last)
         with torch.enable_grad():
             x = denoiser.sde.perturb(x0, t, noise).requires_grad_()
             eps = denoiser.eps(x, t, **cond)
