@@ -15,6 +15,7 @@ from scoresde.solvers.obelm import OBELM
 from scoresde.solvers.ode import ProbabilityFlowODE
 from scoresde.solvers.reverse_sde import ReverseSDE
 from scoresde.solvers.reversible import Reversible, ReversibleState
+from scoresde.solvers.runge_kutta import RungeKutta
 from scoresde.solvers.sa_solver import SASolver
 from scoresde.solvers.sde_dpm_solver import DPMSolverPPSDE, SDEDPMSolverPP
 from scoresde.solvers.seeds import SEEDS
@@ -47,6 +48,7 @@ __all__ = [
     "ReverseSDE",
     "Reversible",
     "ReversibleState",
+    "RungeKutta",
     "SASolver",
     "SDEDPMSolverPP",
     "SEEDS",

@@ -276,6 +276,7 @@ LEGAL: dict[str, Rule] = {
     "solver=heun.s_min": number(0),
     "solver=heun.s_max": either(number(0), infinite),
     "solver=heun.s_noise": number(0),
+    "solver=runge_kutta.method": one("euler", "midpoint", "heun", "rk4"),
     "solver=*.method": one(
         "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", "adams", "srk", "euler", "milstein"
     ),

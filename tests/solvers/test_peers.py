@@ -148,6 +148,10 @@ ELSEWHERE = {  # other names on the page, and the tests that have their numbers
         "pc_sampler": "test_whole_runs_of_fifty_steps",
     },
     "torchsde": {"sdeint": "test_it_is_what_torchsde_asks_for"},
+    "diffusers": {
+        "FlowMatchEulerDiscreteScheduler": "test_flow_match_schedulers_of_diffusers_on_their_own_levels",
+        "FlowMatchHeunDiscreteScheduler": "test_flow_match_schedulers_of_diffusers_on_their_own_levels",
+    },
 }
 
 
