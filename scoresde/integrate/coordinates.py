@@ -21,8 +21,8 @@ class FlowCoordinates:
     v̂ = α ε̂ − σ x̂0 is 0 for N(0, I) data: only what the data add to that is left to integrate. f and g drop out, so
     nothing is stiff as t → 0; sinh gives the middle noise levels, where data take shape, most of the clock.
 
-    Where a process ends without signal, c is 0.01: the clock stays finite, and so does the flow. The reverse SDE does
-    not, as it forgets its start at once: it can be solved from any α/σ > 0 on.
+    From no signal, c is 0.01: the clock stays finite, and so does the flow. The reverse SDE does not, as it forgets its
+    start at once: it is solved from some α/σ > 0 on.
 
     Args:
         sde: The forward process.
@@ -33,7 +33,7 @@ class FlowCoordinates:
 
     def __init__(self, sde: SDE, t_end: float, owner: str, *, t_start: float = 1.0) -> None:
         self.sde, self.t_end = sde, t_end
-        self.faint = FAINT if sde.ends_silent else 0.0
+        self.faint = FAINT if sde.ends_silent and t_start == 1 else 0.0
         lam = 0.5 * sde.logsnr(torch.tensor([t_start, t_end], dtype=torch.float64))
         self.noise_end, self.data_end = torch.asinh(self._clock(lam)).tolist()
         if not self.noise_end < self.data_end < math.inf:

@@ -43,6 +43,9 @@ def expand(t: Tensor, x: Tensor) -> Tensor:
     return t.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
+LEAST_SIGNAL = 1e-12  # of α/σ: what is not above it is no signal
+
+
 class SDE(ABC):
     """A linear forward process, defined by either of two pairs of formulas.
 
@@ -142,7 +145,7 @@ class SDE(ABC):
     def ends_silent(self) -> bool:
         """Whether no signal is left at t = 1: α_1 = 0, or the rounding error that a formula such as cos ½πt leaves."""
         end = torch.ones((), dtype=torch.float64)
-        return bool(self.alpha(end) <= 1e-12 * self.sigma(end))
+        return bool(self.alpha(end) <= LEAST_SIGNAL * self.sigma(end))
 
     @property
     def prior_std(self) -> float:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from scoresde.sde.base import SDE, expand
+from scoresde.sde.base import LEAST_SIGNAL, SDE, expand
 
 Weights = Mapping[str, "Tensor | Levels | Sequence[Tensor | Levels]"]  # by name, one entry per interval
 
@@ -44,7 +44,10 @@ class Levels:
 
     @classmethod
     def of(cls, sde: SDE, times: Tensor) -> Levels:
-        return cls(sde, times, alpha := sde.alpha(times), sigma := sde.sigma(times), torch.log(alpha / sigma))
+        alpha, sigma = sde.alpha(times), sde.sigma(times)
+        if sde.ends_silent:
+            alpha = torch.where(alpha <= LEAST_SIGNAL * sigma, 0, alpha)
+        return cls(sde, times, alpha, sigma, torch.log(alpha / sigma))
 
     def __len__(self) -> int:
         return len(self.t)

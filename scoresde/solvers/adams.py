@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from scoresde.checks import check_choice, check_numbers, check_unused, check_whole
@@ -147,9 +148,14 @@ class IPNDM(StepSolver):
     def step(
         self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        history = (denoiser.eps_at(x, interval.t), *(state or ()))[: self.order]
-        keep, gain = transfer(interval.t, interval.s, interval.decay, "eps")
+        history = (q := predicted(denoiser, x, interval.t, "eps"), *(state or ()))[: self.order]
+        keep, gain = transfer(interval.t, interval.s, "eps", interval.decay)
         now, *past = ADAMS_BASHFORTH[len(history)]
         noisy = gain * (interval.s.sigma > 0)  # to noise 0 ε̂ itself is taken
         weights = (gain + noisy * (now - 1), *(noisy * weight for weight in past))
-        return linear((keep, x), *zip(weights, history, strict=True)), history
+        x_s = linear((keep, x), *zip(weights, history, strict=True))
+        silent = interval.t.alpha == 0
+        if silent is not False:  # q was x̂0, and ε̂ is x/σ
+            eps = x / interval.t.sigma
+            history = (eps if silent is True else torch.where(silent, eps, q), *history[1:])
+        return x_s, history

@@ -13,7 +13,8 @@ from scoresde.integrate.adaptive import AdditiveNoise, Solution, integrate
 from scoresde.integrate.coordinates import FlowCoordinates
 from scoresde.integrate.methods import Field, State, Tableau
 from scoresde.noise.sources import NoiseSource, PathNoise, gaussian_noise
-from scoresde.sde import expand
+from scoresde.sde import SDE, expand
+from scoresde.sde.clock import last_signal
 from scoresde.solvers.base import Solver
 
 # error h/2 (f(y') − f(y)), which the noise in y' makes h^1.5
@@ -35,6 +36,9 @@ class AdaptiveSDE(Solver):
 
     `noise` may be any source: a `PathNoise` is asked with one time per sample (`brownian_noise`; with the clock
     log(1 + 1/SNR) its refinements are exactly those of N); any other gives fresh draws, and the path is kept here.
+
+    From no signal the reverse SDE forgets its start at once: a run begins at α/σ = 10⁻³, with x = α x̂0(x_1) + σ z from
+    one call at t = 1, which is off by O(10⁻⁶).
 
     Args:
         rtol, atol: Relative and absolute tolerance of one step, for x scaled to unit variance, per sample (root mean
@@ -65,18 +69,32 @@ class AdaptiveSDE(Solver):
                 f"AdaptiveSDE needs a float32 or float64 state, got {x.dtype}: "
                 f"half precision loses the small steps near the data. Use autocast for the network instead."
             )
-        flow = FlowCoordinates(denoiser.sde, self.end(denoiser.sde), "AdaptiveSDE")
-        y = x / flow.scale(1.0)
         noise = gaussian_noise(x) if noise is None else noise
+        first = first_time(denoiser.sde, self.end(denoiser.sde))
+        flow = FlowCoordinates(denoiser.sde, self.end(denoiser.sde), "AdaptiveSDE", t_start=float(first))
         with devices_named(self, denoiser, x=x):
+            if denoiser.sde.ends_silent:
+                x = from_no_signal(denoiser, x, first, noise(torch.ones_like(first), first))
+            y = x / flow.scale(first)
             (y,), nfe, accepted, rejected = integrate(
                 reverse_field(flow, denoiser, len(x)), (y,), flow.noise_end, flow.data_end, EULER_HEUN,
                 rtol=self.rtol, atol=self.atol, noise=path_noise(flow, y, noise), owner="AdaptiveSDE",
             )  # fmt: skip
-        x = flow.scale(flow.t_end) * y
+        x, nfe = flow.scale(flow.t_end) * y, nfe + denoiser.sde.ends_silent
         if self.denoise:
             x, nfe = denoiser(x, torch.tensor(flow.t_end, dtype=torch.float64, device=x.device)), nfe + 1
         return Solution(x, nfe, accepted, rejected)
+
+
+def first_time(sde: SDE, t_end: float) -> Tensor:
+    """Where a reverse SDE starts: t = 1, or `last_signal` of a process that ends without signal."""
+    return torch.tensor(max(last_signal(sde), 0.5 * (1 + t_end)), dtype=torch.float64)
+
+
+def from_no_signal(denoiser: Denoiser, x: Tensor, s: Tensor, z: Tensor) -> Tensor:
+    """x_s = α_s x̂0(x_1) + σ_s z: the reverse SDE from no signal, whose bias is O(α_s²)."""
+    one = torch.ones((), dtype=torch.float64, device=x.device)
+    return denoiser.sde.perturb(denoiser(x, one), s.to(x), z)
 
 
 def reverse_field(flow: FlowCoordinates, denoiser: Denoiser, batch: int) -> Field:

@@ -194,16 +194,16 @@ def stage_weights(levels: Levels, orders: Sequence[int], prediction: str) -> Wei
         part = torch.where(finite, part, 0)
         return Levels.of(levels.sde, torch.where(finite, levels.sde.time(2 * (t.lam + part)), t.t)), part
 
-    a, b = transfer(t, s, -torch.expm1(-h), prediction)
+    a, b = transfer(t, s, prediction, -torch.expm1(-h))
     sign = 1 if prediction == "eps" else -1  # z = ±h
     c = b * torch.where(order == 3, 1.5 * shares(sign * h, 1)[0], (order == 2).to(b))
     named: dict[str, Levels | tuple[Tensor, ...]] = {"across": (a, b, torch.where(finite, c, 0))}
     if max(orders) > 1:
         first, part = inside(torch.where(order == 2, h / 2, h / 3))
-        named |= {"first": first, "to_first": transfer(t, first, -torch.expm1(-part), prediction)}
+        named |= {"first": first, "to_first": transfer(t, first, prediction, -torch.expm1(-part))}
     if max(orders) > 2:
         second, part = inside(2 / 3 * h)
-        a, b = transfer(t, second, -torch.expm1(-part), prediction)
+        a, b = transfer(t, second, prediction, -torch.expm1(-part))
         c = 2 * b * shares(sign * part, 1)[0]
         named |= {"second": second, "to_second": (a, b - c, c)}
     return named

@@ -54,8 +54,9 @@ class DPMSolverPP2M(StepSolver):
         x0 = denoiser.x0(x, t)
         x0_before, h_before = state or (x0, math.inf)
         half = 1 / interval.decay - 1 / interval.h if self.exact else 0.5
-        gain, slope = s.alpha * interval.decay, half * interval.over(h_before)
-        x_s = linear((s.sigma / t.sigma, x), (gain * (1 + slope), x0), (-gain * slope, x0_before))
+        keep, gain = transfer(t, s, "data", interval.decay)
+        slope = half * interval.over(h_before)
+        x_s = linear((keep, x), (gain * (1 + slope), x0), (-gain * slope, x0_before))
         return x_s, None if self.lower_order_final and interval.left == 2 else (x0, interval.h)
 
 
@@ -141,8 +142,8 @@ def multistep(
 ) -> tuple[Tensor, History]:
     """The step of `DPMSolverMultistep`, of the given order or as high as there are earlier values for."""
     h = interval.h
-    a, b = transfer(interval.t, interval.s, interval.decay, prediction)
-    if unbounded(h):  # to noise 0; or from no signal, on which no later step looks back
+    a, b = transfer(interval.t, interval.s, prediction, interval.decay)
+    if unbounded(h):  # to noise 0; or from no signal, on whose q no later step looks back
         return linear((a, x), (b, q)), ()
     history = ((q, h), *earlier[:1])
     if order == 1 or not earlier:

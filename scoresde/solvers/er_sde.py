@@ -18,6 +18,7 @@ from scoresde.solvers.base import StepSolver, add_noise, linear
 from scoresde.solvers.exponential import NOTHING, History, difference_weights
 
 NoiseScale = Callable[[Tensor], Tensor]
+FARTHEST = 1e30  # σ/α that stands for no signal, where it is infinite
 
 
 def er_sde_scale(ratio: Tensor) -> Tensor:
@@ -73,8 +74,8 @@ class ERSDE(StepSolver):
             raise ValueError(f"ERSDE needs scale to be a function of σ/α, got {self.scale!r}.")
 
     def weights(self, levels: Levels) -> Weights:
-        """r, √(ρ_s² − ρ_t² r²), c₁ and c₂."""
-        at, to = levels.ratio[:-1], levels.ratio[1:]
+        """r, α_s/α_t r, √(ρ_s² − ρ_t² r²), c₁, c₂ and ρ_t."""
+        at, to = levels.ratio[:-1].clamp_max(FARTHEST), levels.ratio[1:]
         landing = to == 0
         inside = torch.where(landing, at, to)
         shrink = torch.where(landing, 0, self.scale(inside) / self.scale(at))
@@ -87,13 +88,17 @@ class ERSDE(StepSolver):
         first, second = self._taylor(at, inside)
         first = torch.where(landing, -at if self.extrapolate else 0, first)
         second = torch.where(landing, at.square() if self.extrapolate else 0, second)
-        return {"r": shrink, "std": variance.clamp_min(0).sqrt(), "c1": first, "c2": second}
+        keep = levels.alpha[1:] * at * shrink / levels.sigma[:-1]  # α_s/α_t r
+        return {
+            "r": shrink, "keep": keep, "std": variance.clamp_min(0).sqrt(), "c1": first, "c2": second,
+            "ratio": levels.ratio[:-1],
+        }  # fmt: skip
 
     def step(
         self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: History | None
     ) -> tuple[Tensor, History]:
         t, s, w = interval.t, interval.s, interval.weights(self)
-        x0, ratio = denoiser.x0(x, t), t.sigma / t.alpha
+        x0, ratio = denoiser.x0(x, t), w.ratio
         values, ratios = state or NOTHING  # x̂0', x̂0'' and ρ', ρ''
         slope = bend = near = far = 0.0
         if ratios:
@@ -103,7 +108,7 @@ class ERSDE(StepSolver):
             bend = (w.c2 + w.c1 * (ratio - ratios[0]) if self.exact else w.c2) / (ratio - ratios[1])
         weights = difference_weights(1 - w.r, slope, bend, near, far)
         values = (x0, *values)
-        mean = linear((s.alpha / t.alpha * w.r, x), *((s.alpha * c, v) for c, v in zip(weights, values, strict=False)))
+        mean = linear((w.keep, x), *((s.alpha * c, v) for c, v in zip(weights, values, strict=False)))
         kept = self.order - 1
         return add_noise(mean, s.alpha * w.std, noise, interval), (values[:kept], (ratio, *ratios)[:kept])
 

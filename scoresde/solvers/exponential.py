@@ -11,8 +11,8 @@ A Taylor step (DPM-Solver) with derivatives q⁽ᵏ⁾ in λ = log(α/σ) at t, 
 
     x_s = a x_t + b (q + Σ_{k≥1} hᵏ q⁽ᵏ⁾ φ_{k+1}(z)/φ_1(z))
 
-    data   a = σ_s/σ_t,   b = α_s (1 − e^(−h)),    z = −h
-    eps    a = α_s/α_t,   b = −σ_s (e^h − 1),      z = h
+    data   a = σ_s/σ_t,   b = α_s (1 − e^(−h)),    z = −h           (DPM-Solver++)
+    eps    a = α_s/α_t,   b = −σ_s (e^h − 1),      z = h            (DPM-Solver)
 
 and an Adams step replaces q by the polynomial through its values at some levels:
 
@@ -20,14 +20,10 @@ and an Adams step replaces q by the polynomial through its values at some levels
 
 The polynomial is in λ = log(α/σ) for eps and data, in φ for v, in r for flow, or in another `clock`.
 
-Methods of Taylor's kind take derivatives q⁽ᵏ⁾ in λ at t for eps or data; with h = λ_s − λ_t and the φ functions,
+A step to noise 0, or from no signal, has h = ∞: a and b have a limit, the further terms have none. From no signal,
+where ε̂ = x/σ says nothing about the data, q is x̂0 for either prediction, and the step is the limit of both:
 
-    x_s = a x_t + b (q + Σ_{k≥1} hᵏ q⁽ᵏ⁾ φ_{k+1}(z)/φ_1(z))
-
-    data   a = σ_s/σ_t,   b = α_s (1 − e^(−h)),    z = −h           (DPM-Solver++)
-    eps    a = α_s/α_t,   b = −σ_s (e^h − 1),      z = h            (DPM-Solver)
-
-A step to noise 0, or from no signal, has h = ∞: a and b have a limit, the further terms have none.
+    x_s = σ_s/σ_t x_t + α_s x̂0
 """
 
 from __future__ import annotations
@@ -78,7 +74,11 @@ def adams_weights(
     """
     keep, lam, mass = _quadrature(levels, prediction, clock, rate)
     place, at = (_clock(levels, values, prediction, clock) for values in (lam, levels.lam))
-    constant = ~torch.isfinite(at[:-1])  # no signal: infinitely far away
+    if prediction in ("eps", "data"):  # no signal is infinitely far away, and has no ε̂
+        at = torch.where(levels.alpha == 0, -torch.inf, at)
+    constant = ~torch.isfinite(at[:-1])
+    if prediction in ("eps", "data"):
+        constant = constant | (levels.alpha[1:] == 0)
     if prediction == "data":
         landing = torch.isinf(levels.lam[1:])
         if extrapolate:
@@ -105,11 +105,19 @@ def _integrals(mass: Tensor, place: Tensor, at: Tensor, constant: Tensor, offset
 
 
 def predicted(denoiser: Denoiser, x: Tensor, level: Level, prediction: str, sigma_data: float = 1.0) -> Tensor:
-    """q at a level; v and flow as of x and x̂0 divided by the standard deviation of the data, times it."""
+    """q at a level; v and flow as of x and x̂0 divided by the standard deviation of the data, times it.
+
+    Where there is no signal, x̂0 stands for ε̂, as in `transfer`.
+    """
     if prediction == "eps":
-        return denoiser.eps_at(x, level)
+        alpha, sigma = level.alpha, level.sigma
+        if isinstance(alpha, Tensor) and denoiser.sde.ends_silent:  # of some samples, maybe
+            v = denoiser.v_at(x, level)
+            return torch.where(alpha == 0, alpha * x - sigma * v, alpha * v + sigma * x) / (alpha**2 + sigma**2)
+        if isinstance(alpha, Tensor) or alpha:
+            return denoiser.eps_at(x, level)
     x0 = denoiser.x0(x, level)
-    if prediction == "data":
+    if prediction in ("data", "eps"):
         return x0
     c_x, c_0 = prediction_coefficients(level.alpha, level.sigma / sigma_data, prediction)
     return linear((c_x, x), (c_0, x0))
@@ -132,40 +140,50 @@ def linear_part(start: Any, end: Any, h: Any, eta: float, prediction: str = "dat
     Args:
         start, end: `Level` or `Levels`.
     """
-    keep = signal_ratio(start, end) if prediction == "eps" else end.sigma / start.sigma
+    keep, _ = transfer(start, end, prediction)
     if not eta:
         return keep, 0.0
-    if prediction == "eps":
-        return keep, eta * end.sigma * abs(expm1(2 * h)) ** 0.5
-    fade = (keep * start.alpha / end.alpha) ** eta**2  # e^(−η²h)
-    return keep * fade, end.sigma * abs(expm1(-2 * eta**2 * h)) ** 0.5
+    silent = prediction == "data" or start.alpha == 0
+    fading = keep * (1 + expm1(-(eta**2) * h)), end.sigma * abs(expm1(-2 * eta**2 * h)) ** 0.5
+    if silent is True:
+        return fading
+    kept = keep, eta * end.sigma * abs(expm1(2 * h)) ** 0.5
+    return kept if silent is False else choose(silent, fading, kept)
 
 
-def transfer(t: Level | Levels, s: Level | Levels, decay: Any, prediction: str) -> tuple[Any, Any]:
-    """a and b of a step from t to s, with decay = 1 − e^(−h)."""
-    if prediction == "data":
-        return s.sigma / t.sigma, s.alpha * decay
-    a = signal_ratio(t, s)
-    return a, -a * t.sigma * decay
+def transfer(t: Level | Levels, s: Level | Levels, prediction: str, decay: Any = math.inf) -> tuple[Any, Any]:
+    """a and b of a step from t to s, with decay = 1 − e^(−h) where it is known; from no signal, those for x̂0.
 
-
-def signal_ratio(t: Level | Levels, s: Level | Levels) -> Any:
-    """α_s/α_t.
-
-    Raises:
-        ValueError: If there is no signal at t, where ε̂ = x/σ says nothing about the data.
+    Into no signal, h = −∞, they are the limits a = σ_s/σ_t, b = −a α_t (data) and a = 0, b = σ_s (eps).
     """
-    silent = t.alpha == 0
-    if silent is True or (isinstance(t, Levels) and bool(silent.any())):
-        raise ValueError(
-            "A step in ε̂ needs some signal at its start, got α = 0 there: take a solver in x̂0, such as DDIM or "
-            "DPMSolverPP2M (prediction='data' where there is the choice), or a grid that starts below that time."
-        )
-    return s.alpha / t.alpha
+    silent = prediction == "data" or t.alpha == 0
+    if silent is not False:
+        of_data = (a := s.sigma / t.sigma), _times(s.alpha, decay, s.alpha - a * t.alpha)
+        if silent is True:
+            return of_data
+    a = s.alpha / (t.alpha if silent is False else torch.where(silent, 1, t.alpha))
+    of_eps = a, _times(-a * t.sigma, decay, s.sigma - a * t.sigma)
+    return of_eps if silent is False else choose(silent, of_data, of_eps)
+
+
+def _times(rate: Any, decay: Any, limit: Any) -> Any:
+    """rate decay, and the limit where decay is not known or not finite."""
+    if isinstance(decay, float):
+        return limit if math.isinf(decay) else rate * decay
+    known = torch.isfinite(decay)
+    return torch.where(known, rate * torch.where(known, decay, 0), limit)
+
+
+def choose(here: Tensor, values: tuple[Any, ...], others: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values for these samples, and the others for the rest; what is one number for all stays one."""
+    pairs = zip(values, others, strict=True)
+    return tuple(
+        v if isinstance(v, float) and isinstance(other, float) else torch.where(here, v, other) for v, other in pairs
+    )
 
 
 def unbounded(h: Any) -> bool:
-    """Whether a step is infinite in λ: to noise 0, or from no signal."""
+    """Whether a step is infinite in λ: to noise 0, from no signal or to it."""
     return math.isinf(h) if isinstance(h, float) else bool(torch.isinf(h).all())
 
 
@@ -188,6 +206,11 @@ def phi(z: Any, count: int) -> tuple[Any, ...]:
 def kernel_moments(decay: Tensor, degree: int) -> tuple[Tensor, ...]:
     """M_n = ∫₀¹ H e^(−H(1−u)) uⁿ du = H n! φ_{n+1}(−H), n = 0 ... degree, for a finite H = decay of either sign."""
     return tuple(decay * math.factorial(n) * value for n, value in enumerate(phi(-decay, degree + 1)))
+
+
+def spans(start: Levels, end: Levels) -> Tensor:
+    """λ_end − λ_start, 0 between levels without signal."""
+    return torch.where(end.lam == start.lam, 0, end.lam - start.lam)
 
 
 def inner_levels(levels: Levels, fraction: float) -> Levels:
@@ -234,21 +257,24 @@ def _quadrature(levels: Levels, prediction: str, clock: str, rate: Tensor | floa
         ratio = torch.tan(inside) if prediction == "v" else inside / (1 - inside)
         return norm[1:] / norm[:-1], -ratio.log(), norm[1:] * masses * span
     h = s.lam - t.lam
-    finite = torch.isfinite(h)
+    finite, silent = torch.isfinite(h), (t.alpha == 0) | (s.alpha == 0)
     h = torch.where(finite, h, 1)
     if prediction == "data":
         decay = rate * h
-        kernel = torch.where(finite, masses * decay * torch.exp(-decay * (1 - nodes)), masses)
-        return s.sigma / t.sigma * torch.exp(h - decay), t.lam + nodes * h, s.alpha * kernel
-    far, far_mass = (_like(values, levels.lam) for values in _to_infinity(clock in ("own", "logsnr")))
-    u = torch.where(finite, nodes * h, far)
-    mass = torch.where(finite, masses * h * torch.exp(-h * nodes), far_mass)
-    return s.alpha / t.alpha, t.lam + u, -s.alpha * t.ratio * mass
+        keep, kernel = s.sigma / t.sigma * torch.exp(h - decay), masses * decay * torch.exp(-decay * (1 - nodes))
+        lam, mass = t.lam + nodes * h, s.alpha * torch.where(finite, kernel, masses)
+    else:
+        far, far_mass = (_like(values, levels.lam) for values in _to_infinity(clock in ("own", "logsnr")))
+        u = torch.where(finite, nodes * h, far)
+        keep, lam = s.alpha / t.alpha, t.lam + u
+        mass = -s.alpha * t.ratio * torch.where(finite, masses * h * torch.exp(-h * nodes), far_mass)
+    a, b = transfer(t, s, prediction)
+    a = torch.where(torch.zeros_like(h) + rate == 1, a, 0)  # there noise takes the place of the state
+    return torch.where(silent, a, keep), lam, torch.where(silent, b * masses, mass)
 
 
 def _own(lam: Tensor, prediction: str) -> Tensor:
-    ratio = torch.exp(-lam)
-    return torch.atan(ratio) if prediction == "v" else ratio / (1 + ratio)
+    return torch.atan(torch.exp(-lam)) if prediction == "v" else torch.sigmoid(-lam)
 
 
 def _clock(levels: Levels, lam: Tensor, prediction: str, clock: str) -> Tensor:

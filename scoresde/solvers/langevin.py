@@ -59,9 +59,9 @@ class Langevin(StepSolver):
             return denoiser.x0(x, t), None
         for _ in range(self.inner_steps):
             z, score = noise(t.host_time, t.host_time), denoiser.score_at(x, t)
-            e = 2 * scale**2 * expand((_norm(z) / _norm(score)).square(), x)
-            e = e.clamp_max(2 * self.max_ratio * (scale * t.sigma) ** 2)
-            x = x + e * score + (2 * e).sqrt() * z
+            step = scale * expand(_norm(z) / _norm(score), x)  # √(e/2)
+            step = step if self.max_ratio == math.inf else step.clamp_max(self.max_ratio**0.5 * scale * t.sigma)
+            x = x + 2 * step**2 * score + 2 * step * z
         return x, None
 
 

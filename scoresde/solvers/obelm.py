@@ -11,6 +11,7 @@ from torch import Tensor
 from scoresde.checks import check_choice
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
+from scoresde.sde.clock import SignalClock
 from scoresde.sde.grids import Grid, karras_grid
 from scoresde.sde.levels import Interval, Levels, Weights
 from scoresde.solvers.base import linear
@@ -29,8 +30,10 @@ class OBELM(ReversibleSolver):
     The bracket is the error of the step back to u, so γ is what cancels the error of the step to s: to leading order in
     any clock w and any scale c. The first step is DDIM's.
 
-        "flow"     w = asinh ½ logsnr,  c = ν^(3/4) σ^(1/4),  ν² = α² + σ²
+        "flow"     w = asinh ½ Λ,  c = ν^(3/4) σ^(1/4),  ν² = α² + σ²,  Λ = logsnr, or that of `SignalClock`
         "sigma"    w = σ/α,  c = α:  the published O-BELM              (Wang et al. 2024)
+
+    Where u has no signal, which σ/α does not reach, "flow" stands for "sigma".
 
     Residuals (what x_t differs by from a DDIM step) are multiplied by γ per step, by its inverse when encoding. Over a
     run the product is (c_end/c_1) (h_last/h_first)²: near 1 with "flow"; as small as (σ_end/σ_1)² with "sigma", whose
@@ -83,13 +86,12 @@ class OBELM(ReversibleSolver):
         return x_t, (x_u, *visited[1:])
 
     def _gamma(self, levels: Levels) -> Tensor:
-        if self.clock == "sigma":
-            clock, scale = levels.ratio, levels.alpha
-        else:
-            clock, norm = torch.asinh(levels.lam), torch.hypot(levels.alpha, levels.sigma)
-            scale = norm**0.75 * levels.sigma**0.25
-        h = clock.diff(dim=0)
-        return scale[2:] / scale[:-2] * (h[1:] / h[:-1]).square()
+        clock = torch.asinh(0.5 * SignalClock(levels.sde).at(levels.t))
+        norm = torch.hypot(levels.alpha, levels.sigma)
+        gamma = _cancelling(clock, norm**0.75 * levels.sigma**0.25)
+        if self.clock == "flow":
+            return gamma
+        return torch.where(levels.alpha[:-2] == 0, gamma, _cancelling(levels.ratio, levels.alpha))
 
     def _residual(self, denoiser: Denoiser, x: Tensor, last: Interval, state: Any) -> Tensor:
         return state[0] - self._back(denoiser, x, last)  # type: ignore[no-any-return]
@@ -103,3 +105,9 @@ class OBELM(ReversibleSolver):
         up = last.reversed()
         ratio = up.s.sigma / up.t.sigma
         return linear((ratio, x), (up.s.alpha - ratio * up.t.alpha, denoiser.x0(x, up.t)))
+
+
+def _cancelling(clock: Tensor, scale: Tensor) -> Tensor:
+    """c_s/c_u (h/h')²."""
+    h = clock.diff(dim=0)
+    return scale[2:] / scale[:-2] * (h[1:] / h[:-1]).square()

@@ -13,6 +13,7 @@ from scoresde.denoiser import Denoiser, devices_named
 from scoresde.integrate.coordinates import FlowCoordinates
 from scoresde.noise.brownian_motion import brownian_motion
 from scoresde.noise.sources import NoiseSource, gaussian_noise
+from scoresde.solvers.adaptive_sde import first_time, from_no_signal
 from scoresde.solvers.base import MOST_STEPS, Solver
 
 
@@ -23,7 +24,8 @@ class ReverseSDE(Solver):
         dx = (f x − g² score) dt + g dw          (Song et al. 2021, eq. 6), in `FlowCoordinates`
 
     The noise does not multiply the state, so srk has strong order 1.5 and milstein equals euler. Network calls per
-    step: 3 for srk, 1 for the others; an adaptive solve takes each step once whole and once in halves.
+    step: 3 for srk, 1 for the others; an adaptive solve takes each step once whole and once in halves. From no signal
+    a run begins as that of `AdaptiveSDE`.
 
     Args:
         method: euler, milstein or srk.
@@ -57,15 +59,21 @@ class ReverseSDE(Solver):
     def __call__(self, denoiser: Denoiser, x: Tensor, *, noise: NoiseSource | None = None) -> Tensor:
         import torchsde
 
-        flow = FlowCoordinates(denoiser.sde, self.end(denoiser.sde), "ReverseSDE")
+        silent, first = denoiser.sde.ends_silent, first_time(denoiser.sde, self.end(denoiser.sde))
+        flow = FlowCoordinates(denoiser.sde, self.end(denoiser.sde), "ReverseSDE", t_start=float(first))
         span = flow.data_end - flow.noise_end
-        flat = x.flatten(1) / flow.scale(1.0)
+        noise = gaussian_noise(x) if noise is None else noise
         if self.adaptive:
             seed = int(torch.randint(2**31, ())) if self.seed is None else self.seed
-            path: Any = brownian_motion(flat, seed, flow.noise_end, flow.data_end, depth=24)
+            path: Any = brownian_motion(x.flatten(1), seed, flow.noise_end - silent, flow.data_end, depth=24)
         else:
-            path = _FreshIncrements(flow, flat, gaussian_noise(x) if noise is None else noise)
+            path = _FreshIncrements(flow, x.flatten(1), noise)
         with devices_named(self, denoiser, x=x):
+            if silent:  # the path begins one unit earlier
+                ahead = path(flow.noise_end - 1, flow.noise_end).reshape(x.shape) if self.adaptive else None
+                z = noise(torch.ones_like(first), first) if ahead is None else ahead
+                x = from_no_signal(denoiser, x, first, z)
+            flat = x.flatten(1) / flow.scale(first)
             flat = torchsde.sdeint(
                 _Reverse(denoiser, flow, x.shape),
                 flat,

@@ -72,7 +72,7 @@ class SASolver(StepSolver):
 
     def weights(self, levels: Levels) -> Weights:
         rate, h = 1 + self._tau(levels).square(), levels.lam.diff(dim=0)
-        fresh = -torch.expm1(-2 * (rate - 1) * torch.where(torch.isfinite(h), h, 1))
+        fresh = torch.where(torch.isfinite(h), -torch.expm1(-2 * (rate - 1) * h), rate > 1)
         std = levels.sigma[1:] * fresh.clamp_min(0).sqrt()
         offsets = (range(self.predictor_order), range(-1, self.corrector_order - 1))[: 1 + (self.corrector_order > 0)]
         found = adams_weights(levels, "data", *offsets, clock=self.clock, rate=rate, extrapolate=self.clock == "ratio")

@@ -13,7 +13,16 @@ from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, logsnr_grid
 from scoresde.sde.levels import Interval, Levels, Weights, expm1
 from scoresde.solvers.base import StepSolver, add_noise, linear
-from scoresde.solvers.exponential import NOTHING, History, difference_weights, inner_levels, kernel_moments, linear_part
+from scoresde.solvers.exponential import (
+    NOTHING,
+    History,
+    difference_weights,
+    inner_levels,
+    kernel_moments,
+    linear_part,
+    spans,
+    transfer,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +91,11 @@ class SDEDPMSolverPP(StepSolver):
         if len(lengths) > 1:
             both = lengths[0] + lengths[1]
             far, bend = interval.over(lengths[1]), w.w1 * lengths[0] / both + w.w2 * interval.over(both)
-        weights = difference_weights(-expm1(-(1 + self.eta**2) * h), w.w1, bend, near, far)
+        _, gain = transfer(t, s, "data", -expm1(-(1 + self.eta**2) * h))
+        weights = difference_weights(gain, s.alpha * w.w1, s.alpha * bend, near, far)
         keep, std = linear_part(t, s, h, self.eta)
         values = (denoiser.x0(x, t), *values)
-        mean = linear((keep, x), *((s.alpha * c, v) for c, v in zip(weights, values, strict=False)))
+        mean = linear((keep, x), *zip(weights, values, strict=False))
         kept = self.order - 1
         return add_noise(mean, std, noise, interval), (values[:kept], (h, *lengths)[:kept])
 
@@ -119,23 +129,24 @@ class DPMSolverPPSDE(StepSolver):
         check_numbers(self, "0 <= eta <= 1", "0 < r <= 1")
 
     def weights(self, levels: Levels) -> Weights:
-        return {"middle": inner_levels(levels, self.r)}
+        middle = inner_levels(levels, self.r)
+        return {"middle": middle, "h": spans(levels[:-1], middle)}
 
     def step(
         self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
     ) -> tuple[Tensor, None]:
-        t, m, s = interval.t, interval.weights(self).middle, interval.s
+        w = interval.weights(self)
+        t, m, s = interval.t, w.middle, interval.s
         x0 = denoiser.x0(x, t)
         if interval.to_data:
             return s.alpha * x0, None
-        h_m = m.lam - t.lam
-        first, second = Interval.inside(t, m, h_m), Interval.inside(m, s, interval.h - h_m)
-        keep, std = linear_part(t, m, h_m, self.eta)
+        first, second = Interval.inside(t, m, w.h), Interval.inside(m, s, interval.h - w.h)
+        keep, std = linear_part(t, m, w.h, self.eta)
         carry, std_s = linear_part(m, s, second.h, self.eta)
         rate, share = 1 + self.eta**2, 1 / (2 * self.r)
 
         path = add_noise(torch.zeros_like(x), std, noise, first)  # ζ_m
-        x_m = linear((keep, x), (-m.alpha * expm1(-rate * h_m), x0), (1.0, path))
+        x_m = linear((keep, x), (-m.alpha * expm1(-rate * w.h), x0), (1.0, path))
         gain = -s.alpha * expm1(-rate * interval.h)
         terms = ((1 - share) * gain, x0), (share * gain, denoiser.x0(x_m, m)), (carry, path)
         return add_noise(linear((keep * carry, x), *terms), std_s, noise, second), None

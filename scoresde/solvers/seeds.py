@@ -14,7 +14,7 @@ from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, logsnr_grid
 from scoresde.sde.levels import Interval, Levels, Weights
 from scoresde.solvers.base import StepSolver, add_noise, linear
-from scoresde.solvers.exponential import inner_levels, kernel_moments, linear_part, predicted
+from scoresde.solvers.exponential import inner_levels, kernel_moments, linear_part, predicted, spans, transfer
 
 _PLACES = {1: (0, 1), 2: (0, 1 / 2, 1), 3: (0, 1 / 3, 2 / 3, 1)}  # c_i
 
@@ -62,14 +62,14 @@ class SEEDS(StepSolver):
         places = _PLACES[self.order]
         stages = [levels[:-1], *(inner_levels(levels, c) for c in places[1:-1]), levels[1:]]
         start, before, end = (Levels.joined(part) for part in ([stages[0]] * self.order, stages[:-1], stages[1:]))
-        keep, _ = linear_part(start, end, end.lam - start.lam, self.eta, self.prediction)
-        carry, std = linear_part(before, end, end.lam - before.lam, self.eta, self.prediction)
+        keep, _ = linear_part(start, end, spans(start, end), self.eta, self.prediction)
+        carry, std = linear_part(before, end, spans(before, end), self.eta, self.prediction)
         keep, carry, value, slope = (part.chunk(self.order) for part in (keep, carry, *self._integrals(start, end)))
         latest = [
             b * (c / c_before if c_before else 0) for b, (c_before, c) in zip(slope, pairwise(places), strict=True)
         ]
         first = [a - b for a, b in zip(value, latest, strict=True)]
-        std = torch.where(torch.isinf(end.lam), 0.0, std).chunk(self.order)
+        std = torch.where(end.lam == torch.inf, 0.0, std).chunk(self.order)
         inner = {"inner": stages[1:-1]} if self.order > 1 else {}
         return {"keep": keep, "first": first, "latest": latest, "carry": carry, "std": std, **inner}
 
@@ -93,10 +93,10 @@ class SEEDS(StepSolver):
         return x_i, None
 
     def _integrals(self, start: Levels, end: Levels) -> tuple[Tensor, Tensor]:
-        """Weights of the value at t and of the slope in (λ − λ_t)/(λ_end − λ_t); to noise 0, that of a constant x̂0."""
-        rate, h = 1 + self.eta**2, end.lam - start.lam
+        """Weights of the value at t and of the slope in (λ − λ_t)/(λ_end − λ_t); of a constant x̂0 where h = ∞."""
+        rate, h = 1 + self.eta**2, spans(start, end)
         finite = torch.isfinite(h)
         scale, decay = (end.alpha, rate * h) if self.prediction == "data" else (rate * end.sigma, -h)
         m0, m1 = kernel_moments(torch.where(finite, decay, 1), 1)
-        last = end.alpha if self.prediction == "data" else -end.alpha * start.ratio
-        return torch.where(finite, scale * m0, last), torch.where(finite, scale * m1, 0)
+        _, limit = transfer(start, end, self.prediction, torch.ones_like(h))
+        return torch.where(finite, scale * m0, limit), torch.where(finite, scale * m1, 0)

@@ -78,7 +78,7 @@ class UniPC(StepSolver):
         t, s = levels[:-1], levels[1:]
         h = s.lam - t.lam
         finite = torch.isfinite(h)
-        a, b = transfer(t, s, -torch.expm1(-h), self.prediction)
+        a, b = transfer(t, s, self.prediction, -torch.expm1(-h))
         z = torch.where(finite, h if self.prediction == "eps" else -h, 1)
         orders = self._orders(finite, levels.whole)
         ratios = [(_earlier(t.lam, back, math.nan) - t.lam) / h for back in range(1, self.order)]
