@@ -61,7 +61,10 @@ class LevelParameters:
         """The levels of these logits, of each logit moved up, and of each moved down: (n, 1 + 2 len(logits))."""
         moves = STEP * torch.eye(len(self.logits), dtype=torch.float64)
         moves = torch.cat([torch.zeros_like(moves[:, :1]), moves, -moves], 1)
-        return Levels.of(sde, sde.time(self(self.logits[:, None] + moves)))
+        times = sde.time(self(self.logits[:, None] + moves))
+        if sde.ends_silent and not self.free:
+            times[0] = 1
+        return Levels.of(sde, times)
 
     def differentiable(self, values: Tensor) -> Tensor:
         """The first of values (..., 1 + 2 len(logits)) over a stencil, with the gradient by the logits that they show.
@@ -86,6 +89,6 @@ class LevelParameters:
 
 
 def level_range(sde: SDE, t_end: float) -> tuple[float, float]:
-    """Log-SNR at t = 1 and at t_end, finite."""
+    """Log-SNR at t = 1 and at t_end, finite: `FARTHEST` stands for no signal."""
     first, last, least = sde.logsnr(torch.tensor([1.0, t_end, sde.t_min], dtype=torch.float64)).tolist()
     return first if math.isfinite(first) else -FARTHEST, last if math.isfinite(last) else least

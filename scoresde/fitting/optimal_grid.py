@@ -23,7 +23,8 @@ def optimal_grid(sde: SDE, steps: int, t_end: float, *, moments: SecondMoment, v
 
     Improves likelihoods of few steps; it does not improve the look of images. As a grid of any step solver:
     `grid=partial(optimal_grid, moments=moments)`. Where σ is 0 at t_end, the path ends at the lowest level of the table
-    and one step goes on to t_end: `steps` network calls with `t_end=0, denoise=False`.
+    and one step goes on to t_end: `steps` network calls with `t_end=0, denoise=False`. Where there is no signal at
+    t = 1, the noisiest level of the table stands for it.
 
     Args:
         sde, steps, t_end: As for every grid.
@@ -41,6 +42,8 @@ def optimal_grid(sde: SDE, steps: int, t_end: float, *, moments: SecondMoment, v
     times = sde.time(moments.logsnr.cpu())
     noisy = float(sde.sigma(torch.tensor(t_end, dtype=torch.float64))) > 0
     inner = times[(times > t_end + 1e-9) & (times < 1 - 1e-9)]
+    if sde.ends_silent:
+        inner = inner[sde.logsnr(inner) > moments.logsnr.min().cpu() + 1e-9]
     times = torch.cat([inner.new_tensor([t_end] if noisy else []), inner, inner.new_ones(1)])
     nodes = steps + 1 if noisy else steps
     if nodes > len(times):
@@ -48,7 +51,7 @@ def optimal_grid(sde: SDE, steps: int, t_end: float, *, moments: SecondMoment, v
             f"optimal_grid places at most {len(times) - noisy} steps on {len(times)} noise levels, got steps={steps}: "
             f"use fewer steps, or second_moment with more levels."
         )
-    logsnr = sde.logsnr(times)
+    logsnr = _logsnr(sde, times, moments)
     if nodes == 1:
         path = torch.tensor([len(times) - 1])
     elif variance == "optimal":
@@ -82,7 +85,7 @@ def bound_costs(sde: SDE, times: Tensor, moments: SecondMoment, variance: str) -
         moments: For the error of ε̂.
         variance: Which V.
     """
-    logsnr = sde.logsnr(times)
+    logsnr = _logsnr(sde, times, moments)
     error = interpolate(logsnr, moments.logsnr.cpu(), moments.error.cpu())
     removed = -torch.expm1(logsnr[None, :] - logsnr[:, None]).clamp_max(0)
     small = sde.sigma(times).square()[:, None] * removed
@@ -133,6 +136,11 @@ def repaired_path(logsnr: Tensor, second: Tensor, nodes: int) -> Tensor:
     head = least_cost_path(variance_costs(logsnr[: N - bad], second[: N - bad].clamp_max(1)), searched)
     tail = [round(N - bad / rest * k) - 1 for k in range(rest)]
     return torch.cat([head, torch.tensor(tail[::-1])])
+
+
+def _logsnr(sde: SDE, times: Tensor, moments: SecondMoment) -> Tensor:
+    logsnr = sde.logsnr(times)
+    return logsnr.clamp_min(float(moments.logsnr.min())) if sde.ends_silent else logsnr
 
 
 def _upper(costs: Tensor) -> Tensor:
