@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,16 +42,16 @@ class OnProcess(Denoiser):
         return (_CovarianceOnProcess if isinstance(denoiser, KnowsCovariance) else OnProcess)(denoiser, sde)
 
     def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
-        scale, of_x, of_x0, *_ = level.read("x0 on process", self, self._x0_coefficients)
-        return of_x * x + of_x0 * self.denoiser.x0(scale * x, self._own(level), **cond)
+        own, at = self._matched(level)
+        return at.x_in_x0 * x + at.x0_in_x0 * self.denoiser.x0(at.scale * x, own, **cond)
 
     def eps_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
-        scale, of_x, of_eps = level.read("eps on process", self, self._eps_coefficients)
-        return of_x * x + of_eps * self.denoiser.eps_at(scale * x, self._own(level), **cond)
+        own, at = self._matched(level)
+        return at.x_in_eps * x + at.eps_in_eps * self.denoiser.eps_at(at.scale * x, own, **cond)
 
     def v_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
-        scale, of_x, of_v = level.read("v on process", self, self._v_coefficients)
-        return of_x * x + of_v * self.denoiser.v_at(scale * x, self._own(level), **cond)
+        own, at = self._matched(level)
+        return at.x_in_v * x + at.v_in_v * self.denoiser.v_at(at.scale * x, own, **cond)
 
     def on(self, sde: SDE) -> Denoiser:
         return self.denoiser.on(sde)
@@ -59,8 +60,11 @@ class OnProcess(Denoiser):
         inner = self.denoiser.select(index, batch)
         return None if inner is None else type(self)(inner, self.sde)
 
-    def _own(self, level: Level) -> Level:
-        return level.mapped("own level", self, self._own_levels)
+    def _matched(self, level: Level) -> tuple[Level, _Matched]:
+        """The denoiser's own level, and how its answers there are taken over."""
+        own = level.mapped("own level", self, self._own_levels)
+        columns = partial(_coefficients, own=own.schedule.levels)
+        return own, _Matched(*level.read("on process", self, columns))
 
     def _own_levels(self, levels: Levels) -> Levels:
         """Those of the denoiser's process with the same σ/α, or its nearest ones."""
@@ -70,33 +74,35 @@ class OnProcess(Denoiser):
         t = own.time(wanted).clamp(own.t_min, 1)
         return Levels.of(own, torch.where(wanted == noisy, 1.0, t))
 
-    def _matched(self, levels: Levels) -> tuple[Levels, Tensor, Tensor, Tensor, Tensor]:
-        """Own levels, y/x, q = (σ'/α')/(σ/α) where that is below 1, r = 1/q where that is, and where r is below 1."""
-        own = self._own_levels(levels)
-        gap = (levels.lam - own.lam).nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
-        scale = torch.where(gap < 0, own.sigma / levels.sigma, own.alpha / levels.alpha)
-        return own, scale, torch.exp(gap.clamp_max(0)), torch.exp(-gap.clamp_min(0)), gap > 0
 
-    def _x0_coefficients(self, levels: Levels) -> tuple[Tensor, ...]:
-        """Scale of the state, of x and of the other x̂0 in x̂0; of 1 and of the other covariance in that of x0."""
-        _, scale, _, r, cleaner = self._matched(levels)
-        known = torch.where(cleaner, 1 - r.square(), 0)
-        of_x = torch.where(cleaner, known / levels.alpha, 0)
-        return scale, of_x, r.square(), torch.where(cleaner, known * levels.ratio.square(), 0), r**4
+class _Matched(NamedTuple):
+    """y/x, and what of x and of the denoiser's answer is in x̂0, ε̂, v and Cov[x0 | x_t]; of 1 in the covariance."""
 
-    def _eps_coefficients(self, levels: Levels) -> tuple[Tensor, ...]:
-        _, scale, q, r, _ = self._matched(levels)
-        return scale, (1 - q) / levels.sigma, q * r
+    scale: Any
+    x_in_x0: Any
+    x0_in_x0: Any
+    x_in_eps: Any
+    eps_in_eps: Any
+    x_in_v: Any
+    v_in_v: Any
+    one_in_cov: Any
+    cov_in_cov: Any
 
-    def _v_coefficients(self, levels: Levels) -> tuple[Tensor, ...]:
-        """From v = α ε̂ − σ x̂0 on both sides."""
-        own, scale, *_ = self._matched(levels)
-        _, x_in_eps, eps_in_eps = self._eps_coefficients(levels)
-        _, x_in_x0, x0_in_x0, *_ = self._x0_coefficients(levels)
-        norm = own.alpha.square() + own.sigma.square()
-        of_eps, of_x0 = levels.alpha * eps_in_eps / norm, levels.sigma * x0_in_x0 / norm
-        of_x = levels.alpha * x_in_eps - levels.sigma * x_in_x0
-        return scale, of_x + scale * (of_eps * own.sigma - of_x0 * own.alpha), of_eps * own.alpha + of_x0 * own.sigma
+
+def _coefficients(levels: Levels, *, own: Levels) -> _Matched:
+    gap = (levels.lam - own.lam).nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+    cleaner, alpha, sigma = gap > 0, levels.alpha, levels.sigma
+    scale = torch.where(gap < 0, own.sigma / sigma, own.alpha / alpha)
+    q, r = torch.exp(gap.clamp_max(0)), torch.exp(-gap.clamp_min(0))  # of σ/α and σ'/α': less noise over more, or 1
+    known = torch.where(cleaner, 1 - r.square(), 0)
+    x_in_x0, x0_in_x0 = torch.where(cleaner, known / alpha, 0), r.square()
+    x_in_eps, eps_in_eps = (1 - q) / sigma, q * r
+    norm = own.alpha.square() + own.sigma.square()
+    of_eps, of_x0 = alpha * eps_in_eps / norm, sigma * x0_in_x0 / norm  # v = α ε̂ − σ x̂0 on both sides
+    x_in_v = alpha * x_in_eps - sigma * x_in_x0 + scale * (of_eps * own.sigma - of_x0 * own.alpha)
+    v_in_v = of_eps * own.alpha + of_x0 * own.sigma
+    one_in_cov = torch.where(cleaner, known * levels.ratio.square(), 0)
+    return _Matched(scale, x_in_x0, x0_in_x0, x_in_eps, eps_in_eps, x_in_v, v_in_v, one_in_cov, r**4)
 
 
 class _CovarianceOnProcess(OnProcess):
@@ -106,17 +112,15 @@ class _CovarianceOnProcess(OnProcess):
         return self.mean_and_covariance(x, t, **cond)[1]
 
     def mean_and_covariance(self, x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        level = Level.at(self.sde, t, x)
-        scale, of_x, of_x0, of_one, of_cov = level.read("x0 on process", self, self._x0_coefficients)
-        mean, covariance = self.denoiser.mean_and_covariance(scale * x, self._own(level).time, **cond)
-        return of_x * x + of_x0 * mean, of_one + of_cov * covariance
+        own, at = self._matched(Level.at(self.sde, t, x))
+        mean, covariance = self.denoiser.mean_and_covariance(at.scale * x, own.time, **cond)
+        return at.x_in_x0 * x + at.x0_in_x0 * mean, at.one_in_cov + at.cov_in_cov * covariance
 
 
 class _FullCovarianceOnProcess(_CovarianceOnProcess):
     def covariance(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        level = Level.at(self.sde, t, x)
-        scale, *_, of_one, of_cov = level.read("x0 on process", self, self._x0_coefficients)
+        own, at = self._matched(Level.at(self.sde, t, x))
         assert isinstance(self.denoiser, KnowsFullCovariance)
-        covariance = self.denoiser.covariance(scale * x, self._own(level).time, **cond)
-        of_one, of_cov = (torch.as_tensor(value).reshape(-1, 1, 1).to(covariance) for value in (of_one, of_cov))
+        covariance = self.denoiser.covariance(at.scale * x, own.time, **cond)
+        of_one, of_cov = (torch.as_tensor(value).reshape(-1, 1, 1).to(covariance) for value in at[-2:])
         return of_one * torch.eye(covariance.shape[-1]).to(covariance) + of_cov * covariance
