@@ -26,7 +26,7 @@ class Parameterization(ABC):
 
     A subclass writes `target`, (a, b), or `skip_out`, (c_skip, c_out); the other follows. Where D is 0 the two
     equations are one, and nothing follows from F: so it is for ε and the score where α = 0. Nothing here depends on the
-    clock, so a trained network can be sampled under another SDE's times.
+    clock. v and the score depend on the scale of x: `denoiser.on(sde)` puts a trained network on any other process.
 
     Args:
         sigma_data: Standard deviation of the data, used to scale the network input to unit variance.
