@@ -19,7 +19,7 @@ from scoresde.commands.likelihood import SHARED, EvaluationOptions
 from scoresde.data import Dataset
 from scoresde.losses import Loss
 from scoresde.parameterization import Parameterization
-from scoresde.sde import SDE
+from scoresde.sde import SDE, BalancedGrid
 from scoresde.solvers import Solver
 
 ROOT = config_dir()
@@ -100,7 +100,7 @@ def test_option_builds_what_its_group_needs(path: Path) -> None:
     if group == "task":
         node = composed("train", f"task={path.stem}", "head=npr")["task"]
     built = build(node, group, **({"sigma_data": 0.5} if group == "parameterization" else {}))
-    assert isinstance(built, KINDS[group]) or (group == "grid" and isinstance(built, partial))
+    assert isinstance(built, KINDS[group]) or (group == "grid" and isinstance(built, partial | BalancedGrid))
 
 
 def test_every_option_names_a_class() -> None:

@@ -33,8 +33,8 @@ PARTS = {  # of all of these, beside processes, parameterisations, networks and 
     "logit_normal_times lognormal_times logsnr_times mode_times shifted_times simple_weighting snr_weighting "
     "uniform_times velocity_weighting",
     "models": "FourierFeatures",
-    "sde": "cosine_betas linear_betas quadratic_betas rescale_zero_terminal_snr scaled_linear_betas sigmoid_betas "
-    "few_step_grid karras_grid logsnr_grid quadratic_grid subsequence_grid uniform_grid vp_grid",
+    "sde": "BalancedGrid cosine_betas linear_betas quadratic_betas rescale_zero_terminal_snr scaled_linear_betas "
+    "sigmoid_betas few_step_grid karras_grid logsnr_grid quadratic_grid subsequence_grid uniform_grid vp_grid",
 }
 OF_COMMANDS = {"solvers": "er_sde_scale", "training": "csv_and_wandb"}  # functions that options of commands name
 UNBUILT = ("optimizer", "trainer")  # nodes of a saved run that only say how it was trained

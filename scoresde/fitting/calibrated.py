@@ -151,7 +151,7 @@ class CalibratedMultistep(StepSolver):
         object.__setattr__(self, "steps", made)
         super().__post_init__()
 
-    def _times(self, sde: SDE, steps: int | None = None) -> tuple[Tensor, Start]:
+    def _times(self, sde: SDE, steps: int | None = None, *, backward: bool = False) -> tuple[Tensor, Start]:
         times = sde.time(self.calibration.logsnr)
         check_levels("CalibratedMultistep", sde, self.calibration.logsnr, times)
         return times, self.calibration.start

@@ -12,10 +12,13 @@ from scoresde.sde.discrete import (
     sigmoid_betas,
 )
 from scoresde.sde.grids import (
+    BalancedGrid,
     Grid,
+    balanced_grid,
     few_step_grid,
     karras_grid,
     logsnr_grid,
+    long_step_grid,
     quadratic_grid,
     subsequence_grid,
     uniform_grid,
@@ -26,8 +29,9 @@ from scoresde.sde.levels import Interval, Level, Levels
 from scoresde.sde.straight import StraightSDE
 
 __all__ = [
-    "EDMSDE", "SDE", "VESDE", "VPSDE", "CosineSDE", "DiscreteVPSDE", "Grid", "Interval", "Kernel", "LearnedVPSDE",
-    "Level", "Levels", "StraightSDE", "SubVPSDE", "cosine_betas", "expand", "few_step_grid", "karras_grid",
-    "linear_betas", "logsnr_grid", "quadratic_betas", "quadratic_grid", "rescale_zero_terminal_snr",
-    "scaled_linear_betas", "sigmoid_betas", "subsequence_grid", "uniform_grid", "vp_grid",
+    "BalancedGrid", "EDMSDE", "SDE", "VESDE", "VPSDE", "CosineSDE", "DiscreteVPSDE", "Grid", "Interval", "Kernel",
+    "LearnedVPSDE", "Level", "Levels", "StraightSDE", "SubVPSDE", "balanced_grid", "cosine_betas", "expand",
+    "few_step_grid", "karras_grid", "linear_betas", "logsnr_grid", "long_step_grid", "quadratic_betas",
+    "quadratic_grid", "rescale_zero_terminal_snr", "scaled_linear_betas", "sigmoid_betas", "subsequence_grid",
+    "uniform_grid", "vp_grid",
 ]  # fmt: skip

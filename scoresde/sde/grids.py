@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
@@ -48,6 +49,62 @@ class StartedGrid(ABC):
                 f"would lose: pass the object itself as grid=..."
             )
         return self.times(sde, steps, t_end)
+
+
+class EarlyGrid(ABC):
+    """A grid that may end early in a run that goes on to noise 0, if no t_end is given. Pass the object itself."""
+
+    @abstractmethod
+    def __call__(self, sde: SDE, steps: int, t_end: float) -> Tensor:
+        """steps + 1 times, float64, decreasing from 1 to t_end."""
+
+    @abstractmethod
+    def early(self, sde: SDE, steps: int, t_end: float, *, calls: int) -> Tensor:
+        """The times for a run of so many calls per step whose last step is to noise 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalancedGrid(EarlyGrid):
+    """Equal steps of (σ/(σ + 3α))^(1/4), down to σ/α = 2/calls²: the default of deterministic solvers.
+
+    σ/(σ + s α) is the share of noise in x_t for data of size s: a clock that is finite at both ends of every process,
+    and t itself on the straight path for s = 1. The root gives small noise its part, where fine structure comes in. The
+    end, if a step to noise 0 follows, is where that step errs about as much as those before it. The numbers were chosen
+    on two Gaussian mixtures, for all solvers together (`python benchmarks/default_grids.py`). Methods that ask several
+    times a step in log-SNR, or extrapolate with parabolas there, pass on more of what changes at high noise: they count
+    data as twice as large, s = 6, and the former (`long_step_grid`) end at 6/calls².
+
+    Args:
+        scale: s, in the units in which the model sees the data.
+        power: Of which the root is taken; larger values place more levels at little noise.
+        end: σ/α is end/calls² where the step to noise 0 begins; 0 goes to t_end, like a run without such a step.
+    """
+
+    scale: float = 3.0
+    power: float = 4.0
+    end: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "0 < scale <= 1e9", "0 < power <= 1000", "0 <= end <= 1e9")
+
+    def __call__(self, sde: SDE, steps: int, t_end: float) -> Tensor:
+        def clock(logsnr: Tensor) -> Tensor:
+            return (1 + self.scale * torch.exp(0.5 * logsnr)) ** (-1 / self.power)
+
+        def logsnr(place: Tensor) -> Tensor:
+            return 2 * ((place**-self.power - 1) / self.scale).log()
+
+        return _spaced(sde, steps, t_end, clock, logsnr, compact=True)
+
+    def early(self, sde: SDE, steps: int, t_end: float, *, calls: int) -> Tensor:
+        if not self.end:
+            return self(sde, steps, t_end)
+        level = torch.tensor(self.end / (calls * steps) ** 2, dtype=torch.float64)
+        return self(sde, steps, max(t_end, min(float(sde.time(-2 * level.log())), 0.5)))
+
+
+balanced_grid = BalancedGrid()
+long_step_grid = BalancedGrid(scale=6, end=6)
 
 
 def uniform_grid(sde: SDE, steps: int, t_end: float) -> Tensor:
@@ -122,12 +179,15 @@ def subsequence_grid(sde: SDE, steps: int, t_end: float, *, length: int = 1000, 
     return torch.cat([times[times > t_end], times.new_tensor([t_end])])
 
 
-def _spaced(sde: SDE, steps: int, t_end: float, clock: Clock, logsnr: Clock) -> Tensor:
-    """Equal steps in clock(logsnr), of which `logsnr` is the inverse; `SILENT` stands for no signal at t = 1."""
+def _spaced(sde: SDE, steps: int, t_end: float, clock: Clock, logsnr: Clock, *, compact: bool = False) -> Tensor:
+    """Equal steps in clock(logsnr), of which `logsnr` is the inverse.
+
+    Unless the clock is `compact`, finite at both ends, `SILENT` stands for no signal at t = 1, and t_end needs noise.
+    """
     ends = sde.logsnr(torch.tensor([1.0, t_end], dtype=torch.float64))
-    if sde.ends_silent:
+    if sde.ends_silent and not compact:
         ends[0] = SILENT
-    if not bool(torch.isfinite(ends).all()):
+    if not compact and not bool(ends[1] < math.inf):
         raise _no_noise(sde, t_end)
     times = sde.time(logsnr(torch.linspace(*clock(ends).tolist(), steps=steps + 1, dtype=torch.float64)))  # type: ignore[call-overload]
     times[0], times[-1] = 1.0, t_end

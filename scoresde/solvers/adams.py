@@ -11,7 +11,7 @@ from torch import Tensor
 from scoresde.checks import check_choice, check_numbers, check_unused, check_whole
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
-from scoresde.sde.grids import Grid, few_step_grid, karras_grid
+from scoresde.sde.grids import Grid, balanced_grid
 from scoresde.sde.levels import Interval, Level, Levels, Weights
 from scoresde.solvers.base import StepSolver, linear
 from scoresde.solvers.exponential import CLOCKS, PREDICTIONS, adams_weights, predicted, transfer
@@ -65,7 +65,7 @@ class ExponentialAdams(StepSolver):
     """
 
     steps: int = 20
-    grid: Grid = few_step_grid
+    grid: Grid = balanced_grid
     order: int | None = None
     prediction: str = "flow"
     corrector: bool | None = None
@@ -134,7 +134,7 @@ class IPNDM(StepSolver):
     """
 
     steps: int = 20
-    grid: Grid = karras_grid
+    grid: Grid = balanced_grid
     order: int = 4
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from scoresde.checks import check_flags, check_numbers, check_whole
 from scoresde.denoiser import Denoiser, devices_named
 from scoresde.noise.sources import NoiseSource, standard_normal
 from scoresde.sde import SDE
-from scoresde.sde.grids import Grid, Start, StartedGrid, uniform_grid
+from scoresde.sde.grids import EarlyGrid, Grid, Start, StartedGrid, uniform_grid
 from scoresde.sde.levels import Interval, Levels, Schedule, Weights
 from scoresde.solvers.gradients import differentiable
 
@@ -110,6 +110,11 @@ class StepSolver(Solver):
     def deterministic(self) -> bool:
         """Whether no step draws noise, so that `encode` may run the steps backwards."""
         return False
+
+    @property
+    def calls(self) -> int:
+        """Network calls per step."""
+        return 1
 
     @abstractmethod
     def step(
@@ -213,7 +218,7 @@ class StepSolver(Solver):
     @torch.no_grad()
     def plan(self, denoiser: Denoiser, *, device: Any = None, backward: bool = False) -> Plan:
         """Prepare a run: place the times and compute whatever does not depend on the states."""
-        times, start = self._times(sde := denoiser.sde)
+        times, start = self._times(sde := denoiser.sde, backward=backward)
         if backward:  # a grid may end earlier; data are given at t_end
             times = torch.cat([times[:-1], times.new_tensor([self.end(sde)])]).flip(0)
         levels = Levels.of(sde, times)
@@ -223,10 +228,12 @@ class StepSolver(Solver):
         intervals = Schedule(replace(levels, whole=True), clock.unbind(), levels.t.unbind()).intervals
         return Plan(sde, intervals, None if backward else start)
 
-    def _times(self, sde: SDE, steps: int | None = None) -> tuple[Tensor, Start | None]:
+    def _times(self, sde: SDE, steps: int | None = None, *, backward: bool = False) -> tuple[Tensor, Start | None]:
         """The times of a run, on the CPU, and what leads to the first of them."""
         grid, start = (self.grid.times, self.grid.start) if isinstance(self.grid, StartedGrid) else (self.grid, None)
-        times = grid(sde, steps or self.steps, sde.t_min if self.t_end is None else self.t_end)
+        if isinstance(grid, EarlyGrid) and self.denoise and self.t_end is None and not backward:
+            grid = partial(grid.early, calls=self.calls)
+        times = grid(sde, steps or self.steps, self.end(sde))
         if not isinstance(times, Tensor):
             raise ValueError(f"{type(self).__name__} needs grid to return a tensor of times, got {times!r}.")
         times = times.to("cpu", torch.float64)

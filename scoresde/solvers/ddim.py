@@ -10,6 +10,7 @@ from scoresde.checks import check_numbers
 from scoresde.covariance.reverse_variance import check_variance, limited_std, optimal
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
+from scoresde.sde.grids import Grid, balanced_grid
 from scoresde.sde.levels import Interval
 from scoresde.solvers.base import StepSolver, add_noise, linear
 
@@ -36,6 +37,7 @@ class DDIM(StepSolver):
         Bao et al., "Analytic-DPM", 2022, arXiv:2201.06503.
     """
 
+    grid: Grid = balanced_grid
     eta: float = 0.0
     variance: str = "small"
     clip_denoised: tuple[float, float] | None = None

@@ -12,7 +12,7 @@ from scoresde.checks import check_choice
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde import SDE
-from scoresde.sde.grids import Grid, Start, logsnr_grid
+from scoresde.sde.grids import Grid, Start, long_step_grid
 from scoresde.sde.levels import Interval, Levels, Weights
 from scoresde.solvers.base import StepSolver, linear
 from scoresde.solvers.exponential import predicted, shares, transfer, unbounded
@@ -41,7 +41,7 @@ class DPMSolver(StepSolver):
     """
 
     steps: int = 10
-    grid: Grid = logsnr_grid
+    grid: Grid = long_step_grid
     prediction: str = "eps"
     order: int = 2
 
@@ -49,6 +49,10 @@ class DPMSolver(StepSolver):
         super().__post_init__()
         check_choice(self, "prediction", self.prediction, ("eps", "data"))
         check_choice(self, "order", self.order, (1, 2, 3))
+
+    @property
+    def calls(self) -> int:
+        return self.order
 
     @property
     def deterministic(self) -> bool:
@@ -72,7 +76,11 @@ class DPMSolverPP2S(StepSolver):
     """
 
     steps: int = 10
-    grid: Grid = logsnr_grid
+    grid: Grid = long_step_grid
+
+    @property
+    def calls(self) -> int:
+        return 2
 
     @property
     def deterministic(self) -> bool:
@@ -96,7 +104,11 @@ class DPMSolverPP3S(StepSolver):
     """
 
     steps: int = 10
-    grid: Grid = logsnr_grid
+    grid: Grid = long_step_grid
+
+    @property
+    def calls(self) -> int:
+        return 3
 
     @property
     def deterministic(self) -> bool:
@@ -130,12 +142,16 @@ class DPMSolverFast(StepSolver):
     """
 
     steps: int = 20
-    grid: Grid = logsnr_grid
+    grid: Grid = long_step_grid
     prediction: str = "eps"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice(self, "prediction", self.prediction, ("eps", "data"))
+
+    @property
+    def calls(self) -> int:
+        return 3
 
     @property
     def deterministic(self) -> bool:
@@ -158,8 +174,8 @@ class DPMSolverFast(StepSolver):
         mix = [*[3] * whole, rest] if rest else [*[3] * (whole - 1), 2, 1]
         return [*mix, 1][:count] if count - len(mix) in (0, 1) else [3] * count
 
-    def _times(self, sde: SDE, steps: int | None = None) -> tuple[Tensor, Start | None]:
-        return super()._times(sde, steps or self.steps // 3 + 1)
+    def _times(self, sde: SDE, steps: int | None = None, *, backward: bool = False) -> tuple[Tensor, Start | None]:
+        return super()._times(sde, steps or self.steps // 3 + 1, backward=backward)
 
 
 def single_step(

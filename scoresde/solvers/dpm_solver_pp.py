@@ -11,11 +11,12 @@ from torch import Tensor
 from scoresde.checks import check_choice
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
-from scoresde.sde.grids import Grid, karras_grid
+from scoresde.sde.grids import BalancedGrid, Grid, balanced_grid
 from scoresde.sde.levels import Interval
 from scoresde.solvers.base import StepSolver, linear
 from scoresde.solvers.exponential import difference_weights, predicted, shares, transfer, unbounded
 
+PARABOLA_GRID = BalancedGrid(scale=6)
 History = tuple[tuple[Tensor, Any], ...]  # q at the start of earlier steps, and their h; the latest first
 
 
@@ -39,7 +40,7 @@ class DPMSolverPP2M(StepSolver):
     """
 
     steps: int = 20
-    grid: Grid = karras_grid
+    grid: Grid = balanced_grid
     exact: bool = False
     lower_order_final: bool = False
 
@@ -71,7 +72,7 @@ class DPMSolverPP3M(StepSolver):
     """
 
     steps: int = 20
-    grid: Grid = karras_grid
+    grid: Grid = PARABOLA_GRID
     exact: bool = False
     lower_order_final: bool = False
 
@@ -114,7 +115,7 @@ class DPMSolverMultistep(StepSolver):
     """
 
     steps: int = 20
-    grid: Grid = karras_grid
+    grid: Grid = balanced_grid
     order: int = 2
     prediction: str = "data"
     exact: bool = False

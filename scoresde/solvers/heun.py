@@ -11,7 +11,7 @@ from torch import Tensor
 from scoresde.checks import check_numbers, check_unused
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
-from scoresde.sde.grids import Grid, karras_grid
+from scoresde.sde.grids import Grid, long_step_grid
 from scoresde.sde.levels import Interval, Levels, Weights
 from scoresde.solvers.base import StepSolver, add_noise, linear
 from scoresde.solvers.exponential import predicted, transfer, unbounded
@@ -40,7 +40,7 @@ class Heun(StepSolver):
     """
 
     steps: int = 18
-    grid: Grid = karras_grid
+    grid: Grid = long_step_grid
     s_churn: float = 0.0
     s_min: float = 0.0
     s_max: float = math.inf
@@ -51,6 +51,10 @@ class Heun(StepSolver):
         check_numbers(self, "0 <= s_churn < inf", "0 <= s_min <= s_max", "0 < s_noise < inf")
         if self.s_churn == 0:
             check_unused(self, "s_churn=0", s_min=0, s_max=math.inf, s_noise=1)
+
+    @property
+    def calls(self) -> int:
+        return 2
 
     @property
     def deterministic(self) -> bool:

@@ -1,4 +1,4 @@
-"""Runge-Kutta methods for the probability flow in t: the plain solvers of flow matching."""
+"""Runge-Kutta methods along the straight path: the plain solvers of flow matching."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from scoresde.checks import check_choice
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
-from scoresde.sde.levels import Interval, Levels, Weights
+from scoresde.sde.grids import Grid, balanced_grid
+from scoresde.sde.levels import Interval, Level, Levels, Weights
 from scoresde.solvers.base import StepSolver, linear
 
 # the places of the calls after the first, each reached with the slope before it, and the weights of all slopes
@@ -26,18 +27,17 @@ TO_DATA = {"heun": "euler", "rk4": "midpoint"}  # without a call at the end of t
 
 @dataclass(frozen=True, kw_only=True)
 class RungeKutta(StepSolver):
-    """Runge-Kutta methods for the probability flow in t; 1, 2, 2 or 4 network calls per step.
+    """Runge-Kutta methods for the probability flow along the straight path; 1, 2, 2 or 4 network calls per step.
 
-        dx/dt = velocity(x, t) = α̇ x̂0 + σ̇ ε̂                       (Song et al. 2021, eq. 13)
+        dy/dr = u = ε̂ − x̂0,      y = x/(α + σ),  r = σ/(α + σ)     (Lipman et al. 2023; on the straight path x and t)
 
-        euler      x_s = x + (s − t) k_1,                           k_1 = velocity(x, t)
-        midpoint   x_s = x + (s − t) k_2,                           k_2 = velocity(x + ½ (s − t) k_1, ½ (t + s))
-        heun       x_s = x + (s − t) ½ (k_1 + k_2),                 k_2 = velocity(x + (s − t) k_1, s)
-        rk4        x_s = x + (s − t) (k_1 + 2 k_2 + 2 k_3 + k_4)/6
+        euler      y_s = y + h u,                   h = r_s − r_t,      u at t
+        midpoint   y_s = y + h u_2,                 u_2 at y + ½ h u, r_t + ½ h
+        heun       y_s = y + ½ h (u + u_2),         u_2 at y + h u, r_s
+        rk4        y_s = y + h (u + 2 u_2 + 2 u_3 + u_4)/6
 
-    Of order 1, 2, 2 and 4 where the velocity is smooth in t, as on the straight path from α_1 = 0 on, where Euler is
-    `DDIM(eta=0)`. On VP or VE the methods in log-SNR are the better ones. The network is not asked at noise 0: a step
-    to σ_s = 0 is Euler's for heun, and the midpoint rule for rk4, which so is of order 3 with t_end = 0.
+    Of order 1, 2, 2 and 4, from α_1 = 0 on too; on every process Euler's method is `DDIM(eta=0)`. Nothing is asked at
+    noise 0: a step to σ_s = 0 is Euler's for heun, and the midpoint rule for rk4, whose order with t_end = 0 is 3.
 
     Args:
         method: euler, midpoint, heun or rk4.
@@ -48,6 +48,7 @@ class RungeKutta(StepSolver):
     """
 
     steps: int = 20
+    grid: Grid = balanced_grid
     method: str = "midpoint"
 
     def __post_init__(self) -> None:
@@ -58,8 +59,19 @@ class RungeKutta(StepSolver):
     def deterministic(self) -> bool:
         return True
 
+    @property
+    def calls(self) -> int:
+        return len(METHODS[self.method][1])
+
     def weights(self, levels: Levels) -> Weights:
-        return {"middle": Levels.of(levels.sde, 0.5 * (levels.t[:-1] + levels.t[1:]))}
+        """The level in the middle of each step, and (factor of x, factor of h u) on the way there and to the end."""
+        norm = levels.alpha + levels.sigma
+        r = levels.sigma / norm
+        h, half = r.diff(dim=0), 0.5 * (r[1:] + r[:-1])
+        middle = Levels.of(levels.sde, levels.sde.time(2 * torch.log((1 - half) / half)))
+        norm_half = middle.alpha + middle.sigma
+        to_half, to_end = (norm_half / norm[:-1], norm_half * h), (norm[1:] / norm[:-1], norm[1:] * h)
+        return {"middle": middle, "to_middle": to_half, "to_end": to_end}
 
     def step(
         self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
@@ -67,19 +79,32 @@ class RungeKutta(StepSolver):
         t, s = interval.t, interval.s
         if interval.denoising:
             return denoiser.x0(x, t), None
-        dt = s.t - t.t
+        w = interval.weights(self)
         to_data = TO_DATA.get(self.method, self.method)
         places, weights = METHODS[to_data if interval.to_data else self.method]
-        slopes = [denoiser.velocity_at(x, t)]
+        slopes = [flow_velocity(denoiser, x, t)]
         for place in places:
-            level = interval.weights(self).middle if place < 1 else s
-            slopes.append(denoiser.velocity_at(linear((1.0, x), (place * dt, slopes[-1])), level))
-        x_s = _moved(x, dt, weights, slopes)
+            level, (keep, gain) = (w.middle, w.to_middle) if place < 1 else (s, w.to_end)
+            slopes.append(flow_velocity(denoiser, linear((keep, x), (place * gain, slopes[-1])), level))
+        x_s = _moved(x, w.to_end, weights, slopes)
         if isinstance(s.sigma, Tensor) and 1 in places:  # noise 0 for some samples, maybe
-            x_s = torch.where(s.sigma > 0, x_s, _moved(x, dt, METHODS[to_data][1], slopes))
+            x_s = torch.where(s.sigma > 0, x_s, _moved(x, w.to_end, METHODS[to_data][1], slopes))
         return x_s, None
 
 
-def _moved(x: Tensor, dt: Any, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
-    used = ((dt * weight, slope) for weight, slope in zip(weights, slopes, strict=False) if weight)
-    return linear((1.0, x), *used)
+def flow_velocity(denoiser: Denoiser, x: Tensor, level: Level) -> Tensor:
+    """u = ε̂ − x̂0 at a level, shape (B, *), from v̂, which is regular at both ends."""
+    of_x, of_v = level.read("flow", None, _of_x_and_v)
+    return linear((of_x, x), (of_v, denoiser.v_at(x, level)))
+
+
+def _of_x_and_v(levels: Levels) -> tuple[Tensor, Tensor]:
+    alpha, sigma = levels.alpha, levels.sigma
+    square = alpha.square() + sigma.square()
+    return (sigma - alpha) / square, (alpha + sigma) / square
+
+
+def _moved(x: Tensor, to_end: tuple[Any, Any], weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    keep, gain = to_end
+    used = ((gain * weight, slope) for weight, slope in zip(weights, slopes, strict=False) if weight)
+    return linear((keep, x), *used)

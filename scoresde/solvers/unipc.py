@@ -12,7 +12,7 @@ from torch import Tensor
 from scoresde.checks import check_choice, check_whole
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
-from scoresde.sde.grids import Grid, karras_grid
+from scoresde.sde.grids import Grid, balanced_grid
 from scoresde.sde.levels import Interval, Levels, Weights
 from scoresde.solvers.base import StepSolver, linear
 from scoresde.solvers.exponential import predicted, shares, transfer
@@ -45,7 +45,7 @@ class UniPC(StepSolver):
     """
 
     steps: int = 20
-    grid: Grid = karras_grid
+    grid: Grid = balanced_grid
     order: int = 3
     variant: str = "bh2"
     prediction: str = "data"

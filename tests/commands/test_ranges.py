@@ -34,10 +34,11 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
         "adaptive": FLAG, "per_sample": FLAG, "order": (None,), "sigma_data": (0.5,), "steps": (None,), "seed": (None,),
         "rho": (0.5,), "s_churn": (0, 0.5, 1e300), "s_min": (0,), "s_max": (math.inf,), "snr": (0.5,),
         "max_ratio": (math.inf, 0.5), "rtol": (0.5,), "atol": (0.5,), "corrector_order": (0,), "tau": (0, 0.5),
-        "r": (0.5,), "coupling": (0.5,),
+        "r": (0.5,), "coupling": (0.5,), "scale": (0.5,), "power": (0.5,), "end": (0, 0.5),
     },
     "grid": {
-        "rho": (0.5,), "power": (0.5,), "levels": (None,), "iterations": (0,), "refit": FLAG, "gaussian_start": FLAG,
+        "rho": (0.5,), "power": (0.5,), "scale": (0.5,), "end": (0, 0.5),
+        "levels": (None,), "iterations": (0,), "refit": FLAG, "gaussian_start": FLAG,
     },
     "sde": {
         "t_min": (0.5, None), "betas": ([0.5],), "end": (0.5,), "s": (0, 0.5), "max_beta": (0.5,), "rho": (0.5,),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -7,18 +8,28 @@ import torch
 from closed_forms import SDES, name
 
 from scoresde import (
+    DDIM,
     EDMSDE,
     SDE,
     VPSDE,
+    BalancedGrid,
     DiscreteVPSDE,
+    DPMSolverPP3S,
+    GaussianDenoiser,
+    Heun,
+    StepSolver,
+    StraightSDE,
+    balanced_grid,
     karras_grid,
     linear_betas,
     logsnr_grid,
+    long_step_grid,
     quadratic_grid,
     subsequence_grid,
     uniform_grid,
     vp_grid,
 )
+from scoresde.solvers import RungeKutta
 
 
 @pytest.mark.parametrize("sde", SDES, ids=name)
@@ -102,3 +113,44 @@ def test_the_vp_grid_visits_the_same_noise_levels_on_every_process(sde: SDE) -> 
     assert float(times[0]) == 1 and float(times[-1]) == t_end
     if isinstance(sde, VPSDE):
         torch.testing.assert_close(times, quadratic_grid(sde, 8, t_end))
+
+
+@pytest.mark.parametrize("sde", [*SDES, StraightSDE()], ids=name)
+@pytest.mark.parametrize("grid", [balanced_grid, long_step_grid], ids=["balanced", "long_step"])
+def test_the_balanced_clock_has_equal_steps_from_one_to_the_end(sde: SDE, grid: BalancedGrid) -> None:
+    times = grid(sde, 7, 0.01)
+    share = sde.sigma(times) / (sde.sigma(times) + grid.scale * sde.alpha(times))
+    gaps = (share**0.25).diff()
+    assert times[0] == 1 and times[-1] == 0.01 and times.dtype == torch.float64
+    torch.testing.assert_close(gaps, gaps.mean().expand_as(gaps), rtol=1e-6, atol=0)
+
+
+def test_without_signal_the_clock_starts_at_one() -> None:
+    """On the straight path with s = 1 the clock is t^(1/power) itself: r = σ/(α + σ) = t."""
+    times = BalancedGrid(scale=1, power=2)(StraightSDE(), 9, 1e-5)
+    torch.testing.assert_close(times, quadratic_grid(StraightSDE(), 9, 1e-5), rtol=1e-9, atol=0)
+    for other in (logsnr_grid, karras_grid, vp_grid):
+        assert bool((other(StraightSDE(), 9, 1e-3).diff() < 0).all())
+
+
+@pytest.mark.parametrize(
+    "solver, end",
+    [
+        (DDIM(steps=10), 2 / 10**2), (Heun(steps=10), 6 / 20**2), (DPMSolverPP3S(steps=5), 6 / 15**2),
+        (RungeKutta(steps=5), 2 / 10**2), (DDIM(steps=10, grid=BalancedGrid(end=3)), 3 / 10**2),
+        (DDIM(steps=10, t_end=1e-3), None), (DDIM(steps=10, denoise=False), None),
+        (DDIM(steps=10, grid=BalancedGrid(end=0)), None),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_run_to_noise_0_leaves_the_least_noise_to_its_last_step(solver: StepSolver, end: float | None) -> None:
+    """Its times stop at σ/α = end/calls²; without that step, or with an end that is given, they go on to it."""
+    for sde in (VPSDE(), StraightSDE()):
+        last = solver.plan(GaussianDenoiser(sde, 0.0, 1.0)).times[-1]
+        expected = solver.end(sde) if end is None else sde.time(torch.tensor(-2 * math.log(end)).double())
+        assert float(last) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_encoding_starts_at_t_end() -> None:
+    denoiser = GaussianDenoiser(StraightSDE(), 0.0, 1.0)
+    assert float(DDIM(steps=5).plan(denoiser, backward=True).times[0]) == 1e-5

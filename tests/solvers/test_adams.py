@@ -68,7 +68,7 @@ def test_third_order_on_a_mixture(prediction: str) -> None:
 
     def solve(count: int) -> Tensor:
         solver = ExponentialAdams(
-            steps=count, order=3, prediction=prediction, corrector=False, t_end=END, denoise=False
+            steps=count, order=3, prediction=prediction, corrector=False, grid=vp_grid, t_end=END, denoise=False
         )
         return solver(denoiser, x)
 
@@ -206,7 +206,7 @@ def test_encoding_returns_to_the_start(prediction: str) -> None:
 
     def there_and_back(count: int) -> Tensor:
         solver = ExponentialAdams(
-            steps=count, order=3, prediction=prediction, corrector=False, t_end=END, denoise=False
+            steps=count, order=3, prediction=prediction, corrector=False, grid=vp_grid, t_end=END, denoise=False
         )
         return solver.encode(denoiser, solver(denoiser, x))
 

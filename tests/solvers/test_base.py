@@ -74,7 +74,7 @@ def test_a_sample_alone_is_the_sample_in_a_batch(sde: SDE, solver: StepSolver) -
 def test_the_trajectory_has_every_time_of_the_grid_and_then_the_denoised_state() -> None:
     sde = VPSDE()
     denoiser, x = Recording(mixture(sde)), torch.randn(3, 2)
-    steps = list(DDIM(steps=4, t_end=0.2).trajectory(denoiser, x))
+    steps = list(DDIM(steps=4, grid=uniform_grid, t_end=0.2).trajectory(denoiser, x))
 
     assert [step.index for step in steps] == [0, 1, 2, 3, 4, 5]
     assert [float(step.t) for step in steps] == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.2])
@@ -86,10 +86,10 @@ def test_the_trajectory_has_every_time_of_the_grid_and_then_the_denoised_state()
 
 def test_the_default_end_is_the_processes_own_and_no_noise_needs_no_denoising() -> None:
     denoiser = Recording(mixture(VPSDE(t_min=0.03)))
-    DDIM(steps=2)(denoiser, torch.randn(3, 2))
+    DDIM(steps=2, grid=uniform_grid)(denoiser, torch.randn(3, 2))
     assert denoiser.times[-1] == pytest.approx(0.03)
     denoiser = Recording(mixture(DiscreteVPSDE(linear_betas())))
-    DDIM(steps=2, t_end=0.0)(denoiser, torch.randn(3, 2))
+    DDIM(steps=2, grid=uniform_grid, t_end=0.0)(denoiser, torch.randn(3, 2))
     assert denoiser.times == pytest.approx([1.0, 0.5])  # σ(0) = 0: no call at 0
 
 

@@ -138,7 +138,7 @@ def test_stages_lie_at_fractions_of_the_step_in_logsnr() -> None:
 def test_the_fast_mix_spends_a_number_of_calls(prediction: str, calls: int, orders: list[int]) -> None:
     sde = VPSDE()
     counting, x = Counting(mixture(sde)), torch.randn(4, 2, dtype=torch.float64)
-    solver = DPMSolverFast(steps=calls, prediction=prediction, t_end=0.02, denoise=False)
+    solver = DPMSolverFast(steps=calls, prediction=prediction, grid=logsnr_grid, t_end=0.02, denoise=False)
     y = solver(counting, x)
     assert len(counting.times) == calls
 
