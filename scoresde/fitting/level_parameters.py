@@ -13,7 +13,7 @@ from scoresde.sde.levels import Levels
 MARGIN = 1e-3  # in log-SNR, between the ends of a process and the levels of a first guess
 SMALLEST_SHARE = 1e-5  # of the range of a process, between two levels
 STEP = 1e-4  # of a logit, for differences
-FARTHEST = 60.0  # minus log-SNR that stands for no signal at all
+FARTHEST = 60.0  # minus log-SNR that stands for no signal at all: that of less than LEAST_SIGNAL
 
 
 def first_guess(std: float, count: int, *, within: tuple[float, float] = (-math.inf, math.inf)) -> Tensor:
@@ -61,10 +61,7 @@ class LevelParameters:
         """The levels of these logits, of each logit moved up, and of each moved down: (n, 1 + 2 len(logits))."""
         moves = STEP * torch.eye(len(self.logits), dtype=torch.float64)
         moves = torch.cat([torch.zeros_like(moves[:, :1]), moves, -moves], 1)
-        times = sde.time(self(self.logits[:, None] + moves))
-        if sde.ends_silent and not self.free:
-            times[0] = 1
-        return Levels.of(sde, times)
+        return Levels.of(sde, sde.time(self(self.logits[:, None] + moves)))
 
     def differentiable(self, values: Tensor) -> Tensor:
         """The first of values (..., 1 + 2 len(logits)) over a stencil, with the gradient by the logits that they show.

@@ -197,6 +197,24 @@ def test_the_first_step_is_the_limit_of_every_exponential_step(solver: StepSolve
 @pytest.mark.parametrize(
     "solver",
     [
+        DDIM(eta=1.0), DDPM(), EulerMaruyama(), EulerMaruyama(eta=0.5), ReverseDiffusion(), SEEDS(),
+        SEEDS(order=3, prediction="eps"), SEEDS(order=1, eta=0.5), SASolver(), SASolver(tau=0.3), SDEDPMSolverPP(),
+        SDEDPMSolverPP(eta=0.5), DPMSolverPPSDE(), ERSDE(), ERSDE(scale=power_scale),
+    ],
+    ids=name,
+)  # fmt: skip
+def test_the_first_step_of_a_reverse_sde_forgets_where_it_starts(solver: StepSolver) -> None:
+    """x_s = α_s x̂0 + σ_s z, for any share of noise."""
+    x, z, t, s = start(4), start(4) + 1, torch.ones((), dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)
+    for sde in (StraightSDE(), Quarter()):
+        y, _ = solver.step(mixture(sde), x, Interval.between(sde, t, s), lambda t, s: z.clone(), None)
+        expected = sde.alpha(s) * mixture(sde)(x, t) + sde.sigma(s) * z
+        torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
         DDIM(), Heun(), DPMSolver(order=3), DPMSolverPP2S(), DPMSolverPP2M(exact=True), UniPC(prediction="eps"),
         DPMSolverMultistep(order=3, prediction="eps"), IPNDM(), ExponentialAdams(prediction="eps", clock="time"),
         *(ExponentialAdams(prediction=kind) for kind in PREDICTIONS), SASolver(tau=0.0), SDEDPMSolverPP(eta=0.0),
