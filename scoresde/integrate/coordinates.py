@@ -33,7 +33,7 @@ class FlowCoordinates:
 
     def __init__(self, sde: SDE, t_end: float, owner: str, *, t_start: float = 1.0) -> None:
         self.sde, self.t_end = sde, t_end
-        self.faint = FAINT if sde.ends_silent and t_start == 1 else 0.0
+        self.faint = FAINT if sde.ends_silent else 0.0
         lam = 0.5 * sde.logsnr(torch.tensor([t_start, t_end], dtype=torch.float64))
         self.noise_end, self.data_end = torch.asinh(self._clock(lam)).tolist()
         if not self.noise_end < self.data_end < math.inf:
