@@ -54,7 +54,7 @@ from scoresde import (
     uniform_grid,
 )  # fmt: skip
 from scoresde.analytic import exact_flow
-from scoresde.sde import Grid, balanced_grid, few_step_grid, quadratic_grid, vp_grid
+from scoresde.sde import Grid, balanced_grid, few_step_grid, long_step_grid, quadratic_grid, vp_grid
 from scoresde.solvers import IPNDM, DPMSolverFast, RungeKutta
 
 PROCESSES: dict[str, SDE] = {
@@ -62,8 +62,8 @@ PROCESSES: dict[str, SDE] = {
     "straight": StraightSDE(),
 }  # fmt: skip
 GRIDS: dict[str, Grid] = {
-    "balanced": balanced_grid, "uniform": uniform_grid, "quadratic": quadratic_grid, "vp": vp_grid,
-    "few_step": few_step_grid, "logsnr": logsnr_grid, "karras": karras_grid,
+    "balanced": balanced_grid, "long_step": long_step_grid, "uniform": uniform_grid, "quadratic": quadratic_grid,
+    "vp": vp_grid, "few_step": few_step_grid, "logsnr": logsnr_grid, "karras": karras_grid,
 }  # fmt: skip
 RATIO = 1.5  # of the default's error to the best grid's, at most
 

@@ -71,8 +71,8 @@ class BalancedGrid(EarlyGrid):
     and t itself on the straight path for s = 1. The root gives small noise its part, where fine structure comes in. The
     end, if a step to noise 0 follows, is where that step errs about as much as those before it. The numbers were chosen
     on two Gaussian mixtures, for all solvers together (`python benchmarks/default_grids.py`). Methods that ask several
-    times a step in log-SNR, or extrapolate with parabolas there, pass on more of what changes at high noise: they count
-    data as twice as large, s = 6, and the former (`long_step_grid`) end at 6/calls².
+    times a step in log-SNR, or extrapolate with parabolas there, pass on more of what changes at high noise: their
+    `long_step_grid` counts data as twice as large, s = 6, and leaves twice the noise to the last step, 4/calls².
 
     Args:
         scale: s, in the units in which the model sees the data.
@@ -104,7 +104,7 @@ class BalancedGrid(EarlyGrid):
 
 
 balanced_grid = BalancedGrid()
-long_step_grid = BalancedGrid(scale=6, end=6)
+long_step_grid = BalancedGrid(scale=6, end=4)
 
 
 def uniform_grid(sde: SDE, steps: int, t_end: float) -> Tensor:

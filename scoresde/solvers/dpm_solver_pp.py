@@ -11,12 +11,11 @@ from torch import Tensor
 from scoresde.checks import check_choice
 from scoresde.denoiser import Denoiser
 from scoresde.noise.sources import NoiseSource
-from scoresde.sde.grids import BalancedGrid, Grid, balanced_grid
+from scoresde.sde.grids import Grid, balanced_grid, long_step_grid
 from scoresde.sde.levels import Interval
 from scoresde.solvers.base import StepSolver, linear
 from scoresde.solvers.exponential import difference_weights, predicted, shares, transfer, unbounded
 
-PARABOLA_GRID = BalancedGrid(scale=6)
 History = tuple[tuple[Tensor, Any], ...]  # q at the start of earlier steps, and their h; the latest first
 
 
@@ -72,7 +71,7 @@ class DPMSolverPP3M(StepSolver):
     """
 
     steps: int = 20
-    grid: Grid = PARABOLA_GRID
+    grid: Grid = long_step_grid
     exact: bool = False
     lower_order_final: bool = False
 

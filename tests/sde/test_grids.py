@@ -136,7 +136,7 @@ def test_without_signal_the_clock_starts_at_one() -> None:
 @pytest.mark.parametrize(
     "solver, end",
     [
-        (DDIM(steps=10), 2 / 10**2), (Heun(steps=10), 6 / 20**2), (DPMSolverPP3S(steps=5), 6 / 15**2),
+        (DDIM(steps=10), 2 / 10**2), (Heun(steps=10), 4 / 20**2), (DPMSolverPP3S(steps=5), 4 / 15**2),
         (RungeKutta(steps=5), 2 / 10**2), (DDIM(steps=10, grid=BalancedGrid(end=3)), 3 / 10**2),
         (DDIM(steps=10, t_end=1e-3), None), (DDIM(steps=10, denoise=False), None),
         (DDIM(steps=10, grid=BalancedGrid(end=0)), None),
