@@ -105,7 +105,7 @@ OTHERS = [
     DiscreteVPSDE(rescale_zero_terminal_snr(linear_betas(20))),
     DiscreteVPSDE(cosine_betas()),
     DiscreteVPSDE(quadratic_betas(50)),
-    DiscreteVPSDE(scaled_linear_betas(50)),
+    DiscreteVPSDE(scaled_linear_betas(400)),
     DiscreteVPSDE(sigmoid_betas(250)),
     DiscreteVPSDE((0.1, 0.5, 0.9)),
     CosineSDE(logsnr_min=-30.0),

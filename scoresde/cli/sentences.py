@@ -86,12 +86,9 @@ def _no_such_key(key: str) -> str:
     if last == "kind" and (names := options(group)):
         known = value.lower() in names
         return f"{text}: write {group}={value.lower() if known else 'NAME, one of ' + ', '.join(names)}"
-    if key.partition(".")[0] in own_keys(other):
-        return f"{text}, but {other}.py has"
-    near = meant(name, key)
-    return (
-        f"{text}, which belongs to another option than the chosen one" if near == key else f"{text}{did_you_mean(near)}"
-    )
+    if (near := meant(name, key)) == key:
+        return f"{text}, which belongs to another option than the chosen one"
+    return f"{text}, but {other}.py has" if key.partition(".")[0] in own_keys(other) else f"{text}{did_you_mean(near)}"
 
 
 def shortened(text: str) -> str:

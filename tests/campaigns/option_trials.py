@@ -35,6 +35,7 @@ SHORT = (
 )  # fmt: skip
 RUNS = {  # made when a trial needs them
     "toy": TOY,
+    "flow": (*TOY, "sde=straight", "parameterization=velocity", "loss=flow"),
     "digits": ("data=digits", *MLP),
     "labelled": ("data=digits", *MLP, "conditional=true"),
     "classifier": ("experiment=digits_classifier", *UNET),
@@ -146,6 +147,9 @@ def training(group: str, option: str) -> Base:
     ]:
         kind = option[7:] if group == "experiment" else "npr"
         chosen, more, needs = (f"experiment=digits_{kind}",), ("of=digits",), ("digits",)
+    if option.endswith("reflow"):
+        experiment = option if group == "experiment" else "toy_reflow"
+        chosen, more, needs = (f"experiment={experiment}",), ("of=flow", "task.pairs=64", "task.rtol=0.1"), ("flow",)
     if option == "dequantization":
         chosen, more, needs = ("experiment=digits_dequantization",), ("of=digits", "model.width=8"), ("digits",)
     last = ("run=new",) if not needs else ()

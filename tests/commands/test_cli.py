@@ -214,7 +214,7 @@ def test_training_mistakes_get_one_sentence(
         (["run=runs/plain", "solver.steps=0"], "solver.steps: ExponentialAdams needs 1 <= steps"),
         (["run=runs/plain", "solver=nonsense"], "Could not find 'solver/nonsense'"),
         (["run=runs/plain", "solver=ode", "solver.method=newton"], "needs a method: adaptive adams"),
-        (["run=runs/plain", "solver=ddim", "solver.t_end=0"], "needs noise at both ends"),
+        (["run=runs/plain", "solver=ddim", "grid=karras", "solver.t_end=0"], "needs noise at both ends"),
         (["run=runs/plain", "out=file/inside"], "cannot make the folder"),
     ],
     ids=str,

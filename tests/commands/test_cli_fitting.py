@@ -133,7 +133,7 @@ def test_conditional_runs_are_fitted_without_labels(kind: str, guidance: list[st
         (["solver=ddim", "grid=optimised", *FIT, "grid.batch=0"], "batch >= 1.* got batch=0"),
         (["solver=ddim", "grid=optimised", *FIT, "grid.reference_steps=0"], "reference_steps >= 1, .*=0"),
         (["solver=ddim", "grid=nonsense"], "Could not find 'grid/nonsense'"),
-        (["solver=ddim", "grid=optimised", "grid.kind=magic"], "grid.kind=magic: .* write grid=NAME, one of calib"),
+        (["solver=ddim", "grid=optimised", "grid.kind=magic"], "grid.kind=magic: .* write grid=NAME, one of balanced"),
         (["solver=ddim", "grid=optimised", "grid.kind=calibrated"], "grid.kind=calibrated: .* write grid=calibrated"),
         (["solver=ddim", "grid=optimised", "grid.pilots=3"], "write grid.reference_paths=3"),
         (["solver=ddim", "grid=optimised", "grid.pathz=3"], "grid has no key 'pathz'"),

@@ -25,6 +25,7 @@ from scoresde.fitting.optimal_grid import optimal_grid
 from scoresde.guidance import Guided
 from scoresde.losses import SecondMomentLoss
 from scoresde.noise import per_sample_noise, stream_generator, stream_seed
+from scoresde.sde import uniform_grid
 from scoresde.solvers import DDIM, DDPM, Langevin, PredictorCorrector, Solver
 from scoresde.training import InUse
 
@@ -103,7 +104,7 @@ def test_ddim_and_its_clipping_are_reached(work: Path) -> None:
     command(sample_main, "run=runs/plain", "solver=ddim", "solver.variance=optimal", *SAMPLES, *ANALYTIC, *options,
             "grid=uniform")  # fmt: skip
 
-    solver = DDIM(variance="optimal", steps=4, eta=0.5, clip_denoised=(-1, 1), clip_last_noise=2)
+    solver = DDIM(variance="optimal", steps=4, grid=uniform_grid, eta=0.5, clip_denoised=(-1, 1), clip_last_noise=2)
     denoiser = TableVariance(**TABLE)(load_run("runs/plain"))
     np.testing.assert_array_equal(written(), drawn("runs/plain", solver, denoiser))
 
@@ -293,7 +294,7 @@ def test_a_classifier_has_no_variance(work: Path) -> None:
         (["head=npr"], "head=npr needs another task: start from experiment=digits_npr"),
         (
             ["task=variance"],
-            "Could not find 'task/variance': there is classifier, denoiser, dequantization, variance_head",
+            "Could not find 'task/variance': there is classifier, denoiser, dequantization, reflow, variance_head",
         ),
         (["task=variance_head", "head=npr"], "takes sde and parameterization and data from its run: leave out sde="),
         (["experiment=digits_npr", "sde=ve"], "takes sde from its run: leave out sde=..., name the run with of="),
