@@ -42,12 +42,16 @@ class AnalyticDenoiser(Denoiser):
         y, s = self._data_coordinates(x, as_time(t, x))
         return (s * self._pull(y, s)).to(x.dtype)
 
+    def v(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
+        t = as_time(t, x)
+        y, s = self._data_coordinates(x, t)
+        square = 1 + s.square()
+        by_mean = self.sde.ends_silent  # exact where there is no signal, as the pull is where there is little noise
+        v = (y - square * self._mean(y, s)) / s if by_mean else s * (square * self._pull(y, s) - y)
+        return (expand(self._level(t)[0], y) * v).to(x.dtype)
+
     def v_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
-        if not self.sde.ends_silent:
-            return super().v_at(x, level, **cond)
-        y, s = self._data_coordinates(x, level.time)
-        alpha = expand(self._level(level.time)[0], y)
-        return (alpha * (y - (1 + s.square()) * self._mean(y, s)) / s).to(x.dtype)
+        return self.v(x, level.time, **cond)
 
     def score(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
         t = as_time(t, x)

@@ -55,7 +55,8 @@ class FlowCoordinates:
         """t, ν, q ασ/ν², ν²/(q σ²), κ = σ/(α + c σ): what the flow and its density need; float64, (5, *z.shape)."""
         z = z.double()
         t = self.time(z)
-        alpha, sigma, scale = self.sde.alpha(t), self.sde.sigma(t), self.scale(t)
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        scale = torch.hypot(alpha, sigma)
         signal = alpha + self.faint * sigma
         push, known = torch.cosh(z) * signal * sigma / scale.square(), alpha * (scale / sigma).square()
         return torch.stack([t, scale, push, known / (torch.cosh(z) * signal), sigma / signal])
