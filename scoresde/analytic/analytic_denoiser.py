@@ -43,15 +43,19 @@ class AnalyticDenoiser(Denoiser):
         return (s * self._pull(y, s)).to(x.dtype)
 
     def v(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
+        if self.sde.ends_silent:
+            return super().v(x, t, **cond)
         t = as_time(t, x)
-        y, s = self._data_coordinates(x, t)
-        square = 1 + s.square()
-        by_mean = self.sde.ends_silent  # exact where there is no signal, as the pull is where there is little noise
-        v = (y - square * self._mean(y, s)) / s if by_mean else s * (square * self._pull(y, s) - y)
-        return (expand(self._level(t)[0], y) * v).to(x.dtype)
+        alpha, sigma = self._level(t)
+        square = expand(alpha.square() + sigma.square(), x)
+        return (square * self.eps(x, t, **cond) - expand(sigma, x) * x) / expand(alpha, x)
 
     def v_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
-        return self.v(x, level.time, **cond)
+        if not self.sde.ends_silent:
+            return super().v_at(x, level, **cond)
+        y, s = self._data_coordinates(x, level.time)
+        alpha = expand(self._level(level.time)[0], y)
+        return (alpha * (y - (1 + s.square()) * self._mean(y, s)) / s).to(x.dtype)
 
     def score(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
         t = as_time(t, x)

@@ -40,7 +40,6 @@ from scoresde.losses.times import logsnr_times, uniform_times
 from scoresde.losses.vdm import VDMLoss
 from scoresde.losses.vlb_loss import VLBLoss
 from scoresde.losses.weightings import importance_weighting, velocity_weighting
-from scoresde.sde import expand
 from scoresde.sde.clock import SignalClock
 
 
@@ -174,9 +173,8 @@ class TestBounds:
             def x0(self, x: Tensor, level: Any, **cond: Any) -> Tensor:
                 return super().x0(x, level) + shift
 
-            def v(self, x: Tensor, t: Any, **cond: Any) -> Tensor:
-                alpha, sigma = expand(sde.alpha(t), x), expand(sde.sigma(t), x)
-                return super().v(x, t) - (alpha.square() + sigma.square()) / sigma * shift
+            def v_at(self, x: Tensor, level: Any, **cond: Any) -> Tensor:
+                return super().v_at(x, level) - (level.alpha**2 + level.sigma**2) / level.sigma * shift
 
         law, wrong = GaussianDenoiser(sde, 0.0, STDS[:4]), Shifted(sde, 0.0, STDS[:4])
         x = law.sample(600).repeat(2, 1)

@@ -95,10 +95,10 @@ def test_step_solvers(sde: SDE, solver: StepSolver, grid: Grid, order: int, step
 @pytest.mark.parametrize(
     "method, order, steps",
     [
-        ("euler", 1, (160, 320)),
-        ("midpoint", 2, (320, 640)),
-        ("heun2", 2, (320, 640)),
-        ("heun3", 3, (160, 320)),
+        ("euler", 1, (80, 160)),
+        ("midpoint", 2, (160, 320)),
+        ("heun2", 2, (160, 320)),
+        ("heun3", 3, (80, 160)),
         ("rk4", 4, (80, 160)),
     ],
 )
