@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 from scoresde.commands.allowed import name_one
 
-NOT_KEPT = ("run", "device", "logger", "extensions", "of", "head", "variance_output")  # the last three: in `task`
+IN_TASK = ("of", "head", "variance_output")
+NOT_KEPT = ("run", "budget", "device", "logger", "extensions", *IN_TASK)  # the budget is in the trainer
 PLACES = ("path", "test_path")  # where data lie, or weights to start from: what they are has a fingerprint
 FREE = {  # what may differ when a run is taken up again
     "data": PLACES,
     "init": PLACES,
     "trainer": (
-        "steps", "log_every", "sample_every", "checkpoint_every", "snapshot_every", "progress", "compile",
+        "steps", "minutes", "log_every", "sample_every", "checkpoint_every", "snapshot_every", "progress", "compile",
     ),
 }  # fmt: skip
 

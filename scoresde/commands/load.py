@@ -19,7 +19,8 @@ from scoresde.commands.interfaces import Task
 from scoresde.commands.origin import check_data, hash_of_weights, origin_of
 from scoresde.commands.saved_config import building, checked_config
 from scoresde.commands.train import ModelTask, build_model
-from scoresde.data import Dataset, Quantized, Standardized, codec_from_state
+from scoresde.data import Dataset, Names, Quantized, Standardized, codec_from_state
+from scoresde.data.columns import NO_NAMES
 from scoresde.data.fingerprint import fingerprint
 from scoresde.denoiser import Denoiser
 from scoresde.guidance import NoisyClassifier
@@ -45,6 +46,7 @@ class TrainedModel:
         dequantize: Whether it was trained on dequantised levels rather than on the centres of their cells.
         extensions: The user's own modules that its classes may come from.
         fingerprint: Of its data, see `scoresde.data.fingerprint`; None: an earlier version did not keep it.
+        names: What its classes, columns and conditions are called.
         process: What its denoiser is put on, see `OnProcess`; None: its own.
     """
 
@@ -58,6 +60,7 @@ class TrainedModel:
     dequantize: bool = True
     extensions: Sequence[str] = ()
     fingerprint: Mapping[str, Any] | None = None
+    names: Names = NO_NAMES
     process: SDE | None = None
 
     @property
@@ -168,6 +171,7 @@ def load_run(
         dequantize=dequantize,
         extensions=extensions,
         fingerprint=origin.data,
+        names=origin.names,
     )
 
 

@@ -32,6 +32,7 @@ TRAIN = BOTH | {
     "head": Key(str | None),
     "variance_output": Key(str),
     "conditional": Key(bool),
+    "budget": Key(str | int | float | None),
 }
 SAMPLE = BOTH | {
     "num_samples": Key(int, 0),

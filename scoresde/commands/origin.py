@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.commands.identity import differences, identity
-from scoresde.data import Dataset, codec_from_state, codec_state
+from scoresde.data import Dataset, Names, codec_from_state, codec_state
+from scoresde.data.columns import NO_NAMES
 from scoresde.data.fingerprint import change, fingerprint
 from scoresde.training import CheckpointError, RunDirectory, load_checkpoint, save_checkpoint
 
@@ -28,6 +29,7 @@ class Origin:
         data: Fingerprint of its data; None: an earlier version did not keep it.
         codec: Map between the data's values and the model's, as `codec_state` describes it.
         shape: Event shape.
+        names: What classes, columns and conditions are called.
         base: Hash of the frozen weights that something is trained for, see `hash_of_weights`; None if there are none.
     """
 
@@ -35,6 +37,7 @@ class Origin:
     data: Mapping[str, Any] | None
     codec: Mapping[str, Any]
     shape: Sequence[int]
+    names: Names = NO_NAMES
     base: str | None = None
 
     @classmethod
@@ -42,12 +45,15 @@ class Origin:
         """That of a run with this configuration on these data."""
         return cls(
             config=identity(config), data=fingerprint(data), codec=codec_state(data.codec), shape=list(data.shape),
-            base=base,
+            names=data.names, base=base,
         )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps; see `check`."""
-        return {"config": self.config, "data": self.data, "codec": self.codec, "shape": self.shape, "base": self.base}
+        return {
+            "config": self.config, "data": self.data, "codec": self.codec, "shape": self.shape, "base": self.base,
+            "names": self.names.state(),
+        }  # fmt: skip
 
     def check(self, state: Mapping[str, Any] | None, path: Path) -> None:
         """Raise if a checkpoint, from `path`, has another origin; None is that of a version that did not say.
@@ -151,7 +157,9 @@ def _codec_part(origin: Origin) -> dict[str, Any]:
 def _read(state: Mapping[str, Any], path: Path) -> Origin:
     """The origin that a file says."""
     try:
-        origin = Origin(**{key: state[key] for key in ("config", "data", "codec", "shape")}, base=state.get("base"))
+        names = Names.from_state(state.get("names"))
+        said = {key: state[key] for key in ("config", "data", "codec", "shape")}
+        origin = Origin(**said, names=names, base=state.get("base"))
         codec_from_state(origin.codec)
         identity(origin.config)
         if origin.data is not None:

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from scoresde.checks import check_numbers, check_whole
 from scoresde.data.codec import Quantized, Standardized
+from scoresde.data.columns import NO_NAMES, Names
 from scoresde.noise import stream_seed
 
+KINDS = {1: "table", 2: "series", 3: "image", 4: "volume"}  # by the number of axes of one example, channels first
 TEST_FRACTION = 0.1  # share of the examples that is kept for the test split, unless told
 
 
@@ -57,6 +59,7 @@ class Dataset:
         codec: Map between stored values and model space.
         num_classes: Labels are 0..num_classes−1; None if there are none.
         flip: Mirror training images at random, by `random_flip`.
+        names: What classes, columns and conditions are called.
     Raises:
         ValueError: If the splits disagree, or hold values or labels that the codec or num_classes exclude.
     """
@@ -67,6 +70,7 @@ class Dataset:
     codec: Quantized | Standardized
     num_classes: int | None = None
     flip: bool = False
+    names: Names = NO_NAMES
 
     def __post_init__(self) -> None:
         if len(self.train) == 0:
@@ -86,6 +90,11 @@ class Dataset:
     def shape(self) -> tuple[int, ...]:
         """Event shape, channels first."""
         return tuple(self.train.x.shape[1:])
+
+    @property
+    def kind(self) -> str:
+        """table (C,), series (C, L), image (C, H, W) or volume (C, D, H, W); other shapes are tables."""
+        return KINDS.get(len(self.shape), "table")
 
     @property
     def is_image(self) -> bool:

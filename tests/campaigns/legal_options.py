@@ -77,6 +77,7 @@ LEGAL: dict[str, Rule] = {
     "train.head": either(null, one("npr", "sn")),
     "*.variance_output": one("fixed", "learned_range"),
     "train.conditional": flag,
+    "train.budget": either(null, number(above=0, below=1e6), lambda value: value in ("90s", "10min", "2h")),
     "*.batch_size": count,
     "train.run": either(null, text),
     "train.init": either(null, text),
