@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
 from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as
+from scoresde.commands.call_counter import CallCounter
 from scoresde.commands.device import pick_device
 from scoresde.commands.diagnostics import NoDiagnostics
 from scoresde.commands.guidance import NoGuidance, choose_labels
@@ -156,33 +156,6 @@ def draw_samples(
         found["sde"] = type(trained.process).__name__
     where = f"{out / 'samples.png'} and samples.npz"
     return found, f"{n} samples, {nfe} network calls each, in {seconds:.1f} s: {where}\n"
-
-
-class CallCounter:
-    """Counts the calls of a network per sample, and shows them in a progress bar."""
-
-    def __init__(self, net: nn.Module, n: int) -> None:
-        self.calls = 0
-        self.bar = tqdm(total=n, desc="sampling", unit="sample", disable=None, leave=False)
-        self.hook = net.register_forward_pre_hook(self._count)
-
-    def _count(self, *args: Any) -> None:
-        self.calls += 1
-        self.bar.set_postfix_str(f"{self.calls} network calls", refresh=False)
-        self.bar.update(0)
-
-    def finish(self, samples: int) -> int:
-        """Note finished samples; returns the calls since the last time."""
-        calls, self.calls = self.calls, 0
-        self.bar.update(samples)
-        return calls
-
-    def __enter__(self) -> CallCounter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.hook.remove()
-        self.bar.close()
 
 
 def chosen_covariance(chosen: Chosen, trained: TrainedModel, likelihood: Likelihood) -> CovarianceDenoiser | None:

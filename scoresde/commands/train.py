@@ -21,7 +21,7 @@ from scoresde.commands.interfaces import Task
 from scoresde.commands.optimizer import build_optimizer
 from scoresde.commands.options import TRAIN, check_options
 from scoresde.commands.origin import Origin
-from scoresde.commands.pictures import save_picture
+from scoresde.commands.preview import Preview
 from scoresde.commands.resume import bring_up_to_date, run_path, take_up
 from scoresde.commands.warm_start import start_from
 from scoresde.covariance import LearnedRange
@@ -32,11 +32,9 @@ from scoresde.losses import ClassifierLoss, DenoisingLoss, Loss
 from scoresde.losses.loss import check_law
 from scoresde.parameterization import Parameterization
 from scoresde.sde import SDE
-from scoresde.solvers import DPMSolverPP2M
 from scoresde.training import Logger, RunDirectory, Trainer
 from scoresde.training.update import Batch
 
-PREVIEW_SAMPLES = 64
 OF_TASKS = {  # keys that are arguments of some tasks, with the value that stands for none
     "of": (
         None,
@@ -246,31 +244,6 @@ def fit(
         trainer.resume()
         bring_up_to_date(run, saved, origin, trainer)
         return trainer.fit()
-
-
-class Preview:
-    """Draws a grid of samples during training, from the same latents every time."""
-
-    def __init__(self, run: RunDirectory, data: Dataset, conditional: bool) -> None:
-        self.run, self.data = run, data
-        self.labels = data.num_classes if conditional else None
-
-    def __call__(self, denoiser: nn.Module, step: int) -> Path:
-        assert isinstance(denoiser, Denoiser)
-        device = next(denoiser.parameters()).device
-        latent = denoiser.sde.prior_sample(
-            (PREVIEW_SAMPLES, *self.data.shape), generator=torch.Generator().manual_seed(0)
-        )
-        cond = {}
-        if self.labels:
-            cond["label"] = torch.arange(PREVIEW_SAMPLES, device=device) % self.labels
-        x = DPMSolverPP2M()(denoiser.given(**cond), latent.to(device))
-        save_picture(self.path(step), self.data.codec.to_uint8(x.cpu()))  # type: ignore[union-attr]  # images have levels
-        return self.path(step)
-
-    def path(self, step: int) -> Path:
-        """Of the picture of a step."""
-        return self.run.samples / f"step_{step:08d}.png"
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
