@@ -180,7 +180,8 @@ def _checked_shape(shape: Any, model: Mapping[str, Any], run: RunDirectory) -> t
     sizes = shape if isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape) else []
     expected = sizes
     if str(model["_target_"]).startswith("scoresde."):
-        images = [model.get("channels"), model.get("image_size"), model.get("image_size")]
+        size = model.get("image_size")
+        images = [model.get("channels"), *(size if isinstance(size, list) else [size, size])]
         expected = model.get("shape") or images
     if not sizes or sizes != expected or math.prod(sizes) > LARGEST_EVENT:
         raise CheckpointError(f"the codec of {run.path} is not that of its model: it is of examples of shape {shape}.")

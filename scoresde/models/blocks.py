@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from scoresde.models.layers import NIN, conv1x1, conv3x3, group_norm, linear
+from scoresde.models.layers import NIN, conv1, conv3, group_norm, linear
 
 
 class ResidualBlock(nn.Module):
@@ -28,6 +28,7 @@ class ResidualBlock(nn.Module):
 
     Args:
         in_channels, out_channels: Widths of x and y.
+        dims: Axes of the feature maps: 1 for series, 2 for images, 3 for volumes.
         embed_dim: Width of the embedding e, or None for a block without one.
         style: "ddpm" or "biggan".
         resample: Weightless resampling layer of a BigGAN block, or None.
@@ -43,25 +44,26 @@ class ResidualBlock(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, embed_dim: int | None, *,
+        self, in_channels: int, out_channels: int, embed_dim: int | None, *, dims: int = 2,
         style: Literal["ddpm", "biggan"] = "biggan", resample: nn.Module | None = None, dropout: float = 0.0,
         init_scale: float = 0.0, skip_rescale: bool = True, norm_groups: int | None = None, checkpoint: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.resample, self.skip_rescale, self.checkpoint = resample, skip_rescale, checkpoint
         self.GroupNorm_0 = group_norm(in_channels, norm_groups)
-        self.Conv_0 = conv3x3(in_channels, out_channels)
+        self.Conv_0 = conv3(in_channels, out_channels, dims=dims)
         if embed_dim is not None:
             self.Dense_0 = linear(embed_dim, out_channels)
         self.GroupNorm_1 = group_norm(out_channels, norm_groups)
         self.Dropout_0 = nn.Dropout(dropout)
-        self.Conv_1 = conv3x3(out_channels, out_channels, init_scale=init_scale)
+        self.Conv_1 = conv3(out_channels, out_channels, dims=dims, init_scale=init_scale)
         widens, biggan = in_channels != out_channels, style == "biggan"
-        self.Conv_2 = conv1x1(in_channels, out_channels) if biggan and (widens or resample is not None) else None
+        convolves = biggan and (widens or resample is not None)
+        self.Conv_2 = conv1(in_channels, out_channels, dims=dims) if convolves else None
         self.NIN_0 = NIN(in_channels, out_channels) if widens and not biggan else None
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """Args: x (B, in_channels, H, W); embedding (B, embed_dim), or None to leave its term out."""
+        """Args: x (B, in_channels, *); embedding (B, embed_dim), or None to leave its term out."""
         return evaluate(self._y, x, embedding, checkpoint=self.checkpoint)
 
     def _y(self, x: Tensor, embedding: Tensor | None) -> Tensor:
@@ -70,14 +72,14 @@ class ResidualBlock(nn.Module):
             h, x = self.resample(h), self.resample(x)
         h = self.Conv_0(h)
         if embedding is not None:
-            h = h + self.Dense_0(F.silu(embedding))[:, :, None, None]
+            h = h + self.Dense_0(F.silu(embedding)).reshape(h.shape[0], -1, *[1] * (h.ndim - 2))
         h = self.Conv_1(self.Dropout_0(F.silu(self.GroupNorm_1(h))))
         shortcut = self.NIN_0 if self.Conv_2 is None else self.Conv_2
         return add_skip(x if shortcut is None else shortcut(x), h, self.skip_rescale)
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over the pixels of a feature map, single head.
+    """Self-attention over the places of a feature map, single head.
 
         y = x + NIN₃(softmax(q kᵀ / √C) v),   q, k, v = NIN₀(n), NIN₁(n), NIN₂(n),   n = norm(x)
 
@@ -86,7 +88,7 @@ class AttentionBlock(nn.Module):
     derivatives.
 
     Args:
-        channels: Width C of x, shape (B, C, H, W).
+        channels: Width C of x, shape (B, C, *).
         init_scale, skip_rescale, norm_groups, checkpoint: As in `ResidualBlock`.
     """
 
@@ -101,7 +103,7 @@ class AttentionBlock(nn.Module):
         self.NIN_3 = NIN(channels, channels, init_scale=init_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x (B, channels, H, W)."""
+        """Args: x (B, channels, *)."""
         return evaluate(self._y, x, checkpoint=self.checkpoint)
 
     def _y(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from scoresde.checks import check_flag, check_numbers, check_whole
 from scoresde.models.blocks import AttentionBlock, ResidualBlock
 from scoresde.models.embedding import GaussianFourier, noise_levels
-from scoresde.models.layers import conv3x3, group_norm, linear
+from scoresde.models.layers import conv3, group_norm, linear
 from scoresde.models.ncsnpp_options import check_stages
 from scoresde.models.resample import Down
 
@@ -54,7 +54,7 @@ class Classifier(nn.Module):
         self.channels, self.factor, embed_dim = channels, 2 ** (len(mults) - 1), 4 * width
         self.fourier = GaussianFourier(width, fourier_scale)
         self.embed = nn.Sequential(linear(2 * width, embed_dim), nn.SiLU(), linear(embed_dim, embed_dim))
-        self.input = conv3x3(channels, width)
+        self.input = conv3(channels, width)
         self.blocks = nn.ModuleList()
         c = width
         for stage, mult in enumerate(mults):

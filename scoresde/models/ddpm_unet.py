@@ -9,7 +9,7 @@ from scoresde.models.ncsnpp import NCSNpp
 
 def DDPMUNet(
     *,
-    channels: int = 3, out_channels: int | None = None, image_size: int = 32,
+    channels: int = 3, out_channels: int | None = None, image_size: int | Sequence[int] = 32,
     width: int = 128, channel_mults: Sequence[int] = (1, 2, 2, 2), num_res_blocks: int = 2,
     attention_resolutions: Sequence[int] = (16,), dropout: float = 0.1, resample_with_conv: bool = True,
     scale_by_sigma: bool = False, centered: bool = True, num_scales: int = 1000,

@@ -1,4 +1,4 @@
-"""Linear, convolution and normalisation layers with the initialisation of DDPM."""
+"""Linear, convolution and normalisation layers with the initialisation of DDPM, for series, images and volumes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+Layer = TypeVar("Layer", nn.Linear, Conv)
+CONVOLUTIONS: dict[int, type[Conv]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}  # by the number of axes of the data
+CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONVOLVE_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 def fan_avg_uniform_(weight: Tensor, scale: float) -> None:
@@ -25,14 +29,17 @@ def linear(in_features: int, out_features: int) -> nn.Linear:
     return _initialised(nn.Linear(in_features, out_features))
 
 
-def conv3x3(
-    in_channels: int, out_channels: int, *, stride: int = 1, padding: int = 1, init_scale: float = 1.0
-) -> nn.Conv2d:
-    return _initialised(nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=padding), init_scale)
+def conv3(
+    in_channels: int, out_channels: int, *, dims: int = 2, stride: int = 1, padding: int = 1, init_scale: float = 1.0
+) -> Conv:
+    """A convolution with a kernel of 3 along each of `dims` axes."""
+    layer = CONVOLUTIONS[dims](in_channels, out_channels, 3, stride=stride, padding=padding)
+    return _initialised(layer, init_scale)
 
 
-def conv1x1(in_channels: int, out_channels: int) -> nn.Conv2d:
-    return _initialised(nn.Conv2d(in_channels, out_channels, 1))
+def conv1(in_channels: int, out_channels: int, *, dims: int = 2) -> Conv:
+    """A linear map of the channels, as a convolution with a kernel of 1."""
+    return _initialised(CONVOLUTIONS[dims](in_channels, out_channels, 1))
 
 
 def _initialised(layer: Layer, scale: float = 1.0) -> Layer:
@@ -42,12 +49,12 @@ def _initialised(layer: Layer, scale: float = 1.0) -> Layer:
 
 
 class NIN(nn.Module):
-    """Network in network: one linear map of the channels, shared by all pixels.
+    """Network in network: one linear map of the channels, shared by all places.
 
-        y[:, o, h, w] = Σᵢ W[i, o] x[:, i, h, w] + b[o]
+        y[:, o, ...] = Σᵢ W[i, o] x[:, i, ...] + b[o]
 
     Args:
-        in_channels: Channels of x, shape (B, in_channels, H, W).
+        in_channels: Channels of x, shape (B, in_channels, *), with one to three axes of places.
         out_channels: Channels of y.
         init_scale: Scale of `fan_avg_uniform_`.
     """
@@ -59,7 +66,8 @@ class NIN(nn.Module):
         fan_avg_uniform_(self.W, init_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.W.t()[:, :, None, None], self.b)
+        kernel = self.W.t().reshape(*self.W.t().shape, *[1] * (x.ndim - 2))
+        return CONVOLVE[x.ndim - 2](x, kernel, self.b)
 
 
 def group_norm(channels: int, groups: int | None) -> nn.GroupNorm:

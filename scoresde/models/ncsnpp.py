@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scoresde.models.embedding import ConditionEmbedding, NoiseEmbedding, noise_levels
 from scoresde.models.fourier_features import with_fourier_features
-from scoresde.models.layers import conv3x3
+from scoresde.models.layers import conv3
 from scoresde.models.ncsnpp_options import (
     Block,
     Combination,
@@ -19,6 +19,7 @@ from scoresde.models.ncsnpp_options import (
     ProgressiveOutput,
     check_options,
 )
+from scoresde.models.resample import cropped, padded
 from scoresde.models.stages import DownStage, Layers, UpStage
 
 
@@ -27,8 +28,9 @@ class NCSNpp(nn.Module):
 
         F(x, c_noise):  embed c_noise -> stages down -> block, attention, block -> stages up -> output
 
-    NCSN++ is the default with progressive_input="residual"; DDPM++ is the default with fir=False. Any size
-    divisible by 2^(stages − 1) works; `image_size` only decides which stages attend.
+    NCSN++ is the default with progressive_input="residual"; DDPM++ is the default with fir=False. It takes series
+    (C, L), images (C, H, W) and volumes (C, D, H, W) of any size: what 2^(stages − 1) does not divide is continued by
+    its last entries, and the output is cropped. `image_size` says how many axes there are and which stages attend.
 
     The parameters have the shapes and the order of the published checkpoints, which is that of the forward pass,
     and conditions come last; `scoresde.interop.score_sde_keys` gives their published names.
@@ -36,11 +38,11 @@ class NCSNpp(nn.Module):
     Args:
         channels: Channels C of the data.
         out_channels: Channels of F; None for C. 2C for `LearnedRange`, which also predicts a variance.
-        image_size: Height and width in pixels that `attention_resolutions` refers to.
+        image_size: Height and width in pixels, or the size of every axis: [L], [H, W] or [D, H, W].
         width: Channels of the first stage; `channel_mults` times this at the others.
         channel_mults: One factor per stage; each stage halves the resolution.
         num_res_blocks: Residual blocks per stage on the way down, one more on the way up.
-        attention_resolutions: Image sizes in pixels at which the stage attends.
+        attention_resolutions: Sizes of the longest axis at which the stage attends.
         dropout: Probability of dropping an activation.
         block: "biggan" (resampling inside residual blocks) or "ddpm" (separate resampling layers).
         resample_with_conv: Separate resampling layers have a convolution; only for block="ddpm".
@@ -64,7 +66,7 @@ class NCSNpp(nn.Module):
         norm_groups: Groups of every normalisation; None for min(C/4, 32).
         num_classes: Accept `label`, (B,) integers; −1 or None is the learned "no label".
         condition_dim: Accept `condition`, (B, condition_dim); None is zeros.
-        concat_channels: Accept `concat`, (B, concat_channels, H, W), appended to x; None is zeros.
+        concat_channels: Accept `concat`, (B, concat_channels, *), appended to x; None is zeros.
         fourier_features: Exponents n of further inputs sin and cos of 2^n π data_scale x, see `FourierFeatures`.
         data_scale: Factor from x to the data: the parameterization's sigma_data.
         checkpoint: Recompute blocks in the backward pass, to save memory.
@@ -81,7 +83,7 @@ class NCSNpp(nn.Module):
         *,
         channels: int = 3,
         out_channels: int | None = None,
-        image_size: int = 32,
+        image_size: int | Sequence[int] = 32,
         width: int = 128,
         channel_mults: Sequence[int] = (1, 2, 2, 2),
         num_res_blocks: int = 4,
@@ -115,7 +117,8 @@ class NCSNpp(nn.Module):
         check_options(locals())
         super().__init__()
         mults = tuple(channel_mults)
-        self.channels = channels
+        sizes = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self.channels, self.dims = channels, len(sizes)
         self.out_channels = channels if out_channels is None else out_channels
         self.embedding, self.scale_by_sigma, self.centered = embedding, scale_by_sigma, centered
         self.concat_channels = concat_channels
@@ -124,6 +127,7 @@ class NCSNpp(nn.Module):
         self.register_buffer("sigmas", log_sigmas.exp())
 
         layers = Layers(
+            dims=self.dims,
             embed_dim=4 * width,
             out_channels=self.out_channels,
             style=block,
@@ -139,11 +143,11 @@ class NCSNpp(nn.Module):
             checkpoint=checkpoint,
         )
         widths = [width * mult for mult in mults]
-        attends = [image_size >> stage in tuple(attention_resolutions) for stage in range(len(mults))]
+        attends = [-(-max(sizes) // 2**stage) in tuple(attention_resolutions) for stage in range(len(mults))]
         pyramid_channels = channels * (1 + 2 * len(self.fourier_features)) + concat_channels
 
         self.embed = NoiseEmbedding(embedding, width, fourier_scale, time_conditional)
-        self.input = conv3x3(pyramid_channels, width)
+        self.input = conv3(pyramid_channels, width, dims=self.dims)
         self.down = nn.ModuleList()
         skips, c = [width], width
         for stage, c_out in enumerate(widths):
@@ -173,18 +177,18 @@ class NCSNpp(nn.Module):
         """Evaluate the network.
 
         Args:
-            x: Shape (B, C, H, W), with H and W divisible by 2^(stages − 1).
+            x: Shape (B, C, *), with as many axes as `image_size` has.
             c_noise: Noise level as `embedding` understands it, shape () or (B,).
             label, condition, concat: Conditions, see the class.
         Returns:
-            F (B, out_channels, H, W), in the dtype of x.
+            F (B, out_channels, *), in the dtype of x.
         """
         self._check_input(x)
         c_noise = noise_levels(c_noise, x)
         embedding = self._embed(x, c_noise, label, condition)
 
         image: Tensor | None = None
-        pyramid = self._prepare(x, concat)
+        pyramid = padded(self._prepare(x, concat), 2 ** (len(self.down) - 1))
         h = self.input(pyramid)
         skips = [h]
         for stage in self.down:
@@ -196,7 +200,7 @@ class NCSNpp(nn.Module):
         if self.output is not None:
             image = self.output(h)
         assert image is not None  # without an output of its own the network has summed one on the way up
-        return self._divide_by_sigma(image.to(x.dtype), c_noise)
+        return self._divide_by_sigma(cropped(image, x.shape[2:]).to(x.dtype), c_noise)
 
     def _embed(self, x: Tensor, c_noise: Tensor, label: Tensor | None, condition: Tensor | None) -> Tensor | None:
         conditions = self.conditions(x, label, condition)
@@ -222,17 +226,12 @@ class NCSNpp(nn.Module):
         if not self.scale_by_sigma:
             return out
         sigma = c_noise if self.embedding == "log_fourier" else self.sigmas[c_noise.round().long()]
-        sigma = sigma.to(out.dtype)[:, None, None, None]
+        sigma = sigma.to(out.dtype).reshape(-1, *[1] * (out.ndim - 1))
         if self.out_channels <= self.channels:
             return out / sigma
         return torch.cat([out[:, : self.channels] / sigma, out[:, self.channels :]], dim=1)
 
     def _check_input(self, x: Tensor) -> None:
-        factor = 2 ** (len(self.down) - 1)
-        if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(f"NCSNpp needs x of shape (B, {self.channels}, H, W), got {tuple(x.shape)}.")
-        if x.shape[2] % factor or x.shape[3] % factor:
-            raise ValueError(
-                f"NCSNpp with {len(self.down)} stages needs height and width divisible by {factor}, "
-                f"got {x.shape[2]}x{x.shape[3]}; pad the images or use fewer channel_mults."
-            )
+        if x.ndim != 2 + self.dims or x.shape[1] != self.channels:
+            axes = {1: "L", 2: "H, W", 3: "D, H, W"}[self.dims]
+            raise ValueError(f"NCSNpp needs x of shape (B, {self.channels}, {axes}), got {tuple(x.shape)}.")

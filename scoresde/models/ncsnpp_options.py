@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from scoresde.checks import check_choice, check_flag, check_list, check_numbers, check_sizes, check_whole
+from scoresde.checks import check_choice, check_flag, check_list, check_numbers, check_sizes, check_whole, is_whole
 
 Block = Literal["biggan", "ddpm"]
 Embedding = Literal["positional", "fourier", "log_fourier"]
@@ -23,7 +23,7 @@ CHOICES: dict[str, Any] = {
 }
 FLAGS = ("resample_with_conv", "fir", "skip_rescale", "time_conditional", "scale_by_sigma", "centered", "checkpoint")
 WHOLE = (
-    "channels >= 1", "out_channels >= 1 or null", "image_size >= 1", "width >= 1", "num_res_blocks >= 1",
+    "channels >= 1", "out_channels >= 1 or null", "width >= 1", "num_res_blocks >= 1",
     "1 <= num_scales <= 1000000", "norm_groups >= 1 or null", "concat_channels >= 0",
 )  # fmt: skip
 NUMBERS = (
@@ -44,11 +44,21 @@ def check_options(options: Mapping[str, Any]) -> None:
     if len(taps) < 2 or sum(taps) == 0:
         raise ValueError(f"NCSNpp needs fir_kernel to be two or more taps with a sum other than 0, got {list(taps)}.")
     check_list("NCSNpp", "fourier_features", options["fourier_features"])
-    check_stages("NCSNpp", options["image_size"], options["channel_mults"], options["attention_resolutions"])
+    _check_image_size(options["image_size"])
+    check_sizes("NCSNpp", "channel_mults", options["channel_mults"])
+    check_sizes("NCSNpp", "attention_resolutions", options["attention_resolutions"], empty=True)
     if options["scale_by_sigma"] and options["embedding"] == "fourier":
         raise ValueError("NCSNpp with scale_by_sigma=True needs embedding log_fourier or positional, got fourier.")
     if not options["time_conditional"] and (options["num_classes"] or options["condition_dim"]):
         raise ValueError("NCSNpp adds label and condition to the time embedding, so they need time_conditional=True.")
+
+
+def _check_image_size(image_size: Any) -> None:
+    sizes = image_size if isinstance(image_size, list | tuple) else [image_size]
+    if not 1 <= len(sizes) <= 3 or not all(is_whole(size) and size >= 1 for size in sizes):
+        raise ValueError(
+            f"NCSNpp needs image_size to be a whole number from 1, or a list of one to three, got {image_size!r}."
+        )
 
 
 def check_stages(owner: str, image_size: int, channel_mults: Any, attention_resolutions: Any) -> None:

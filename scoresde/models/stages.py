@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.models.blocks import AttentionBlock, ResidualBlock, add_skip
-from scoresde.models.layers import conv1x1, conv3x3, group_norm
+from scoresde.models.layers import conv1, conv3, group_norm
 from scoresde.models.ncsnpp_options import Block, Combination, ProgressiveInput, ProgressiveOutput
 from scoresde.models.resample import ConvDown, ConvUp, Down, Up
 
@@ -127,12 +127,12 @@ class AttendingBlock(nn.Module):
 class InputSkip(nn.Module):
     """Brings the downsampled input into a stage: a 1×1 convolution, then the sum or the concatenation."""
 
-    def __init__(self, pyramid_channels: int, channels: int, method: Combination, down: Down) -> None:
+    def __init__(self, pyramid_channels: int, channels: int, method: Combination, down: Down, dims: int) -> None:
         super().__init__()
         self.down, self.method = down, method
         self.out_channels = 2 * channels if method == "cat" else channels
         self.pyramid_channels = pyramid_channels
-        self.Conv_0 = conv1x1(pyramid_channels, channels)
+        self.Conv_0 = conv1(pyramid_channels, channels, dims=dims)
 
     def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
         pyramid = self.down(pyramid)
@@ -143,9 +143,9 @@ class InputSkip(nn.Module):
 class InputResidual(nn.Module):
     """Adds features of the input, convolved and downsampled from stage to stage."""
 
-    def __init__(self, pyramid_channels: int, channels: int, taps: Sequence[float] | None, rescale: bool) -> None:
+    def __init__(self, down: ConvDown, channels: int, rescale: bool) -> None:
         super().__init__()
-        self.down, self.rescale = ConvDown(pyramid_channels, channels, taps), rescale
+        self.down, self.rescale = down, rescale
         self.out_channels = self.pyramid_channels = channels
 
     def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,6 +182,7 @@ class Layers:
     """Builds the layers of a network with the options that all its stages share.
 
     Args:
+        dims: Axes of the data: 1 for series, 2 for images, 3 for volumes.
         embed_dim: Width of the embedding.
         out_channels: Channels of the images of an output pyramid.
         taps: FIR filter of all resampling, or None for nearest neighbour and mean.
@@ -189,6 +190,7 @@ class Layers:
     All others are those of `NCSNpp`.
     """
 
+    dims: int
     embed_dim: int
     out_channels: int
     style: Block
@@ -208,7 +210,7 @@ class Layers:
         return AttendingBlock(residual, AttentionBlock(out_channels, **self._common) if attends else None)
 
     def residual(self, in_channels: int, out_channels: int, resample: nn.Module | None = None) -> ResidualBlock:
-        own: dict[str, Any] = {"style": self.style, "resample": resample, "dropout": self.dropout}
+        own: dict[str, Any] = {"dims": self.dims, "style": self.style, "resample": resample, "dropout": self.dropout}
         return ResidualBlock(in_channels, out_channels, self.embed_dim, **own, **self._common)
 
     def down(self, channels: int) -> nn.Module:
@@ -220,24 +222,29 @@ class Layers:
     def head(self, channels: int, out_channels: int, init_scale: float | None = None) -> nn.Sequential:
         """conv(silu(norm(h)))."""
         scale = self.init_scale if init_scale is None else init_scale
-        norm, conv = group_norm(channels, self.norm_groups), conv3x3(channels, out_channels, init_scale=scale)
+        norm = group_norm(channels, self.norm_groups)
+        conv = conv3(channels, out_channels, dims=self.dims, init_scale=scale)
         return nn.Sequential(OrderedDict(norm=norm, activation=nn.SiLU(), conv=conv))
 
     def input_pyramid(self, pyramid_channels: int, channels: int) -> InputSkip | InputResidual | None:
         if self.progressive_input == "none":
             return None
         if self.progressive_input == "residual":
-            return InputResidual(pyramid_channels, channels, self.taps, self.skip_rescale)
-        return InputSkip(pyramid_channels, channels, self.progressive_combine, Down(self.taps))
+            return InputResidual(ConvDown(pyramid_channels, channels, *self._taps), channels, self.skip_rescale)
+        return InputSkip(pyramid_channels, channels, self.progressive_combine, Down(*self._taps), self.dims)
 
     def output_pyramid(self, pyramid_channels: int | None, channels: int) -> OutputSkip | OutputResidual | None:
         if self.progressive_output == "none":
             return None
         if self.progressive_output == "output_skip":
-            return OutputSkip(self.head(channels, self.out_channels), Up(self.taps))
+            return OutputSkip(self.head(channels, self.out_channels), Up(*self._taps))
         if pyramid_channels is None:  # the first stage starts the features
-            return OutputSkip(self.head(channels, channels, 1.0), Up(self.taps))
-        return OutputResidual(ConvUp(pyramid_channels, channels, self.taps), self.skip_rescale)
+            return OutputSkip(self.head(channels, channels, 1.0), Up(*self._taps))
+        return OutputResidual(ConvUp(pyramid_channels, channels, *self._taps), self.skip_rescale)
+
+    @property
+    def _taps(self) -> tuple[tuple[float, ...] | None, int]:
+        return self.taps, self.dims
 
     @property
     def _common(self) -> dict[str, Any]:
@@ -250,5 +257,5 @@ class Layers:
 
     def _resample(self, channels: int, plain: type[Up | Down], conv: type[ConvUp | ConvDown]) -> nn.Module:
         if self.style == "biggan":
-            return self.residual(channels, channels, plain(self.taps))
-        return conv(channels, channels, self.taps) if self.resample_with_conv else plain(self.taps)
+            return self.residual(channels, channels, plain(*self._taps))
+        return conv(channels, channels, *self._taps) if self.resample_with_conv else plain(*self._taps)

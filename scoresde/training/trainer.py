@@ -34,7 +34,7 @@ from scoresde.training.rows import last_step, set_aside
 from scoresde.training.run import RunDirectory
 from scoresde.training.schedule import DECAYS, learning_rate_factor
 from scoresde.training.signals import Interrupted, StopSignals
-from scoresde.training.update import Batch, TrainingError, Update
+from scoresde.training.update import Batch, TrainingError, Update, put_channels_last
 
 PRECISIONS = ("float32", "bfloat16")
 WHOLE = (
@@ -120,7 +120,7 @@ class Trainer:
         self.device = torch.device(next(denoiser.parameters()).device if device is None else device)
         denoiser.to(self.device)
         if channels_last:
-            denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            put_channels_last(denoiser)
         self.step = 0  # finished updates
         self.origin, self._origin_state, self._resumed = origin, None, False
         self._keeps = False  # whether last.pt is kept when it is replaced: a state that a signal had saved is not

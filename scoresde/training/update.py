@@ -15,11 +15,19 @@ from scoresde.losses.loss import DrawsTimes, KeepsState
 from scoresde.noise import stream_generator, stream_seed
 from scoresde.training.meter import Meter
 
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 Batch = Callable[[int], tuple[Tensor, dict[str, Any]]]  # micro-batch index -> (x0 (B, *), conditions)
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what is kept."""
+
+
+def put_channels_last(module: nn.Module) -> None:
+    """Lay out the kernels of convolutions of images and volumes with the channels last."""
+    for parameter in module.parameters():
+        if parameter.ndim in CHANNELS_LAST:
+            parameter.data = parameter.data.to(memory_format=CHANNELS_LAST[parameter.ndim])
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -108,7 +116,7 @@ class Update:
 
     def _micro_batch(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         x0, cond = self.batch(index)
-        layout = torch.channels_last if self.channels_last and x0.ndim == 4 else torch.preserve_format
+        layout = CHANNELS_LAST.get(x0.ndim, torch.preserve_format) if self.channels_last else torch.preserve_format
         x0 = x0.to(self.device, non_blocking=True, memory_format=layout)
         cond = {
             name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
