@@ -47,6 +47,7 @@ class TrainedModel:
         extensions: The user's own modules that its classes may come from.
         fingerprint: Of its data, see `scoresde.data.fingerprint`; None: an earlier version did not keep it.
         names: What its classes, columns and conditions are called.
+        class_counts: Training examples of each class; None: there are no classes, or an earlier version did not say.
         process: What its denoiser is put on, see `OnProcess`; None: its own.
     """
 
@@ -61,6 +62,7 @@ class TrainedModel:
     extensions: Sequence[str] = ()
     fingerprint: Mapping[str, Any] | None = None
     names: Names = NO_NAMES
+    class_counts: Sequence[int] | None = None
     process: SDE | None = None
 
     @property
@@ -94,6 +96,15 @@ class TrainedModel:
         return self.config["model"].get("num_classes")
 
     @property
+    def seen_classes(self) -> list[int] | None:
+        """The classes that had examples, of those that its network is given; None if it is given none."""
+        if self.classes is None:
+            return None
+        if self.class_counts is None:
+            return list(range(self.classes))
+        return [label for label, count in enumerate(self.class_counts[: self.classes]) if count > 0]
+
+    @property
     def data_range(self) -> tuple[float, float] | None:
         """The range of the data in the model's scaling: that of quantised data; None if it has no bounds."""
         return self.codec.value_range if isinstance(self.codec, Quantized) else None
@@ -103,7 +114,7 @@ class TrainedModel:
         return next(self.model.parameters()).device
 
     def data(self) -> Dataset:
-        """The data that it was trained on.
+        """The data that it was trained on, with the codec that it was trained with.
 
         Raises:
             ConfigError: If they are not where they were.
@@ -120,7 +131,7 @@ class TrainedModel:
         if data.shape != self.shape:
             raise ConfigError(f"the data of {self.run.path} are no longer those that it was trained on.")
         check_data(self.fingerprint, fingerprint(data), self.run.path)
-        return data
+        return replace(data, codec=self.codec)
 
 
 def load(path: str | Path, *, device: str | torch.device | None = None, extensions: Sequence[str] = ()) -> Denoiser:
@@ -172,6 +183,7 @@ def load_run(
         extensions=extensions,
         fingerprint=origin.data,
         names=origin.names,
+        class_counts=origin.class_counts,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Origin:
         codec: Map between the data's values and the model's, as `codec_state` describes it.
         shape: Event shape.
         names: What classes, columns and conditions are called.
+        class_counts: Training examples of each class; None: there are no classes, or an earlier version did not say.
         base: Hash of the frozen weights that something is trained for, see `hash_of_weights`; None if there are none.
     """
 
@@ -38,6 +39,7 @@ class Origin:
     codec: Mapping[str, Any]
     shape: Sequence[int]
     names: Names = NO_NAMES
+    class_counts: Sequence[int] | None = None
     base: str | None = None
 
     @classmethod
@@ -45,14 +47,14 @@ class Origin:
         """That of a run with this configuration on these data."""
         return cls(
             config=identity(config), data=fingerprint(data), codec=codec_state(data.codec), shape=list(data.shape),
-            names=data.names, base=base,
+            names=data.names, class_counts=data.class_counts, base=base,
         )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps; see `check`."""
         return {
             "config": self.config, "data": self.data, "codec": self.codec, "shape": self.shape, "base": self.base,
-            "names": self.names.state(),
+            "names": self.names.state(), "class_counts": self.class_counts,
         }  # fmt: skip
 
     def check(self, state: Mapping[str, Any] | None, path: Path) -> None:
@@ -94,6 +96,23 @@ def check_config(origin: Origin, config: Mapping[str, Any], path: Path) -> None:
             f"{path} was trained with another configuration than this run has: {difference}. One of the two was "
             f"changed or copied from another run: put the right one back."
         )
+
+
+def with_codec_of(path: Path, data: Dataset, origin: Origin) -> tuple[Dataset, Origin]:
+    """Data, and the origin of a run on them, with the codec of the run that is at `path` already.
+
+    A codec is fitted to the data once: a run that an earlier version began goes on in the scaling that it began with.
+    """
+    said = read_codec(RunDirectory(path)) or {}
+    if said.get("shape") != origin.shape or said.get("data") not in (None, origin.data):
+        return data, origin  # other data are refused where the run is taken up
+    if _same(said["codec"], origin.codec):
+        return data, origin
+    try:
+        codec = codec_from_state(said["codec"])
+    except ValueError:
+        return data, origin
+    return replace(data, codec=codec), replace(origin, codec=said["codec"])
 
 
 def keep_codec(run: RunDirectory, origin: Origin) -> None:
@@ -157,9 +176,10 @@ def _codec_part(origin: Origin) -> dict[str, Any]:
 def _read(state: Mapping[str, Any], path: Path) -> Origin:
     """The origin that a file says."""
     try:
-        names = Names.from_state(state.get("names"))
+        names, counts = Names.from_state(state.get("names")), state.get("class_counts")
         said = {key: state[key] for key in ("config", "data", "codec", "shape")}
-        origin = Origin(**said, names=names, base=state.get("base"))
+        counts = None if counts is None else [int(count) for count in counts]
+        origin = Origin(**said, names=names, class_counts=counts, base=state.get("base"))
         codec_from_state(origin.codec)
         identity(origin.config)
         if origin.data is not None:

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from scoresde.checks import check_choice, check_whole
 from scoresde.commands.batches import Batches
 from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as, check_kind, require
+from scoresde.commands.cautions import cautions
 from scoresde.commands.device import pick_device
 from scoresde.commands.fill import fill
 from scoresde.commands.identity import PLACES, kept
 from scoresde.commands.interfaces import Task
 from scoresde.commands.optimizer import build_optimizer
 from scoresde.commands.options import TRAIN, check_options
-from scoresde.commands.origin import Origin
+from scoresde.commands.origin import Origin, with_codec_of
 from scoresde.commands.preview import Preview
 from scoresde.commands.resume import bring_up_to_date, run_path, take_up
 from scoresde.commands.warm_start import start_from
@@ -112,6 +113,9 @@ class ModelTask(Task):
         saved = kept(config)
         origin = Origin.of(saved, data)
         path = run_path(config, origin)
+        data, origin = with_codec_of(path, data, origin)
+        for word in cautions(data, getattr(model, "sde", None), labelled=labelled):
+            print(f"warning: {word}")
         metrics = fit(
             config, model, parameter_groups(model), loss, data, path, saved, origin, labelled=labelled,
             dequantize=loss.dequantize,

@@ -39,8 +39,8 @@ def array(
     Args:
         path: The file.
         test_path: A second file with the test split. None: test_fraction of the first.
-        standardize: Give the model (x − mean)/std with the training split's mean and std: one per feature, or
-            one for all if an event has more than 1024 entries. False: the values as they are.
+        standardize: Give the model (x − mean)/std with the training split's mean and std: of each column of a table,
+            of each channel of series, images and volumes. False: the values as they are.
         test_fraction: Share of the examples kept for the test split, when there is no test_path.
         seed: Seed of that split.
         label_key: Name of the integer labels in .npz; "y" is used if present. None: ignore labels.

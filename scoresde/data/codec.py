@@ -13,9 +13,6 @@ from torch import Tensor
 
 from scoresde.likelihood.cells import Cells
 
-PER_FEATURE_LIMIT = 1024
-"""Events with more entries than this are standardised by one mean and one std, as images are."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized:
@@ -117,35 +114,35 @@ class Standardized:
 
     @classmethod
     def fit(cls, x: Tensor) -> Standardized:
-        """The mean and standard deviation of training data.
+        """The mean and standard deviation of training data: of each column of a table, else of each channel.
 
-        Each feature has its own, unless an event has more than 1024 entries: then one mean and one standard
-        deviation serve all, because the entries of images and fields share a scale.
+        Series (C, L), images (C, H, W) and volumes (C, D, H, W) have one mean and one standard deviation per channel,
+        over examples and places alike: places of one channel share a unit, channels need not.
 
         Args:
-            x: Training data, (N, *).
+            x: Training data, (N, C, *).
         Raises:
             ValueError: If all rows are equal.
         """
         shape = tuple(x.shape[1:])
-        constant = x.amin(0) == x.amax(0)
-        if constant.all():
+        if (x.amin(0) == x.amax(0)).all():
             raise ValueError(
                 f"standardisation needs data that vary: all {len(x)} training rows are equal; "
                 f"check the array, or pass standardize=false"
             )
-        if math.prod(shape) > PER_FEATURE_LIMIT:
-            wide = x.double()
-            return cls(mean=wide.mean().to(x.dtype), std=wide.std(correction=0).to(x.dtype), shape=shape)
+        over = (0, *range(2, x.ndim))
+        constant = x.amin(over) == x.amax(over)
         if constant.any():
+            parts = "columns" if x.ndim == 2 else "channels"
             warn(
-                f"{int(constant.sum())} of {constant.numel()} features are constant in the training data "
-                f"(first: {tuple(constant.nonzero()[0].tolist())}); their std is set to 1",
+                f"{int(constant.sum())} of {constant.numel()} {parts} are constant in the training data "
+                f"(first: {int(constant.nonzero()[0])}); their std is set to 1",
                 stacklevel=2,
             )
-        wide = x.double()
-        std = wide.std(0, correction=0).masked_fill(constant, 1.0)
-        return cls(mean=wide.mean(0).to(x.dtype), std=std.to(x.dtype), shape=shape)
+        wide, places = x.double(), (-1, *[1] * (x.ndim - 2))
+        std = wide.std(over, correction=0).masked_fill(constant, 1.0)
+        mean = torch.where(constant, wide.amin(over), wide.mean(over))
+        return cls(mean=mean.reshape(places).to(x.dtype), std=std.reshape(places).to(x.dtype), shape=shape)
 
     @property
     def log_det(self) -> float:

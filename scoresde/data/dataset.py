@@ -97,6 +97,23 @@ class Dataset:
         return KINDS.get(len(self.shape), "table")
 
     @property
+    def class_counts(self) -> list[int] | None:
+        """How many training examples each class has; None if there are no classes."""
+        if self.train.label is None or self.num_classes is None:
+            return None
+        return torch.bincount(self.train.label, minlength=self.num_classes).tolist()
+
+    @property
+    def unseen_classes(self) -> list[str]:
+        """The classes without a training example, by name if they have one."""
+        names = self.names.classes
+        return [
+            names[label] if names is not None and label < len(names) else str(label)
+            for label, count in enumerate(self.class_counts or [])
+            if count == 0
+        ]
+
+    @property
     def is_image(self) -> bool:
         """Whether one example can be drawn: levels of shape (1 or 3, H, W)."""
         return self.levels is not None and len(self.shape) == 3 and self.shape[0] in (1, 3)

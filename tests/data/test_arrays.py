@@ -138,7 +138,7 @@ def test_constant_data_are_refused_and_a_constant_feature_is_announced(file: Pat
         array(write(file, x=np.full((20, 4), 3.3)))
     x = RNG.standard_normal((20, 4))
     x[:, 2] = 3.3
-    with pytest.warns(UserWarning, match="1 of 4 features are constant"):
+    with pytest.warns(UserWarning, match="1 of 4 columns are constant"):
         array(write(file, x=x))
 
 

@@ -105,25 +105,33 @@ def test_quantized_rejects_what_it_cannot_hold() -> None:
         Quantized().encode(torch.rand(3))
 
 
-def test_standardised_training_data_have_mean_zero_and_variance_one() -> None:
-    x = torch.randn(500, 3, 2, generator=generator()) * torch.tensor([0.01, 30.0]) + 5
+@pytest.mark.parametrize("shape", [(3,), (3, 700), (2, 5, 4), (2, 3, 5, 4)], ids=["table", "series", "image", "volume"])
+def test_each_column_or_channel_has_mean_zero_and_variance_one(shape: tuple[int, ...]) -> None:
+    unit = torch.logspace(-4, 5, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+    x = unit * (torch.randn(500, *shape, generator=generator()) + 2)
     fitted = Standardized.fit(x)
-    z = fitted.encode(x).double()
-    torch.testing.assert_close(z.mean(0), torch.zeros(3, 2).double(), rtol=0, atol=1e-4)
-    torch.testing.assert_close(z.var(0, correction=0), torch.ones(3, 2).double(), rtol=1e-4, atol=0)
-    torch.testing.assert_close(fitted.decode(fitted.encode(x)), x)
+    z = fitted.encode(x).double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(z.mean(1), torch.zeros(shape[0]).double(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(z.var(1, correction=0), torch.ones(shape[0]).double(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(fitted.decode(fitted.encode(x)) / unit, x / unit, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(6,), (3, 20, 20)], ids=["per feature", "one for all"])
+def test_a_pixel_that_is_lit_once_is_not_far_away() -> None:
+    x = torch.rand(500, 1, 8, 8, generator=generator())
+    x[:, :, 0, 0] = 0
+    x[7, :, 0, 0] = 1
+    assert Standardized.fit(x).encode(x).abs().max() < 2.5  # 22 by the mean and std of that pixel
+
+
+@pytest.mark.parametrize("shape", [(6,), (3, 20, 20)], ids=["columns", "channels"])
 def test_log_det_turns_a_model_density_into_one_in_data_units(shape: tuple[int, ...]) -> None:
-    x = 3 + 0.2 * torch.randn(200, *shape, dtype=torch.float64, generator=generator())
+    unit = torch.logspace(-3, 2, shape[0], dtype=torch.float64).reshape(-1, *[1] * (len(shape) - 1))
+    x = unit * (3 + torch.randn(200, *shape, dtype=torch.float64, generator=generator()))
     fitted = Standardized.fit(x)
-    assert fitted.std.shape == (shape if math.prod(shape) <= 1024 else ())
 
-    mean, std = fitted.mean, fitted.std
-    in_data_units = torch.distributions.Normal(mean, std).log_prob(x).flatten(1).sum(1)
-    in_model_units = torch.distributions.Normal(0.0, 1.0).log_prob(fitted.encode(x)).flatten(1).sum(1)
-    torch.testing.assert_close(in_model_units.double() - fitted.log_det, in_data_units, rtol=1e-5, atol=1e-5)
+    in_data_units = torch.distributions.Normal(fitted.mean, fitted.std).log_prob(x).flatten(1).sum(1)
+    in_model_units = torch.distributions.Normal(0.0, 1.0).log_prob(fitted.encode(x).double()).flatten(1).sum(1)
+    torch.testing.assert_close(in_model_units - fitted.log_det, in_data_units, rtol=1e-5, atol=1e-4)
 
 
 def test_float64_data_come_back_in_float64() -> None:
@@ -137,7 +145,7 @@ def test_float64_data_come_back_in_float64() -> None:
 def test_a_constant_feature_is_kept_with_a_warning_and_constant_data_are_refused() -> None:
     x = torch.randn(50, 3, generator=generator())
     x[:, 1] = 0.1
-    with pytest.warns(UserWarning, match=r"1 of 3 features are constant.*\(1,\)"):
+    with pytest.warns(UserWarning, match=r"1 of 3 columns are constant.*first: 1"):
         fitted = Standardized.fit(x)
     assert fitted.std[1] == 1
     assert fitted.encode(x)[:, 1].abs().max() < 1e-6
