@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from scoresde.analytic import EmpiricalDenoiser
 from scoresde.checks import check_whole
@@ -37,6 +36,7 @@ from scoresde.diagnostics import (
 )
 from scoresde.files import write_atomically
 from scoresde.noise import stream_generator
+from scoresde.progress import Progress
 from scoresde.sde import SDE
 
 LARGEST_COVARIANCE = 4096  # entries of an event for which the linear optimum is computed
@@ -254,8 +254,8 @@ def _plain(curve: Curve) -> dict[str, Any]:
 
 @contextmanager
 def _bar(name: str, total: int) -> Iterator[Callable[[int], object]]:
-    with tqdm(total=total, desc=name, unit="example", disable=None, leave=False) as bar:
-        yield bar.update
+    with Progress(name, total, "examples") as progress:
+        yield progress.advance
 
 
 MEASURES: dict[str, Callable[[DenoiserDiagnostics, Denoiser, _Test, Tensor], dict[str, Any]]] = {

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from scoresde.checks import check_choice, check_flags, check_whole
 from scoresde.commands.build import ConfigError, build, build_as
+from scoresde.commands.call_counter import CountedExamples
 from scoresde.commands.examples import SPLITS, given_examples, own_examples
 from scoresde.commands.interfaces import Likelihood, Scorer, Scores, StoredBatch, Variance
 from scoresde.commands.likelihood_words import Unit, means, print_summary, with_error
@@ -157,12 +157,11 @@ class Evaluation:
             print(f"{self.table.path} has {min(done, count)} of {count} rows already")
         mean = means(self.table.rows, self.unit)
         try:
-            with tqdm(total=count, initial=done, desc="likelihood", unit="example", disable=None, leave=False) as bar:
+            with CountedExamples(self.trained.net, count, done) as counter:
                 for first in range(done, count, size):
                     self.table.append(self._rows(range(first, min(first + size, count))))
                     summary = means(self.table.rows[first:], self.unit, mean).summary()
-                    bar.set_postfix_str(f"{self.unit.name} {with_error(summary)}", refresh=False)
-                    bar.update(len(self.table.rows) - first)
+                    counter.finish(len(self.table.rows), f"{self.unit.name} {with_error(summary)}")
         except KeyboardInterrupt:
             print(
                 f"stopped after {len(self.table.rows)} of {count} examples, which are in {self.table.path}: the same "

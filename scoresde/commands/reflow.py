@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from scoresde.checks import check_numbers, check_text, check_whole
 from scoresde.commands.build import ANY_INTERFACE, ConfigError, build_as
@@ -26,6 +25,7 @@ from scoresde.files import inside
 from scoresde.losses import FlowLoss, Pairs, reflow_pairs
 from scoresde.noise import stream_generator
 from scoresde.parameterization import Parameterization
+from scoresde.progress import Progress
 from scoresde.sde import SDE
 from scoresde.solvers import ProbabilityFlowODE
 from scoresde.training import CheckpointError, load_checkpoint, save_checkpoint
@@ -127,9 +127,9 @@ def pairs_of(trained: TrainedModel, data: Dataset, task: TrainReflow, seed: int)
         return known, cond
     print(f"making {task.pairs:,} pairs of noise and data with {trained.run.path}, once: kept in {path}")
     solver = ProbabilityFlowODE(rtol=task.rtol, atol=task.rtol)
-    with trained.run.locked(), tqdm(total=task.pairs, desc="pairs", unit="pair", disable=None, leave=False) as bar:
+    with trained.run.locked(), Progress("making pairs", task.pairs, "pairs") as progress:
         pairs = reflow_pairs(
-            trained.denoiser, trained.shape, task.pairs, solver=solver, seed=seed, progress=bar.update, **cond
+            trained.denoiser, trained.shape, task.pairs, solver=solver, seed=seed, progress=progress.advance, **cond
         )
         save_checkpoint(path, {**wanted, **pairs._asdict()})
     return pairs, cond

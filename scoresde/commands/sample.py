@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +36,7 @@ from scoresde.denoiser import Denoiser
 from scoresde.files import inside, write_atomically
 from scoresde.noise import per_sample_noise, stream_generator, stream_seed
 from scoresde.sde import SDE
-from scoresde.solvers import Solver
+from scoresde.solvers import Solver, StepSolver
 from scoresde.streams import held_back
 from scoresde.training.lock import remove_stale
 
@@ -133,19 +135,20 @@ def draw_samples(
     print(f"{trained.run.path}: step {trained.step}, {describe(solver)}{place}, {n} samples to {out}")
 
     start, chunks, nfe = time.perf_counter(), [], 0
-    with CallCounter(trained.net, n) as counter:
-        for first in range(0, n, batch_size):
-            indices = range(first, min(first + batch_size, n))
+    parts = [range(first, min(first + batch_size, n)) for first in range(0, n, batch_size)]
+    with CallCounter(trained, solver, [len(part) for part in parts]) as counter:
+        for indices in parts:
+            first = indices[0]
             denoiser = steering(None if labels is None else labels[first : first + len(indices)].to(trained.device))
             denoiser = denoiser if covariance is None else covariance.around(denoiser)
             denoiser = denoiser if trained.process is None else denoiser.on(trained.process)
-            x = draw(denoiser, solver, trained.shape, config["seed"], indices, trained.device)
+            x = draw(denoiser, solver, trained.shape, config["seed"], indices, trained.device, counter.step)
             if not bool(torch.isfinite(x).all()):
                 raise FloatingPointError(
                     f"the solver returned NaN or infinity for sample {first}: try more steps, or check the model."
                 )
             chunks.append(x.cpu())
-            nfe = counter.finish(len(indices))
+            nfe = counter.finish()
     seconds = round(time.perf_counter() - start, 2)
     save_samples(out, torch.cat(chunks), labels, trained)
     found = {
@@ -188,12 +191,30 @@ def asks_for_covariance(solver: Any) -> bool:
 
 
 def draw(
-    denoiser: Denoiser, solver: Solver, shape: tuple[int, ...], seed: int, indices: range, device: torch.device
+    denoiser: Denoiser,
+    solver: Solver,
+    shape: tuple[int, ...],
+    seed: int,
+    indices: range,
+    device: torch.device,
+    watch: Callable[[int, int], object] | None = None,
 ) -> Tensor:
-    """Samples number `indices`, each a function of (seed, index) alone."""
+    """Samples number `indices`, each a function of (seed, index) alone.
+
+    Args:
+        watch: Told the steps done and the steps in all of a solver that has some.
+    """
     start = [denoiser.sde.prior_sample(shape, generator=stream_generator(seed, "latent", k)) for k in indices]
     x = torch.stack(start).to(device)
-    return solver(denoiser, x, noise=per_sample_noise(x, [stream_seed(seed, "noise", k) for k in indices]))
+    noise = partial(per_sample_noise, x, [stream_seed(seed, "noise", k) for k in indices])
+    if watch is None or not isinstance(solver, StepSolver):
+        return solver(denoiser, x, noise=noise())
+    plan = solver.plan(denoiser, device=device)
+    for state in solver.trajectory(denoiser, x, noise=noise(), plan=plan):
+        watch(state.index, len(plan.intervals))
+    if bool(torch.isfinite(state.x).all()):
+        return state.x
+    return solver(denoiser, x, noise=noise(), plan=plan)  # which says where it went wrong
 
 
 def save_samples(out: Path, x: Tensor, labels: Tensor | None, trained: TrainedModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -10,10 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from tqdm import tqdm
 
 from scoresde.checks import check_choice, check_flags, check_whole
 from scoresde.commands.build import INTERFACES, ConfigError, require
+from scoresde.commands.call_counter import calls_counted
 from scoresde.commands.interfaces import SolverGrid
 from scoresde.commands.load import TrainedModel
 from scoresde.commands.variance import moments_of
@@ -31,9 +32,11 @@ from scoresde.fitting import (
 )
 from scoresde.fitting.calibrated import fit_fields, fit_state
 from scoresde.fitting.optimal_grid import COSTS
+from scoresde.progress import Progress
 from scoresde.solvers import Solver, StepSolver
 from scoresde.training import CheckpointError, load_checkpoint, save_checkpoint
 
+PATHS_AT_ONCE = 256
 Fit = TypeVar("Fit", OptimisedGrid, Calibration)
 
 
@@ -189,14 +192,15 @@ def _fitted(
 
 def _made(fit: Callable[..., Fit], path: Path, options: OptimisedTimes | CalibratedTimes, trained: TrainedModel) -> Fit:
     denoiser, count, device = trained.given(None), options.reference_paths, trained.device
-    with tqdm(total=count, desc="reference paths", unit="run", disable=None, leave=False) as bar:
+    calls = math.ceil(count / PATHS_AT_ONCE) * (options.reference_steps + 2)
+    with Progress("reference paths", calls, "calls") as progress, calls_counted(trained.net, progress):
         generator = torch.Generator(device=device).manual_seed(0)
         paths = reference_paths(
-            denoiser, trained.shape, count, steps=options.reference_steps, generator=generator, device=device,
-            progress=bar.update,
+            denoiser, trained.shape, count, steps=options.reference_steps, batch=PATHS_AT_ONCE, generator=generator,
+            device=device,
         )  # fmt: skip
-    with tqdm(total=options.iterations, desc="fitting", unit="iteration", disable=None, leave=False) as bar:
-        numbers = {"iterations": options.iterations, "batch": options.batch, "progress": bar.update}
+    with Progress("fitting", options.iterations, "iterations") as progress:
+        numbers = {"iterations": options.iterations, "batch": options.batch, "progress": progress.advance}
         made = fit(denoiser, paths=paths, **numbers)
     path.parent.mkdir(exist_ok=True)
     save_checkpoint(path, {**fit_state(made), "fitted_to": trained.weights})

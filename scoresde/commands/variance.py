@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from scoresde.checks import check_choice, check_flags, check_whole
 from scoresde.commands.auxiliary import HEADS, TrainVarianceHead
 from scoresde.commands.batches import Batches
 from scoresde.commands.build import ConfigError
+from scoresde.commands.call_counter import calls_counted
 from scoresde.commands.interfaces import Variance
 from scoresde.commands.load import TrainedModel
 from scoresde.covariance import AnalyticVariance, CovarianceDenoiser, HessianDiagonal, SecondMoment, second_moment
 from scoresde.covariance.moments import noise_levels
 from scoresde.noise import stream_generator
+from scoresde.progress import Progress
 from scoresde.training import CheckpointError, load_checkpoint, save_checkpoint
 
 VARIANCE_FILE = "variance.pt"
@@ -150,9 +151,5 @@ def _computed(
 
     generator = stream_generator(seed, "second moment", device=device)
     calls = count * len(noise_levels(denoiser.sde, levels))
-    with tqdm(total=calls, desc="variance", unit="call", disable=None, leave=False) as bar:
-        hook = trained.net.register_forward_hook(lambda *call: bar.update())
-        try:
-            return second_moment(denoiser, examples(), levels=levels, samples=samples, generator=generator)
-        finally:
-            hook.remove()
+    with Progress("variance", calls, "calls") as progress, calls_counted(trained.net, progress):
+        return second_moment(denoiser, examples(), levels=levels, samples=samples, generator=generator)

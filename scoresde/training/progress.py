@@ -7,6 +7,7 @@ import time
 
 from tqdm import tqdm
 
+from scoresde.progress import columns, rate_words
 from scoresde.streams import SafeStream
 
 
@@ -26,7 +27,7 @@ class Progress:
         self._out = SafeStream(sys.stderr)
         self._lines = shown and not self._out.isatty()
         self._bar = tqdm(
-            total=steps, initial=start, desc="training", unit="step", dynamic_ncols=True,
+            total=steps, initial=start, desc="training", unit="step", ncols=columns(self._out),
             disable=not shown or self._lines, file=self._out,
         )  # fmt: skip
 
@@ -36,17 +37,14 @@ class Progress:
 
     def report(self, step: int, loss: float, rate: float, noun: str = "examples") -> None:
         """Show the loss and the examples per second; `noun` is what a batch holds."""
-        self._bar.set_postfix_str(f"loss {loss:.4g}, {rate:.0f} {noun}/s", refresh=False)
+        self._bar.set_postfix_str(f"loss {loss:.4g}, {rate_words(rate)} {noun}/s", refresh=False)
         now, tenth = time.perf_counter(), 10 * step // self.steps
         if not self._lines or (tenth == self._tenth and now - self._printed < 600):
             return
         self._tenth, self._printed = tenth, now
         left = (now - self._began) / max(step - self.start, 1) * (self.steps - step)
-        print(
-            f"step {step} of {self.steps}   loss {loss:.4g}   {rate:.0f} {noun}/s   {tqdm.format_interval(left)} left",
-            file=self._out,
-            flush=True,
-        )
+        words = f"step {step} of {self.steps}   loss {loss:.4g}   {rate_words(rate)} {noun}/s"
+        print(f"{words}   {tqdm.format_interval(left)} left", file=self._out, flush=True)
 
     def close(self) -> None:
         self._bar.close()
