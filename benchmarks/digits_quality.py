@@ -92,7 +92,7 @@ def main() -> None:
     for path in arguments.files:
         with np.load(path) as arrays:
             pixels, asked = arrays["x"], arrays.get("y")
-        levels = torch.from_numpy(np.round(pixels / 255 * 16).astype(np.int64))[:, None]
+        levels = torch.from_numpy(pixels.astype(np.int64))[:, None]
         flat = scaled(levels).flatten(1)
         nearest = [torch.cdist(flat, scaled(split.x).flatten(1)).amin(1) for split in (DATA.train, DATA.test)]
         row = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +90,22 @@ def _interrupts_noted() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings of ours in one line each, without the place in our code that they come from."""
+    with warnings.catch_warnings():
+        usual, own = warnings.showwarning, str(Path(__file__).parents[1])
+
+        def show(message: Any, category: type[Warning], filename: str, *where: Any) -> None:
+            if category is UserWarning and filename.startswith(own):
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                usual(message, category, filename, *where)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
 def _run(name: str, command: Callable[[dict[str, Any]], None], interrupts: list[int]) -> None:
     try:
         asked = help_asked(sys.argv[1:])
@@ -96,7 +113,8 @@ def _run(name: str, command: Callable[[dict[str, Any]], None], interrupts: list[
             print(group_help(asked) if asked else help_text(name))
             return
         check_choices(name, sys.argv[1:])
-        _compose(name, command)
+        with _plain_warnings():
+            _compose(name, command)
     except Exception as error:
         if interrupts or os.environ.get("SCORESDE_DEBUG"):
             raise

@@ -119,6 +119,8 @@ def given_examples(
     x = stored.x
     if x.shape[1:] == trained.shape[1:] and trained.shape[:1] == (1,):
         x = x.unsqueeze(1)  # pictures in one colour are often kept without an axis for it
+    if tuple(x.shape[1:]) == (*trained.shape[1:], trained.shape[0]) != trained.shape:
+        x = x.movedim(-1, 1)  # as samples.npz has pictures in colour
     if tuple(x.shape[1:]) != trained.shape:
         raise ConfigError(
             f"the data have events of shape {tuple(x.shape[1:])}, but {trained.run.path} was trained on events of "

@@ -70,6 +70,8 @@ def fill(config: dict[str, Any], data: Dataset, *, labelled: bool, outputs: int 
     if model.get("data_scale", 0) is None:
         model["data_scale"] = known["sigma_data"] or 1.0
     config["loss"] = _without_nulls(config["loss"], known)
+    if isinstance(config.get("data"), dict) and config["data"].get("levels", 0) is None and quantised:
+        config["data"]["levels"] = quantised["levels"]
     return config
 
 

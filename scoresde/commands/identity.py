@@ -52,13 +52,16 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(theirs: Any, ours: Any, key: str = "") -> Iterator[Difference]:
-    """Where two configurations differ; two names of one class are the same."""
+    """Where two configurations differ.
+
+    Two names of one class are the same, and so are null and a key that is not there: an earlier version knew none.
+    """
     if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
         for name in dict.fromkeys([*ours, *theirs]):
             inner = f"{key}.{name}" if key else str(name)
             if name in theirs and name in ours:
                 yield from differences(theirs[name], ours[name], inner)
-            else:
+            elif theirs.get(name) is not None or ours.get(name) is not None:
                 yield Difference(inner, theirs.get(name, ABSENT), ours.get(name, ABSENT))
     elif not (_equal(theirs, ours) or (key.endswith("_target_") and name_one(theirs, ours))):
         yield Difference(key, theirs, ours)

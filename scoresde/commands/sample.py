@@ -27,6 +27,7 @@ from scoresde.commands.load import TrainedModel, load_run, newest_run
 from scoresde.commands.options import SAMPLE, check_options
 from scoresde.commands.paired import check_flow_only
 from scoresde.commands.pictures import save_picture, save_scatter
+from scoresde.commands.saved_samples import sample_values
 from scoresde.commands.solver_grid import on_grid
 from scoresde.commands.variance import NoVariance
 from scoresde.covariance import CovarianceDenoiser
@@ -218,19 +219,14 @@ def draw(
 
 
 def save_samples(out: Path, x: Tensor, labels: Tensor | None, trained: TrainedModel) -> None:
-    """samples.png and samples.npz: uint8 (N, H, W[, C]) of images, values in the data's own units otherwise."""
+    """samples.png, and samples.npz with the data's own values, see `sample_values`."""
     make_folder(out)
     codec = trained.codec
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, Any] = {"x": sample_values(x, trained)}
     if isinstance(codec, Quantized) and len(trained.shape) == 3 and trained.shape[0] in (1, 3):
-        pixels = codec.to_uint8(x)
-        save_picture(out / "samples.png", pixels[:MAX_PICTURES])
-        last = pixels.permute(0, 2, 3, 1).numpy()
-        arrays["x"] = last[..., 0] if last.shape[-1] == 1 else last
+        save_picture(out / "samples.png", codec.to_uint8(x[:MAX_PICTURES]))
     else:
-        values = codec.decode(x)
-        arrays["x"] = values.numpy()
-        flat = values.flatten(1).double()
+        flat = codec.decode(x).flatten(1).double()
         save_scatter(out / "samples.png", torch.cat([flat, torch.zeros_like(flat)], 1)[:, :2])
     if labels is not None:
         arrays["y"] = labels.numpy()

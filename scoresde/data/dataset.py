@@ -232,6 +232,8 @@ def split_indices(n: int, test_fraction: float, seed: int) -> tuple[Tensor, Tens
     Files are often sorted by class; shuffled, any first part of a split stands for the whole.
     """
     check_split("data", test_fraction, seed)
+    if n == 1 and test_fraction > 0:
+        raise ValueError("1 example is too little to train on and to test with: give more, or set data.test_fraction=0")
     num_test = max(1, round(n * test_fraction)) if test_fraction > 0 else 0
     if num_test >= n:
         raise ValueError(

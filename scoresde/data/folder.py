@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
+from warnings import warn
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
 from scoresde.checks import check_choice, check_flag, check_whole
-from scoresde.data.bounded import open_picture
 from scoresde.data.codec import Quantized
+from scoresde.data.columns import Names
 from scoresde.data.dataset import TEST_FRACTION, Dataset, Split, check_no_split, check_split, find, split_indices, take
-from scoresde.files import open_regular
+from scoresde.data.picture_files import SUFFIXES, as_read, read_pictures
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+SPLIT_WORDS = {  # what people call the folders of splits, in small letters
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+    "testing": "test",
+}  # fmt: skip
+NAMED = 3  # passed-over files
+_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
 def image_folder(
     path: str | Path | None = None, size: int | None = None, channels: int = 3, test_fraction: float = TEST_FRACTION,
-    seed: int = 0, flip: bool = False, levels: int = 256,
+    seed: int = 0, flip: bool = False, levels: int | None = None, splits: bool | None = None,
 ) -> Dataset:  # fmt: skip
-    """Pictures (png, jpg, bmp, webp) in a folder, at any depth; names that start with a dot are passed over.
+    """Pictures (png, jpg, bmp, webp, tiff, gif) in a folder, at any depth; names that start with a dot are passed over.
 
-    Folders directly under `path` are classes, numbered by their sorted names; a folder without sub-folders is
-    unlabelled. With `path/train` and `path/test`, those are the splits and the classes lie under them; with
-    `path/train` alone, only that is read.
+    Folders directly under `path` are classes, in the order of their names, or of their numbers if all are numbers; a
+    folder without sub-folders is unlabelled. If the folders are called train, val (or valid, validation) and test, in
+    any letters, they are splits and the classes lie under them: val is the test split where there is no test, and is
+    passed over where there is. Other files are passed over with a word. Of several frames the first is read.
 
     Args:
         path: The folder.
@@ -40,41 +45,113 @@ def image_folder(
         test_fraction: Share of the pictures kept for the test split, when there is no test folder.
         seed: Seed of that split and of the order.
         flip: Mirror training images at random.
-        levels: Levels per entry, 2 to 256; fewer than 256 keeps floor(value · levels / 256).
+        levels: Levels per entry, 2 to 65536: floor(value · levels / 256). None: those of the pictures, 256, or 65536 if
+            one has 16 bits.
+        splits: Whether the folders train, val and test are splits rather than classes; None: as their names say, if all
+            or none are such names.
     """
     check_choice("data=image_folder", "channels", channels, (1, 3))
-    check_whole("data=image_folder", "1 <= size <= 65536 or null", "2 <= levels <= 256", size=size, levels=levels)
+    sizes = {"size": size, "levels": levels}
+    check_whole("data=image_folder", "1 <= size <= 65536 or null", "2 <= levels <= 65536 or null", **sizes)
     check_split("data=image_folder", test_fraction, seed)
     check_flag("data=image_folder", "flip", flip)
+    check_flag("data=image_folder", "splits", splits, optional=True)
     root = find(path, "data=image_folder needs a folder of pictures; set data.path to it")
     if not root.is_dir():
         raise ValueError(f"data=image_folder needs a folder, but {root} is a file")
 
-    top = root / "train" if (root / "train").is_dir() else root
-    names = _list_images(top, seed)
+    top, held, passed_over = _layout(root, splits)
+    files = _list_images(top, seed)
+    names = files.pictures
     classes = _class_names(top, names)
-
-    def read(folder: Path, names: list[Path]) -> Split:
-        return Split(x=_load(names, size, channels, levels), label=_labels(folder, names, classes))
-
-    train = read(top, names)
-    if top != root and (root / "test").is_dir():
-        check_no_split(f"data=image_folder with the folder {root / 'test'}", test_fraction)
-        test = read(root / "test", _list_images(root / "test", seed))
+    passed_over += files.others
+    pictures = read_pictures(names, size, channels, levels)
+    label, frames = _labels(top, names, classes), pictures.with_frames
+    if held is None:
+        whole = Split(x=pictures.x, label=label)
+        train, test = (take(whole, index) for index in split_indices(len(whole), test_fraction, seed))
     else:
-        train, test = (take(train, index) for index in split_indices(len(train), test_fraction, seed))
+        check_no_split(f"data=image_folder with the folder {held}", test_fraction)
+        files = _list_images(held, seed)
+        passed_over += files.others
+        others = read_pictures(files.pictures, size, channels, levels)
+        frames += others.with_frames
+        most = max(pictures.levels, others.levels)
+        train = Split(x=as_read(pictures, most), label=label)
+        test = Split(x=as_read(others, most), label=_labels(held, files.pictures, classes))
+        pictures = pictures._replace(levels=most)
+    _say(root, passed_over, frames)
     return Dataset(
-        name=root.resolve().name or "image_folder", train=train, test=test, codec=Quantized(levels=levels),
-        num_classes=len(classes) or None, flip=flip,
+        name=root.resolve().name or "image_folder", train=train, test=test, codec=Quantized(levels=pictures.levels),
+        num_classes=len(classes) or None, flip=flip, names=Names(classes=tuple(classes) or None),
     )  # fmt: skip
 
 
-def _list_images(folder: Path, seed: int) -> list[Path]:
+class Files(NamedTuple):
+    """Pictures, and other files that do not start with a dot."""
+
+    pictures: list[Path]
+    others: list[Path]
+
+
+def _layout(root: Path, splits: bool | None) -> tuple[Path, Path | None, list[Path]]:
+    """The folders of training and of test pictures (None: a share is to be taken), and files that neither holds."""
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    found: dict[str, Path] = {}
+    for folder in folders if splits is not False else []:
+        word = SPLIT_WORDS.get(folder.name.lower())
+        if word is not None and _files(folder).pictures:
+            if word in found:
+                raise ValueError(
+                    f"data=image_folder cannot tell which of {found[word]} and {folder} is the {word} split"
+                )
+            found[word] = folder
+    if not found and splits:
+        raise ValueError(f"data=image_folder with splits=true needs a folder {root / 'train'}, beside it val or test")
+    others = [folder for folder in folders if folder not in found.values() and _files(folder).pictures]
+    if not found:
+        return root, None, []
+    called = ", ".join(folder.name for folder in found.values())
+    if splits is None and (others or "train" not in found):
+        beside = f"{others[0].name} lies beside" if others else "no train lies beside"
+        raise ValueError(
+            f"data=image_folder does not know whether {called} in {root} are splits or classes, as {beside}: set "
+            f"data.splits=false if they are classes, or data.splits=true and have a folder train if they are splits"
+        )
+    if "train" not in found:
+        raise ValueError(f"data=image_folder with splits=true needs a folder {root / 'train'} beside {called}")
+    held = found.get("test", found.get("val"))
+    rest = [file for file in root.iterdir() if file.is_file() and not file.name.startswith(".")]
+    for folder in [*others, *([found["val"]] if "val" in found and held != found["val"] else [])]:
+        rest += _files(folder).pictures
+    return found["train"], held, rest
+
+
+def _say(root: Path, passed_over: list[Path], frames: int) -> None:
+    """Count and name what was not read."""
+    if passed_over:
+        named = ", ".join(str(file.relative_to(root)) for file in sorted(passed_over)[:NAMED])
+        more = ", ..." if len(passed_over) > NAMED else ""
+        noun = "1 file is" if len(passed_over) == 1 else f"{len(passed_over)} files are"
+        warn(f"{noun} passed over in {root}: {named}{more}", stacklevel=3)
+    if frames:
+        warn(f"{frames} of the pictures in {root} have several frames, of which the first is read", stacklevel=3)
+
+
+def _list_images(folder: Path, seed: int) -> Files:
     """All pictures in the folder, shuffled, so that any first part holds all classes."""
-    names = sorted(_walk(folder))
-    if not names:
+    found = _files(folder)
+    if not found.pictures:
         raise FileNotFoundError(f"data=image_folder found no picture ({', '.join(SUFFIXES)}) in {folder}")
-    return [names[i] for i in split_indices(len(names), 0, seed)[0]]
+    order = split_indices(len(found.pictures), 0, seed)[0]
+    return Files([found.pictures[i] for i in order], found.others)
+
+
+def _files(folder: Path) -> Files:
+    found = Files([], [])
+    for name in sorted(_walk(folder)):
+        found[0 if name.name.lower().endswith(SUFFIXES) else 1].append(name)
+    return found
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -83,7 +160,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         real = os.path.realpath(place)
         folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
         if real not in seen:
-            yield from (Path(place, n) for n in names if n.lower().endswith(SUFFIXES) and not n.startswith("."))
+            yield from (Path(place, name) for name in names if not name.startswith("."))
         seen.add(real)
 
 
@@ -94,7 +171,12 @@ def _class_names(top: Path, names: list[Path]) -> list[str]:
             f"data=image_folder reads the folders under {top} as classes, but {len(loose)} pictures lie "
             f"beside them (first: {loose[0].name}); move them into a folder"
         )
-    return [] if loose else sorted({name.relative_to(top).parts[0] for name in names})
+    found = {name.relative_to(top).parts[0] for name in names if not loose}
+    return sorted(found, key=_number) if all(_NUMBER.fullmatch(name) for name in found) else sorted(found)
+
+
+def _number(name: str) -> tuple[int, str]:
+    return int(name), name
 
 
 def _labels(top: Path, names: list[Path], classes: list[str]) -> Tensor | None:
@@ -106,43 +188,3 @@ def _labels(top: Path, names: list[Path], classes: list[str]) -> Tensor | None:
     if unknown:
         raise ValueError(f"{top / unknown[0]} is not one of the training classes {', '.join(classes)}")
     return torch.tensor([number[name] for name in own])
-
-
-def _load(names: list[Path], size: int | None, channels: int, levels: int) -> Tensor:
-    first = _read(names[0], size, channels)
-    x = np.empty((len(names), *first.shape), dtype=np.uint8)
-    for i, name in enumerate(tqdm(names, desc="reading pictures", disable=len(names) <= 1000)):
-        pixels = _read(name, size, channels)
-        if pixels.shape != first.shape:
-            raise ValueError(
-                f"data=image_folder without a size needs pictures of one size: {name} has "
-                f"{pixels.shape[2]}×{pixels.shape[1]} pixels, the first {first.shape[2]}×{first.shape[1]}; "
-                f"set data.size"
-            )
-        x[i] = pixels
-    if levels < 256:
-        x = (x.astype(np.uint16) * levels // 256).astype(np.uint8)
-    return torch.from_numpy(x)
-
-
-def _read(name: Path, size: int | None, channels: int) -> np.ndarray:
-    try:
-        with open_regular(name) as file, open_picture(file, name, FORMATS) as image:
-            deep = image.mode.startswith(("I", "F"))
-            picture = image.copy() if deep else _convert(image, channels)
-    except Exception as error:  # Pillow's decoders raise many types on damaged files
-        raise ValueError(f"the picture {name} cannot be read: {error}") from error
-    if deep:
-        raise ValueError(f"the picture {name} has more than 8 bits per channel ({picture.mode}); convert it to 8 bits")
-    if size is not None and picture.size != (size, size):
-        picture = ImageOps.fit(picture, (size, size), method=Image.Resampling.BICUBIC)
-    pixels = np.asarray(picture)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-
-
-def _convert(image: Image.Image, channels: int) -> Image.Image:
-    upright = ImageOps.exif_transpose(image)
-    if upright.has_transparency_data:
-        above = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
-    return upright.convert("L" if channels == 1 else "RGB")

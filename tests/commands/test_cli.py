@@ -77,7 +77,7 @@ def test_sampling_with_the_ode_writes_pictures_arrays_and_bits_per_dim(
     arrays = np.load(out / "samples.npz")
     assert arrays["x"].dtype == np.uint8
     assert arrays["x"].shape == (10, 8, 8)
-    assert set(np.unique(arrays["x"])) <= {round(k * 255 / 16) for k in range(17)}
+    assert set(np.unique(arrays["x"])) <= set(range(17))
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["num_samples"] == 10
     assert metrics["nfe"] > 10
