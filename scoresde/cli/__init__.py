@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from scoresde.cli.help import group_help, help_asked, help_text
-from scoresde.cli.keys import check_choices, check_keys, config_dir
+from scoresde.cli.keys import check_choices, check_keys, config_dir, with_added
 from scoresde.cli.sentences import explain
 from scoresde.streams import make_streams_safe
 
@@ -112,6 +112,7 @@ def _run(name: str, command: Callable[[dict[str, Any]], None], interrupts: list[
         if asked is not None:
             print(group_help(asked) if asked else help_text(name))
             return
+        sys.argv[1:] = with_added(name, sys.argv[1:])
         check_choices(name, sys.argv[1:])
         with _plain_warnings():
             _compose(name, command)

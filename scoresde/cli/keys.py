@@ -60,6 +60,12 @@ def flat(node: Any, prefix: str = "") -> Iterator[str]:
             yield from flat(value, f"{prefix}{key}.")
 
 
+def with_added(name: str, arguments: Sequence[str]) -> list[str]:
+    """Arguments as Hydra takes them: `condition.path=c.npy` adds a key to what is null until then."""
+    added = "condition." if name == "sample" else None
+    return [f"+{each}" if added and each.startswith(added) else each for each in arguments]
+
+
 def check_choices(name: str, arguments: Sequence[str]) -> None:
     """Raise for what Hydra would accept, or refuse without naming it: no option of a group, a group that is removed.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -39,6 +40,7 @@ PARTS = {  # of all of these, beside processes, parameterisations, networks and 
 OF_COMMANDS = {"solvers": "er_sde_scale", "training": "csv_and_wandb"}  # functions that options of commands name
 UNBUILT = ("optimizer", "trainer")  # nodes of a saved run that only say how it was trained
 LARGEST = 2**20  # of whole numbers, which decide how much memory an object takes
+NO_DEFAULT = inspect.Parameter.empty
 _NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", re.ASCII)
 
 
@@ -114,6 +116,15 @@ def name_one(name: Any, other: Any) -> bool:
         return all(str(each).startswith("scoresde.") for each in (name, other)) and resolve(name) is resolve(other)
     except NotAllowed:
         return False
+
+
+def default_of(name: Any, argument: str) -> Any:
+    """The default of an argument of a class or function of scoresde; NO_DEFAULT if it has none or is not known."""
+    try:
+        parameter = inspect.signature(resolve(name)).parameters.get(argument)
+    except (NotAllowed, TypeError, ValueError):
+        return NO_DEFAULT
+    return NO_DEFAULT if parameter is None else parameter.default
 
 
 @cache

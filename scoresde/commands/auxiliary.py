@@ -237,8 +237,7 @@ def narrower_net(model: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             f"a variance head for {model['_target_']} needs its own network, for twice the channels: give model=..."
         )
-    net |= {key: None for key in ("num_classes", "condition_dim") if key in net}
-    return net | {"width": max(16, net["width"] // 2)}
+    return _unconditional(net) | {"width": max(16, net["width"] // 2)}
 
 
 def paired_net(net: dict[str, Any], data: Dataset) -> dict[str, Any]:
@@ -247,7 +246,12 @@ def paired_net(net: dict[str, Any], data: Dataset) -> dict[str, Any]:
     for key, value in (("channels", 2 * first), ("shape", [2 * first, *rest])):
         if key in net and net[key] is None:
             net = {**net, key: value}
-    return {**suited_net(net, data), **({"condition_dim": None} if "condition_dim" in net else {})}
+    return _unconditional(suited_net(net, data))
+
+
+def _unconditional(net: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's configuration without label and condition, which the denoiser beside it is given."""
+    return {key: None if key == "num_classes" or key.startswith("condition_") else net[key] for key in net}
 
 
 def suited_net(net: dict[str, Any], data: Dataset) -> dict[str, Any]:

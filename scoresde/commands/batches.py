@@ -1,10 +1,11 @@
-"""Batches of training examples, a function of their number."""
+"""Batches of training examples, a function of their number, and what models of them are conditioned on."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from scoresde.data import Dataset, batch_indices, random_flip
+from scoresde.data import Dataset, Split, batch_indices, random_flip
 from scoresde.noise import stream_generator
 
 
@@ -30,9 +31,24 @@ class Batches:
         x = split.x[rows]
         if self.data.flip:
             x = random_flip(x, generator)
-        cond = {}
-        if self.labelled and split.label is not None:
-            cond["label"] = split.label[rows]
-        if split.condition is not None:
-            cond["condition"] = split.condition[rows]
+        cond = conditions_at(split, rows, labelled=self.labelled)
         return self.data.codec.encode(x, generator=generator, dequantize=self.dequantize), cond
+
+
+def own_conditions(data: Dataset, count: int, *, labelled: bool, training: bool = False) -> dict[str, Tensor]:
+    """Labels and conditions of the test split in its order, from the first again where there are fewer.
+
+    Args:
+        data: Whose; of the training split if there is no test split.
+        count: Number of rows.
+        labelled: Whether to give labels.
+        training: Take the training split.
+    """
+    split = data.train if training or len(data.test) == 0 else data.test
+    return conditions_at(split, torch.arange(count) % len(split), labelled=labelled)
+
+
+def conditions_at(split: Split, rows: Tensor, *, labelled: bool) -> dict[str, Tensor]:
+    """Labels and conditions of some examples, those that there are."""
+    has = {"label": split.label if labelled else None, "condition": split.condition}
+    return {key: value[rows] for key, value in has.items() if value is not None}

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from scoresde.analytic import EmpiricalDenoiser
 from scoresde.checks import check_whole
+from scoresde.commands.batches import conditions_at
 from scoresde.commands.build import ConfigError
 from scoresde.commands.diagnostics_picture import draw
 from scoresde.commands.diagnostics_words import summary
@@ -205,8 +206,8 @@ class _Test:
         return self._given(rows[torch.arange(count) % len(rows)])
 
     def _given(self, rows: Tensor) -> dict[str, Tensor]:
-        has = {"label": self.split.label if self.labelled else None, "condition": self.split.condition}
-        return {key: value[rows].to(self.device) for key, value in has.items() if value is not None}
+        given = conditions_at(self.split, rows, labelled=self.labelled)
+        return {key: value.to(self.device) for key, value in given.items()}
 
 
 def _references(model: Denoiser, test: _Test, edges: Tensor) -> dict[str, Any]:

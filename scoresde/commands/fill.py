@@ -11,6 +11,7 @@ from torch import nn
 from scoresde.commands.arguments import complaint
 from scoresde.commands.build import ANY_INTERFACE, ConfigError, check_kind, find_target
 from scoresde.data import Dataset, Quantized
+from scoresde.data.conditions import condition_columns, constant_columns
 from scoresde.models.fourier_features import level_exponents
 
 
@@ -43,8 +44,7 @@ def fill(config: dict[str, Any], data: Dataset, *, labelled: bool, outputs: int 
     if isinstance(data.codec, Quantized):
         quantised = {"levels": data.codec.levels, "value_range": list(data.codec.value_range)}
     suited |= quantised
-    if data.train.condition is not None:
-        suited["condition_dim"] = data.train.condition[0].numel()
+    suited |= _suited_conditions(model, config["loss"], data)
     if outputs != 1:
         if "out_channels" not in model:
             raise ConfigError(
@@ -73,6 +73,45 @@ def fill(config: dict[str, Any], data: Dataset, *, labelled: bool, outputs: int 
     if isinstance(config.get("data"), dict) and config["data"].get("levels", 0) is None and quantised:
         config["data"]["levels"] = quantised["levels"]
     return config
+
+
+CONDITION_WIDTH = 64
+
+
+def _suited_conditions(model: Mapping[str, Any], loss: Mapping[str, Any], data: Dataset) -> dict[str, Any]:
+    """What a network needs to know of the conditions of its training examples; says which of them tell it nothing."""
+    condition, columns = data.train.condition, data.names.conditions
+    optional = check_dropout(model, loss, data)
+    if condition is None or "condition_dim" not in model:
+        return {}
+    if constant := constant_columns(condition, columns):
+        print(f"the condition {', '.join(constant)} is the same in all training examples: it tells the model nothing.")
+    known = condition_columns(condition, columns)
+    if model["condition_dim"] not in (None, known["condition_dim"]):
+        raise ConfigError(
+            f"model.condition_dim={model['condition_dim']}, but the conditions of data={data.name} have "
+            f"{known['condition_dim']} columns: leave it out."
+        )
+    return {**known, "condition_width": CONDITION_WIDTH, "condition_optional": optional}
+
+
+def check_dropout(model: Mapping[str, Any], loss: Mapping[str, Any], data: Dataset) -> bool:
+    """Whether conditions are to be dropped in training, if network and data are for that.
+
+    Raises:
+        ConfigError: If they are not.
+    """
+    rate = loss.get("condition_dropout") or 0
+    if rate == 0:
+        return False
+    if data.train.condition is None:
+        raise ConfigError(f"loss.condition_dropout={rate} has nothing to drop: data={data.name} has no conditions.")
+    if "_target_" in model and ("condition_optional" not in model or model["condition_optional"] not in (None, True)):
+        raise ConfigError(
+            f"loss.condition_dropout={rate} needs a network that can do without its condition: "
+            f"model.condition_optional=true, of model=mlp, ncsnpp or the other U-Nets."
+        )
+    return True
 
 
 def _check_attention(model: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`label` and `guidance` of `sample.py`: the classes of the samples, and how they are steered."""
+"""`guidance` of `sample.py`: how samples are steered."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from scoresde.checks import check_numbers, check_pair, check_text
@@ -27,7 +26,7 @@ class NoGuidance(Guidance):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierFreeGuidance(Guidance):
-    """`Guided` away from the same model without a label.
+    """`Guided` away from the same model without a label, and without a condition if it was trained for that.
 
     Args:
         scale: 1: the conditional model, 0: the unconditional one.
@@ -41,12 +40,17 @@ class ClassifierFreeGuidance(Guidance):
         _check_steering(self)
 
     def __call__(self, trained: TrainedModel) -> Steering:
-        if trained.classes is None:
+        nothing: dict[str, Any] = {"label": None} if trained.classes is not None else {}
+        if trained.condition_optional:
+            nothing["condition"] = None
+        if not nothing:
             raise ConfigError(
-                f"guidance=cfg needs a model of classes, but {trained.run.path} was trained without labels: "
-                f"train one with conditional=true."
+                f"guidance=cfg needs a model of classes, or of conditions that it can do without, but "
+                f"{trained.run.path} was trained without labels: train one with conditional=true, or with "
+                f"loss.condition_dropout=0.1."
             )
-        return lambda label: Guided(trained.given(label), trained.given(None), self.scale, self.interval)
+        free = trained.denoiser.given(**nothing)
+        return lambda label: Guided(trained.given(label), free, self.scale, self.interval)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,26 +108,6 @@ class ClassifierGuidance(Guidance):
             return ClassifierGuided(trained.given(label), classifier.log_prob(label), self.scale)
 
         return steering
-
-
-def choose_labels(label: Any, n: int, trained: TrainedModel, guidance: Guidance) -> Tensor | None:
-    """One label per sample: those asked for in turn, or all classes of a conditional model in turn."""
-    classes = trained.classes
-    if label is None and guidance.classifies:
-        raise ConfigError("this guidance needs a class to guide to: add label=3.")
-    if label is None and classes is None:
-        return None
-    if label is not None and classes is None and not guidance.classifies:
-        raise ConfigError(
-            f"label={label} needs a model of classes, but {trained.run.path} was trained without labels: "
-            f"train one with conditional=true, or use guidance=classifier."
-        )
-    chosen = list(range(classes or 0)) if label is None else label if isinstance(label, list) else [label]
-    for value in chosen:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0 or (classes and value >= classes):
-            limit = f"0..{classes - 1}" if classes else "0, 1, 2, ..."
-            raise ConfigError(f"label needs whole numbers in {limit}, got {value!r}.")
-    return torch.tensor(chosen)[torch.arange(n) % len(chosen)]
 
 
 def _check_steering(guidance: ClassifierFreeGuidance | Autoguidance) -> None:

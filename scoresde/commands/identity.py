@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from scoresde.commands.allowed import name_one
+from scoresde.commands.allowed import NO_DEFAULT, default_of, name_one
 
 IN_TASK = ("of", "head", "variance_output")
 NOT_KEPT = ("run", "budget", "device", "logger", "extensions", *IN_TASK)  # the budget is in the trainer
@@ -54,17 +54,32 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 def differences(theirs: Any, ours: Any, key: str = "") -> Iterator[Difference]:
     """Where two configurations differ.
 
-    Two names of one class are the same, and so are null and a key that is not there: an earlier version knew none.
+    Two names of one class are the same, and so are an option's default, or null where no class is named, and its
+    absence, which is what an earlier version wrote that did not have it.
     """
     if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
         for name in dict.fromkeys([*ours, *theirs]):
             inner = f"{key}.{name}" if key else str(name)
             if name in theirs and name in ours:
                 yield from differences(theirs[name], ours[name], inner)
-            elif theirs.get(name) is not None or ours.get(name) is not None:
+            elif not _is_default(name, theirs, ours):
                 yield Difference(inner, theirs.get(name, ABSENT), ours.get(name, ABSENT))
     elif not (_equal(theirs, ours) or (key.endswith("_target_") and name_one(theirs, ours))):
         yield Difference(key, theirs, ours)
+
+
+def _is_default(name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
+    """Whether the one of two nodes that has an option gives it the default of the class or function of both.
+
+    Where they name none, it is null.
+    """
+    with_it, without = (theirs, ours) if name in theirs else (ours, theirs)
+    if "_target_" not in with_it and "_target_" not in without:
+        return with_it[name] is None
+    if not name_one(with_it.get("_target_"), without.get("_target_")):
+        return False
+    default = default_of(with_it["_target_"], name)
+    return default is not NO_DEFAULT and type(default) is type(with_it[name]) and default == with_it[name]
 
 
 def _equal(theirs: Any, ours: Any) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 from scoresde.checks import check_choice, check_flags, check_whole
 from scoresde.commands.build import ConfigError, build, build_as
 from scoresde.commands.call_counter import CountedExamples
+from scoresde.commands.conditions import with_conditions
 from scoresde.commands.examples import SPLITS, given_examples, own_examples
 from scoresde.commands.interfaces import Likelihood, Scorer, Scores, StoredBatch, Variance
 from scoresde.commands.likelihood_words import Unit, means, print_summary, with_error
@@ -137,7 +138,8 @@ class Evaluation:
         self.seed = config["seed"] if options.seed is None else options.seed
         self.given = config.get("data") is not None
         if self.given:
-            self.examples = given_examples(config["data"], trained, options.split, config["extensions"])
+            given = given_examples(config["data"], trained, options.split, config["extensions"])
+            self.examples = with_conditions(given, config.get("condition"), trained)
         else:
             self.examples = own_examples(trained, options.split, self.seed)
         self.score = likelihood.prepare(trained, variance)

@@ -105,6 +105,16 @@ class TrainedModel:
         return [label for label, count in enumerate(self.class_counts[: self.classes]) if count > 0]
 
     @property
+    def condition_dim(self) -> int | None:
+        """Length of the condition that its network is given; None if it is given none."""
+        return self.config["model"].get("condition_dim")
+
+    @property
+    def condition_optional(self) -> bool:
+        """Whether it was trained without its condition now and then."""
+        return self.condition_dim is not None and bool(self.config["model"].get("condition_optional"))
+
+    @property
     def data_range(self) -> tuple[float, float] | None:
         """The range of the data in the model's scaling: that of quantised data; None if it has no bounds."""
         return self.codec.value_range if isinstance(self.codec, Quantized) else None

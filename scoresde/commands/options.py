@@ -36,7 +36,8 @@ TRAIN = BOTH | {
 }
 SAMPLE = BOTH | {
     "num_samples": Key(int, 0),
-    "label": Key(int | list[int] | None),
+    "label": Key(int | str | list[int | str] | None),
+    "condition": Key(Any),
     "out": Key(str | None),
 }
 

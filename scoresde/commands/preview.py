@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from scoresde.commands.batches import own_conditions
 from scoresde.commands.pictures import save_picture
 from scoresde.data import Dataset
 from scoresde.denoiser import Denoiser
@@ -29,12 +30,16 @@ class Preview:
         latent = denoiser.sde.prior_sample(
             (PREVIEW_SAMPLES, *self.data.shape), generator=torch.Generator().manual_seed(0)
         )
-        cond = {}
-        if self.labels:
-            cond["label"] = torch.arange(PREVIEW_SAMPLES, device=device) % self.labels
+        cond = {key: value.to(device) for key, value in self._conditions().items()}
         x = DPMSolverPP2M()(denoiser.given(**cond), latent.to(device))
         save_picture(self.path(step), self.data.codec.to_uint8(x.cpu()))  # type: ignore[union-attr]  # images have levels
         return self.path(step)
+
+    def _conditions(self) -> dict[str, Tensor]:
+        """All classes in turn; with other conditions, those of test examples and their classes."""
+        if self.data.train.condition is not None:
+            return own_conditions(self.data, PREVIEW_SAMPLES, labelled=self.labels is not None)
+        return {"label": torch.arange(PREVIEW_SAMPLES) % self.labels} if self.labels else {}
 
     def path(self, step: int) -> Path:
         """Of the picture of a step."""

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.checks import check_numbers, check_text, check_whole
+from scoresde.commands.batches import own_conditions
 from scoresde.commands.build import ANY_INTERFACE, ConfigError, build_as
 from scoresde.commands.device import pick_device
-from scoresde.commands.fill import fill
+from scoresde.commands.fill import check_dropout, fill
 from scoresde.commands.identity import kept
 from scoresde.commands.load import TrainedModel, load_run
 from scoresde.commands.origin import Origin
 from scoresde.commands.resume import run_path
 from scoresde.commands.train import ModelTask, build_model, fit, parameter_groups
-from scoresde.data import Dataset, Split, batch_indices
+from scoresde.data import Dataset, batch_indices
 from scoresde.denoiser import Denoiser, NetworkDenoiser
 from scoresde.diagnostics import straightness
 from scoresde.files import inside
@@ -80,6 +81,7 @@ class TrainReflow(ModelTask):
             )
         data = trained.data()
         loss_node = fill({"model": {}, "parameterization": {}, "loss": config["loss"]}, data, labelled=False)["loss"]
+        check_dropout(trained.config["model"], loss_node, data)
         loss = build_as(FlowLoss, loss_node, "loss", extensions)
         pairs, cond = pairs_of(trained, data, self, config["seed"])
         if not 1 <= config["batch_size"] <= self.pairs:
@@ -101,7 +103,10 @@ class TrainReflow(ModelTask):
             batch=PairBatches(pairs, cond, config["batch_size"], config["seed"]),
         )  # fmt: skip
         after = load_run(path, device=trained.device, extensions=config["extensions"])
-        print(f"straightness, relative to the length of the paths: {bend(trained):.3g} before, {bend(after):.3g} after")
+        print(
+            f"straightness, relative to the length of the paths: {bend(trained, data):.3g} before, "
+            f"{bend(after, data):.3g} after"
+        )
         print(f"done: python sample.py run={path} solver=ddim solver.steps=2")
         return metrics
 
@@ -122,7 +127,7 @@ def pairs_of(trained: TrainedModel, data: Dataset, task: TrainReflow, seed: int)
     """Pairs of a run and their conditions, those of its training examples in turn: from pairs.pt, or made."""
     path = inside(trained.run, trained.run.path / PAIRS_FILE)
     wanted = {"seed": seed, "pairs": task.pairs, "rtol": task.rtol, "weights": trained.weights}
-    cond: dict[str, Any] = _conditions(trained, data.train, task.pairs)
+    cond: dict[str, Any] = own_conditions(data, task.pairs, labelled=trained.classes is not None, training=True)
     if (known := _known(path, wanted)) is not None:
         return known, cond
     print(f"making {task.pairs:,} pairs of noise and data with {trained.run.path}, once: kept in {path}")
@@ -133,15 +138,6 @@ def pairs_of(trained: TrainedModel, data: Dataset, task: TrainReflow, seed: int)
         )
         save_checkpoint(path, {**wanted, **pairs._asdict()})
     return pairs, cond
-
-
-def _conditions(trained: TrainedModel, split: Split, count: int) -> dict[str, Tensor]:
-    rows, cond = torch.arange(count) % len(split), {}
-    if trained.classes is not None and split.label is not None:
-        cond["label"] = split.label[rows]
-    if split.condition is not None:
-        cond["condition"] = split.condition[rows]
-    return cond
 
 
 def _known(path: Path, wanted: dict[str, Any]) -> Pairs | None:
@@ -157,11 +153,12 @@ def _known(path: Path, wanted: dict[str, Any]) -> Pairs | None:
     return None
 
 
-def bend(trained: TrainedModel) -> float:
+def bend(trained: TrainedModel, data: Dataset) -> float:
     """`straightness` of a run's flow over the mean ‖x_1 − x_0‖², of paths without labels."""
     generator = stream_generator(0, "straightness")
     x = torch.randn(MEASURED, *trained.shape, generator=generator).to(trained.device)
-    denoiser = trained.given(None)
+    cond = own_conditions(data, MEASURED, labelled=False)
+    denoiser = trained.given(None).given(**{key: value.to(trained.device) for key, value in cond.items()})
     with torch.no_grad():
         moved = x - ProbabilityFlowODE(rtol=1e-2, atol=1e-2)(denoiser, x)
     return float(straightness(denoiser, x, steps=STEPS).mean() / moved.square().flatten(1).sum(1).mean())

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as
 from scoresde.commands.call_counter import CallCounter
+from scoresde.commands.conditions import Conditions, choose_conditions
 from scoresde.commands.device import pick_device
 from scoresde.commands.diagnostics import NoDiagnostics
-from scoresde.commands.guidance import NoGuidance, choose_labels
-from scoresde.commands.interfaces import Diagnostics, Guidance, Likelihood, Variance
+from scoresde.commands.guidance import NoGuidance
+from scoresde.commands.interfaces import Diagnostics, Guidance, Likelihood, Steering, Variance
 from scoresde.commands.likelihood import Evaluation, check_idle, chosen_likelihood, is_wanted
 from scoresde.commands.load import TrainedModel, load_run, newest_run
 from scoresde.commands.options import SAMPLE, check_options
@@ -70,10 +71,11 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
         variance=build_as(Variance, config.get("variance"), "variance", own),
     )
     steered = config["label"] is not None or not isinstance(chosen.guidance, NoGuidance)
+    asked = config.get("condition") is not None
     out = inside(trained.run, Path(config["out"]) if config["out"] is not None else trained.run.samples)
     evaluation = None
     options, likelihood = chosen_likelihood(config["likelihood"], own)
-    if is_wanted(config, options, likelihood, chosen.solver, steered):
+    if is_wanted(config, options, likelihood, chosen.solver, steered or asked):
         if sde is not None and likelihood.uses_covariance:
             raise ConfigError(
                 f"likelihood={likelihood.name} with a variance=... is of the run's own process: leave out sde=..., or "
@@ -86,6 +88,8 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
     if n == 0 and steered:
         given = "guidance" if config["label"] is None else f"label={config['label']}"
         raise ConfigError(f"{given} is of samples, and num_samples=0 draws none: leave it out, or draw some.")
+    if n == 0 and asked and not (evaluation is not None and evaluation.given):
+        raise ConfigError("condition is of samples or of the examples of data=..., and there are none: leave it out.")
     diagnostics = build_as(Diagnostics, config.get("diagnostics"), "diagnostics", own)
     if n == 0 and evaluation is None and isinstance(diagnostics, NoDiagnostics):
         raise ConfigError("num_samples=0 leaves nothing to do: add likelihood=hutchinson or a diagnostics=...")
@@ -129,7 +133,7 @@ def draw_samples(
     """
     n, batch_size, own = config["num_samples"], config["batch_size"], trained.on(None)
     steering = chosen.guidance(own)
-    labels = choose_labels(config["label"], n, own, chosen.guidance)
+    conditions = choose_conditions(config, own, chosen.guidance)
     covariance = chosen_covariance(chosen, own, likelihood)
     solver = on_grid(chosen.solver, chosen.grid, trained)
     place = "" if trained.process is None else f" on {type(trained.process).__name__}"
@@ -140,7 +144,7 @@ def draw_samples(
     with CallCounter(trained, solver, [len(part) for part in parts]) as counter:
         for indices in parts:
             first = indices[0]
-            denoiser = steering(None if labels is None else labels[first : first + len(indices)].to(trained.device))
+            denoiser = conditioned(steering, conditions, indices, trained.device)
             denoiser = denoiser if covariance is None else covariance.around(denoiser)
             denoiser = denoiser if trained.process is None else denoiser.on(trained.process)
             x = draw(denoiser, solver, trained.shape, config["seed"], indices, trained.device, counter.step)
@@ -151,7 +155,7 @@ def draw_samples(
             chunks.append(x.cpu())
             nfe = counter.finish()
     seconds = round(time.perf_counter() - start, 2)
-    save_samples(out, torch.cat(chunks), labels, trained)
+    save_samples(out, torch.cat(chunks), conditions, trained)
     found = {
         "solver": type(solver).__name__, "num_samples": n, "variance": type(chosen.variance).__name__, "nfe": nfe,
         "seconds": seconds,
@@ -160,6 +164,14 @@ def draw_samples(
         found["sde"] = type(trained.process).__name__
     where = f"{out / 'samples.png'} and samples.npz"
     return found, f"{n} samples, {nfe} network calls each, in {seconds:.1f} s: {where}\n"
+
+
+def conditioned(steering: Steering, conditions: Conditions, indices: range, device: torch.device) -> Denoiser:
+    """The guided denoiser of some samples, with what they are conditioned on."""
+    rows = slice(indices.start, indices.stop)
+    label, condition = (None if value is None else value[rows].to(device) for value in conditions)
+    denoiser = steering(label)
+    return denoiser if condition is None else denoiser.given(condition=condition)
 
 
 def chosen_covariance(chosen: Chosen, trained: TrainedModel, likelihood: Likelihood) -> CovarianceDenoiser | None:
@@ -218,7 +230,7 @@ def draw(
     return solver(denoiser, x, noise=noise(), plan=plan)  # which says where it went wrong
 
 
-def save_samples(out: Path, x: Tensor, labels: Tensor | None, trained: TrainedModel) -> None:
+def save_samples(out: Path, x: Tensor, conditions: Conditions, trained: TrainedModel) -> None:
     """samples.png, and samples.npz with the data's own values, see `sample_values`."""
     make_folder(out)
     codec = trained.codec
@@ -228,8 +240,10 @@ def save_samples(out: Path, x: Tensor, labels: Tensor | None, trained: TrainedMo
     else:
         flat = codec.decode(x).flatten(1).double()
         save_scatter(out / "samples.png", torch.cat([flat, torch.zeros_like(flat)], 1)[:, :2])
-    if labels is not None:
-        arrays["y"] = labels.numpy()
+    if conditions.label is not None:
+        arrays["y"] = conditions.label.numpy()
+    if conditions.condition is not None:
+        arrays["condition"] = conditions.condition.numpy()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomically(out / "samples.npz", buffer.getvalue())

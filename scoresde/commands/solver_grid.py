@@ -13,8 +13,10 @@ from typing import Any, TypeVar
 import torch
 
 from scoresde.checks import check_choice, check_flags, check_whole
+from scoresde.commands.batches import own_conditions
 from scoresde.commands.build import INTERFACES, ConfigError, require
 from scoresde.commands.call_counter import calls_counted
+from scoresde.commands.conditions import own_data
 from scoresde.commands.interfaces import SolverGrid
 from scoresde.commands.load import TrainedModel
 from scoresde.commands.variance import moments_of
@@ -183,7 +185,7 @@ def _fitted(
     options: OptimisedTimes | CalibratedTimes,
     trained: TrainedModel,
 ) -> Fit:
-    """The fit that the run has, or a new one: of the model without guidance, and without labels if it takes some."""
+    """The fit that the run has, or a new one: of the model without guidance and labels, with its data's conditions."""
     if not options.refit and (known := _known(kind, path, trained)) is not None:
         return known
     with trained.run.locked():
@@ -192,12 +194,13 @@ def _fitted(
 
 def _made(fit: Callable[..., Fit], path: Path, options: OptimisedTimes | CalibratedTimes, trained: TrainedModel) -> Fit:
     denoiser, count, device = trained.given(None), options.reference_paths, trained.device
+    cond = {} if trained.condition_dim is None else own_conditions(own_data(trained), count, labelled=False)
     calls = math.ceil(count / PATHS_AT_ONCE) * (options.reference_steps + 2)
     with Progress("reference paths", calls, "calls") as progress, calls_counted(trained.net, progress):
         generator = torch.Generator(device=device).manual_seed(0)
         paths = reference_paths(
             denoiser, trained.shape, count, steps=options.reference_steps, batch=PATHS_AT_ONCE, generator=generator,
-            device=device,
+            device=device, cond=cond,
         )  # fmt: skip
     with Progress("fitting", options.iterations, "iterations") as progress:
         numbers = {"iterations": options.iterations, "batch": options.batch, "progress": progress.advance}

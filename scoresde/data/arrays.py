@@ -12,6 +12,7 @@ from torch import Tensor
 from scoresde.checks import check_flag, check_text, check_whole
 from scoresde.data.bounded import TooLarge, member_names, read_members
 from scoresde.data.codec import Quantized, Standardized
+from scoresde.data.conditions import check_conditions, stored_condition
 from scoresde.data.dataset import (
     TEST_FRACTION,
     Dataset,
@@ -172,7 +173,6 @@ def given_conditions(path: Path, condition: NDArray[np.generic], n: int) -> Tens
     _real(path, "condition", condition)
     if condition.shape[:1] != (n,):
         raise ValueError(f"{path} needs one condition per example: {n}, got shape {condition.shape}")
-    values = torch.from_numpy(np.array(condition, dtype=np.float32, order="C"))
-    values = values.unsqueeze(1) if values.ndim == 1 else values
-    check_finite(values, f"{path}, condition")
+    values = stored_condition(condition)
+    check_conditions(values, f"{path}, condition")
     return values

@@ -13,6 +13,7 @@ from torch import Tensor
 from scoresde.checks import check_numbers, check_whole
 from scoresde.data.codec import Quantized, Standardized
 from scoresde.data.columns import NO_NAMES, Names
+from scoresde.data.conditions import check_conditions
 from scoresde.noise import stream_seed
 
 KINDS = {1: "table", 2: "series", 3: "image", 4: "volume"}  # by the number of axes of one example, channels first
@@ -85,6 +86,8 @@ class Dataset:
             if len(split) > 0:
                 self._check_values(part, split)
                 self._check_labels(part, split)
+                if split.condition is not None:
+                    check_conditions(split.condition, f"data {self.name!r}, {part} split", self.names.conditions)
 
     @property
     def shape(self) -> tuple[int, ...]:

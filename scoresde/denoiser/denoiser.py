@@ -212,11 +212,13 @@ class _Given(Denoiser):
         return self.denoiser.mean_and_covariance(x, t, **{**cond, **self.cond})
 
     def select(self, index: Tensor, batch: int) -> Denoiser | None:
-        """Conditions whose leading size is the batch are one per sample; numbers and other tensors are shared."""
+        """Conditions whose leading size is the batch are one per sample; numbers, other tensors and a single condition
+        vector, which may be as long as the batch, are shared.
+        """
         inner = self.denoiser.select(index, batch)
         if inner is None or not all(isinstance(c, Tensor | int | float | str | None) for c in self.cond.values()):
             return None
-        return type(self)(inner, {key: _rows_of(value, index, batch) for key, value in self.cond.items()})
+        return type(self)(inner, {key: _rows_of(key, value, index, batch) for key, value in self.cond.items()})
 
     def _ask(self, method: Any, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Any:
         """A method that only some denoisers have, with the conditions bound."""
@@ -241,7 +243,7 @@ class _GivenRange(_GivenCovariance):
         return self._ask(self.denoiser.eps_and_range, x, t, cond)
 
 
-def _rows_of(value: Any, index: Tensor, batch: int) -> Any:
-    if not isinstance(value, Tensor) or value.shape[:1] != (batch,):
+def _rows_of(key: str, value: Any, index: Tensor, batch: int) -> Any:
+    if not isinstance(value, Tensor) or value.shape[:1] != (batch,) or (key == "condition" and value.ndim == 1):
         return value
     return value[index.to(value.device)]

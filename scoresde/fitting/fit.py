@@ -109,11 +109,11 @@ def optimise_grid(
         own = sde.logsnr(solver._times(sde)[0])
     parts, start = LevelParameters(ends, own, free_start=gaussian_start), paths.gaussian if gaussian_start else None
 
-    def run(x: Tensor) -> Tensor:
+    def run(denoiser: Denoiser, x: Tensor) -> Tensor:
         levels = parts.stencil(sde)
         return _end(solver, denoiser, levels.landed() if solver.denoise else levels, parts, start, x)
 
-    record = _fit([{"params": [parts.logits], "lr": lr}], run, paths, iterations, batch, seed, progress)
+    record = _fit([{"params": [parts.logits], "lr": lr}], run, denoiser, paths, iterations, batch, seed, progress)
     return OptimisedGrid(tuple(parts().tolist()), record, start)
 
 
@@ -161,12 +161,12 @@ def calibrate(
         keep, weights = map(parts.differentiable, (keep, own + size * change.tril()[..., None]))
         return CalibratedMultistep(calibration=Calibration(parts(), keep, weights, paths.gaussian, std, record))
 
-    def run(x: Tensor) -> Tensor:
+    def run(denoiser: Denoiser, x: Tensor) -> Tensor:
         levels = parts.stencil(sde).landed()
         return _end(made(levels, {}), denoiser, levels, parts, paths.gaussian, x)
 
     groups = [{"params": [parts.logits], "lr": lr}, {"params": [change, keep_change], "lr": 0.2 * lr}]
-    record = _fit(groups, run, paths, iterations, batch, seed, progress)
+    record = _fit(groups, run, denoiser, paths, iterations, batch, seed, progress)
     with torch.no_grad():
         return made(parts.stencil(sde).landed(), record)
 
@@ -184,7 +184,8 @@ def _end(
 
 def _fit(
     groups: list[dict[str, Any]],
-    run: Callable[[Tensor], Tensor],
+    run: Callable[[Denoiser, Tensor], Tensor],
+    denoiser: Denoiser,
     paths: ReferencePaths,
     iterations: int,
     batch: int,
@@ -210,7 +211,8 @@ def _fit(
     generator = torch.Generator().manual_seed(seed)
 
     def errors(rows: Tensor | slice) -> Tensor:
-        return (run(paths.start[rows]) - paths.end[rows]).flatten(1).square().mean(1) / rms**2
+        ends = run(paths.given(denoiser, rows), paths.start[rows])
+        return (ends - paths.end[rows]).flatten(1).square().mean(1) / rms**2
 
     def loss(squares: Tensor) -> Tensor:
         return 0.5 * (squares.mean() + 1e-14).log() + (squares + 1e-14).sqrt().mean().log()

@@ -19,6 +19,8 @@ class ClassifierLoss(Loss):
 
         L = −log p(y | x_t),      x_t = α_t x0 + σ_t ε
 
+    Conditions beside the labels are not looked at.
+
     Args:
         noise: The `DenoisingLoss` whose times and noise are used.
     """
@@ -26,8 +28,9 @@ class ClassifierLoss(Loss):
     noise: DenoisingLoss = field(default_factory=DenoisingLoss)
 
     def __call__(
-        self, classifier: NoisyClassifier, x0: Tensor, *, label: Tensor, generator: torch.Generator | None = None
-    ) -> Tensor:
+        self, classifier: NoisyClassifier, x0: Tensor, *, label: Tensor, generator: torch.Generator | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         t, noise = self.draw(classifier.sde, x0, generator)
         logits = classifier(classifier.sde.perturb(x0, t, noise), t)
         return nn.functional.cross_entropy(logits, label, reduction="none")

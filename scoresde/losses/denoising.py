@@ -32,7 +32,7 @@ class DenoisingLoss(SampledLoss):
         time: Quantile function of t, (sde, u) -> t: `uniform_times`, `discrete_times`, `lognormal_times`,
             `logit_normal_times`, `shifted_times`, `mode_times`.
         reduction: Over the entries of an event: "mean", or "half_sum", the reference's `reduce_mean=False`.
-        sampling, label_dropout: See `SampledLoss`.
+        sampling, label_dropout, condition_dropout: See `SampledLoss`.
 
     References:
         Vincent, "A Connection Between Score Matching and Denoising Autoencoders", 2011.
@@ -54,7 +54,7 @@ class DenoisingLoss(SampledLoss):
     ) -> Tensor:
         """Loss of one batch at random times: x0 (B, *) -> (B,)."""
         t, noise = self.draw(denoiser.sde, x0, generator)
-        return self.at(denoiser, x0, t, noise, **self.drop_labels(cond, x0, generator))
+        return self.at(denoiser, x0, t, noise, **self.drop_conditions(cond, x0, generator))
 
     def times(self, sde: SDE, u: Tensor) -> Tensor:
         return self.time(sde, u)

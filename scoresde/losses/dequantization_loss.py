@@ -78,7 +78,7 @@ class DequantizationLoss(SampledLoss):
 
     Args:
         sampling: How a batch draws the positions, as for `DenoisingLoss`.
-        label_dropout: Probability of replacing a label by −1 (no label), for joint training with guidance.
+        label_dropout, condition_dropout: See `SampledLoss`; for joint training with guidance.
 
     References:
         Ho et al., "Flow++", 2019, arXiv:1902.00275.
@@ -93,7 +93,7 @@ class DequantizationLoss(SampledLoss):
         if not isinstance(module, DequantizedDenoiser):
             raise TypeError(f"DequantizationLoss trains a DequantizedDenoiser, got {type(module).__name__}.")
         t, noise = self.draw(module.sde, x0, generator)
-        cond = self.drop_labels(cond, x0, generator)
+        cond = self.drop_conditions(cond, x0, generator)
         return self.at(module, x0, t, noise, generator=generator, **cond)
 
     def times(self, sde: SDE, u: Tensor) -> Tensor:

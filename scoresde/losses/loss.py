@@ -50,21 +50,23 @@ class KeepsState(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SampledLoss(Loss):
-    """A loss at one random time per example, for models whose labels may be dropped at random.
+    """A loss at one random time per example, for models whose labels and conditions may be dropped at random.
 
     Args:
         sampling: How the uniforms u of a batch are drawn. "independent"; "stratified": one per cell of width 1/B;
             "antithetic": one draw shifted by multiples of 1/B (arXiv:2107.00630, App. I.1). Each u alone is uniform.
         label_dropout: Probability of replacing a label by −1 (no label), for classifier-free guidance.
+        condition_dropout: The same of a condition vector, which becomes NaN (none). One draw decides of both.
     """
 
     sampling: str = "stratified"
     label_dropout: float = 0.0
+    condition_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         check_flags(self)
         check_choice(self, "sampling", self.sampling, ("independent", "stratified", "antithetic"))
-        check_numbers(self, "0 <= label_dropout < 1")
+        check_numbers(self, "0 <= label_dropout < 1", "0 <= condition_dropout < 1")
 
     @abstractmethod
     def times(self, sde: SDE, u: Tensor) -> Tensor:
@@ -90,12 +92,26 @@ class SampledLoss(Loss):
             u = u[torch.randperm(batch, generator=generator, device=x0.device)]
         return u
 
-    def drop_labels(self, cond: dict[str, Any], x0: Tensor, generator: torch.Generator | None = None) -> dict[str, Any]:
-        """The conditions with every label replaced by −1 with probability `label_dropout`."""
-        if self.label_dropout == 0 or cond.get("label") is None:
+    def drop_conditions(
+        self, cond: dict[str, Any], x0: Tensor, generator: torch.Generator | None = None
+    ) -> dict[str, Any]:
+        """The conditions of a batch with some dropped: a label is −1 then, and a condition a row of NaN.
+
+        Which of two is dropped more often is dropped whenever the other is, so that a model learns to do without both.
+        """
+        rates = {"label": self.label_dropout, "condition": self.condition_dropout}
+        rates = {key: rate for key, rate in rates.items() if rate > 0 and cond.get(key) is not None}
+        if not rates:
             return cond
-        drop = torch.rand(x0.shape[0], generator=generator, device=x0.device) < self.label_dropout
-        return {**cond, "label": cond["label"].masked_fill(drop, -1)}
+        u = torch.rand(x0.shape[0], generator=generator, device=x0.device)
+        dropped = dict(cond)
+        for key, rate in rates.items():
+            value, drop = cond[key], u < rate
+            if key == "condition" and not value.is_floating_point():
+                value = value.double()
+            none = -1 if key == "label" else float("nan")
+            dropped[key] = value.masked_fill(drop.reshape(-1, *[1] * (value.ndim - 1)), none)
+        return dropped
 
 
 def standard_normal(x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -38,7 +38,7 @@ class SecondOrderLoss(SampledLoss):
         weighting: w, as for `DenoisingLoss`.
         time: Distribution of t, as for `DenoisingLoss`; `logsnr_times` trains for likelihood.
         sampling: How a batch draws from it, as for `DenoisingLoss`.
-        label_dropout: As for `DenoisingLoss`.
+        label_dropout, condition_dropout: As for `DenoisingLoss`.
         weight: λ of the second-order term.
         order2: "trace" (the divergence alone, what a likelihood needs), "jacobian" or "both".
         probes: Probe vectors per example, one backward pass each; None: all d of them, the exact term.
@@ -71,7 +71,7 @@ class SecondOrderLoss(SampledLoss):
     ) -> Tensor:
         """Loss of one batch at random times: x0 (B, *) -> (B,)."""
         t, noise = self.draw(denoiser.sde, x0, generator)
-        cond = self.drop_labels(cond, x0, generator)
+        cond = self.drop_conditions(cond, x0, generator)
         return self.at(denoiser, x0, t, noise, self._vectors(x0, generator), **cond)
 
     def times(self, sde: SDE, u: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class VDMLoss(SampledLoss):
         clock: "own": uniform t, for learned schedules. "logsnr": uniform log-SNR, for the others, whose own clock
             has γ' ~ 1/t near the data (`logsnr_times`). Where a process ends without signal, γ = ∞, the level of
             α/σ = 10⁻³ stands for less: of 10⁻⁶ E‖x0‖² nats.
-        sampling, label_dropout: As of `DenoisingLoss`.
+        sampling, label_dropout, condition_dropout: As of `DenoisingLoss`.
 
     References:
         Kingma et al., "Variational Diffusion Models", 2021, arXiv:2107.00630.
@@ -69,7 +69,7 @@ class VDMLoss(SampledLoss):
         """Loss of one batch at random times: x0 (B, *) -> (B,) bits per entry."""
         u = self.uniforms(x0, generator)
         noise, end_noise = standard_normal(x0, generator), standard_normal(x0, generator)
-        terms = self.terms(denoiser, x0, u, noise, end_noise, **self.drop_labels(cond, x0, generator))
+        terms = self.terms(denoiser, x0, u, noise, end_noise, **self.drop_conditions(cond, x0, generator))
         return torch.stack(list(terms.values())).sum(0)
 
     def times(self, sde: SDE, u: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class VLBLoss(SampledLoss):
         prior: Add KL(q(x_T | x0) ‖ π) to L_vlb: it makes the value a bound, and teaches only learned processes.
         resampling: Distribution of k, for "vlb": `LossSecondMoment`; its weights keep the expectation. None: uniform.
         sampling: How a batch draws from it, as for `DenoisingLoss`.
-        label_dropout: As for `DenoisingLoss`.
+        label_dropout, condition_dropout: As for `DenoisingLoss`.
 
     References:
         Ho et al., "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.11239.
@@ -104,7 +104,7 @@ class VLBLoss(SampledLoss):
             self.resampling.update()
         term, weight = self._terms(self.uniforms(x0, generator))
         noise = standard_normal(x0, generator)
-        cond = self.drop_labels(cond, x0, generator)
+        cond = self.drop_conditions(cond, x0, generator)
         losses = self.at(denoiser, x0, self._chain(denoiser.sde, x0)[-1 - term], noise, **cond)
         if self.resampling is not None and denoiser.training:
             self.resampling.record(term, losses)

@@ -14,7 +14,10 @@ def DDPMUNet(
     attention_resolutions: Sequence[int] = (16,), dropout: float = 0.1, resample_with_conv: bool = True,
     scale_by_sigma: bool = False, centered: bool = True, num_scales: int = 1000,
     sigma_min: float = 0.01, sigma_max: float = 50.0, norm_groups: int | None = 32,
-    num_classes: int | None = None, condition_dim: int | None = None, concat_channels: int = 0,
+    num_classes: int | None = None, condition_dim: int | None = None,
+    condition_mean: Sequence[float] | None = None, condition_std: Sequence[float] | None = None,
+    condition_categories: Sequence[int] | None = None, condition_width: int | None = None,
+    condition_optional: bool | None = None, concat_channels: int = 0,
     checkpoint: bool = False,
 ) -> NCSNpp:  # fmt: skip
     """DDPM's network: `NCSNpp` with DDPM blocks, plain resampling, sinusoidal time and unscaled sums.
@@ -35,5 +38,7 @@ def DDPMUNet(
         attention_resolutions=attention_resolutions, dropout=dropout, resample_with_conv=resample_with_conv,
         scale_by_sigma=scale_by_sigma, centered=centered, num_scales=num_scales,
         sigma_min=sigma_min, sigma_max=sigma_max, norm_groups=norm_groups,
-        num_classes=num_classes, condition_dim=condition_dim, concat_channels=concat_channels, checkpoint=checkpoint,
+        num_classes=num_classes, condition_dim=condition_dim, condition_mean=condition_mean,
+        condition_std=condition_std, condition_categories=condition_categories, condition_width=condition_width,
+        condition_optional=condition_optional, concat_channels=concat_channels, checkpoint=checkpoint,
     )  # fmt: skip

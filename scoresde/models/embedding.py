@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scoresde.checks import check_whole
+from scoresde.checks import check_flag, check_whole
+from scoresde.models.condition_features import ConditionFeatures
 from scoresde.models.layers import linear
 
 
@@ -110,23 +113,44 @@ class NoiseEmbedding(nn.Module):
 class ConditionEmbedding(nn.Module):
     """Embeds a class label and a condition vector, to be added to the embedding of the noise level.
 
-    It has no parameters, and gives None, when the network is built without either.
+    The vector comes in the data's own units: see `ConditionFeatures`. It has no parameters, and gives None, when the
+    network is built without either.
 
     Args:
         owner: Name of the network, for messages.
         dim: Width of the embedding.
         num_classes: Number of classes K, or None for a network without labels.
         condition_dim: Length of the condition vector, or None for a network without one.
+        condition_mean, condition_std, condition_categories: Of its columns, see `ConditionFeatures`.
+        condition_width: Hidden width of the MLP that embeds it; 0 or None: one linear layer.
+        condition_optional: Whether there is a learned "no condition", for networks that are trained with it now and
+            then. None is false.
     """
 
-    def __init__(self, owner: str, dim: int, num_classes: int | None, condition_dim: int | None) -> None:
+    def __init__(
+        self, owner: str, dim: int, num_classes: int | None, condition_dim: int | None, *,
+        condition_mean: Sequence[float] | None = None, condition_std: Sequence[float] | None = None,
+        condition_categories: Sequence[int] | None = None, condition_width: int | None = None,
+        condition_optional: bool | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        sizes = {"num_classes": num_classes, "condition_dim": condition_dim}
-        check_whole(owner, "num_classes >= 1 or null", "condition_dim >= 1 or null", **sizes)
+        sizes = {"num_classes": num_classes, "condition_dim": condition_dim, "condition_width": condition_width}
+        needs = ("num_classes >= 1 or null", "condition_dim >= 1 or null", "condition_width >= 0 or null")
+        check_whole(owner, *needs, **sizes)
+        check_flag(owner, "condition_optional", condition_optional, optional=True)
         self.owner, self.num_classes, self.condition_dim = owner, num_classes, condition_dim
         # Row 0 is "no label", so that label −1 needs no special case and −2 is out of range like K.
         self.label = None if num_classes is None else nn.Embedding(num_classes + 1, dim)
-        self.vector = None if condition_dim is None else linear(condition_dim, dim)
+        self.features: ConditionFeatures | None = None
+        self.vector: nn.Module | None = None
+        columns: dict[str, Any] = {"mean": condition_mean, "std": condition_std, "categories": condition_categories}
+        if condition_dim is not None:
+            self.features = ConditionFeatures(owner, condition_dim, **columns)
+            self.vector = _layers(self.features.features, condition_width or 0, dim)
+        elif said := [name for name, value in columns.items() if value is not None]:
+            raise ValueError(f"{owner} without condition_dim has no use for condition_{said[0]}.")
+        optional = condition_dim is not None and bool(condition_optional)
+        self.none = nn.Parameter(torch.zeros(dim)) if optional else None
 
     def forward(self, x: Tensor, label: Tensor | None, condition: Tensor | None) -> Tensor | None:
         """Embed the conditions of a batch.
@@ -134,19 +158,20 @@ class ConditionEmbedding(nn.Module):
         Args:
             x: The batch, shape (B, *), for its size, dtype and device.
             label: Shape () or (B,), integers 0 … K−1, or −1 for no label; None is −1 everywhere.
-            condition: Shape (condition_dim,) or (B, condition_dim); None is 0 everywhere.
+            condition: Shape (condition_dim,), or (B, *) with condition_dim entries each. With condition_optional, None
+                stands for no condition, and so does a row of NaN.
         Returns:
             Shape (B, dim), or None if the network takes neither.
         Raises:
-            ValueError: If a condition does not fit the network.
+            ValueError: If a condition does not fit the network, or is missing.
         """
         terms = []
         if self.label is not None:
             terms.append(self._embed_label(self.label, x, label))
         elif label is not None:
             raise ValueError(f"{self.owner} was built without num_classes, so it takes no label; set num_classes.")
-        if self.vector is not None:
-            terms.append(self._embed_vector(self.vector, x, condition))
+        if self.features is not None and self.vector is not None:
+            terms.append(self._embed_vector(self.features, self.vector, x, condition))
         elif condition is not None:
             raise ValueError(
                 f"{self.owner} was built without condition_dim, so it takes no condition; set condition_dim."
@@ -170,13 +195,35 @@ class ConditionEmbedding(nn.Module):
                 f"got values from {int(label.min())} to {int(label.max())}."
             ) from None
 
-    def _embed_vector(self, layer: nn.Linear, x: Tensor, condition: Tensor | None) -> Tensor:
+    def _embed_vector(
+        self, features: ConditionFeatures, layers: nn.Module, x: Tensor, condition: Tensor | None
+    ) -> Tensor:
         if condition is None:
-            return layer.bias.expand(x.shape[0], -1)
-        if condition.shape not in ((layer.in_features,), (x.shape[0], layer.in_features)):
+            if self.none is None:
+                raise ValueError(
+                    f"{self.owner} was trained with a condition of {self.condition_dim} numbers and never without: "
+                    f"give it one, as denoiser.given(condition=...), or train with condition dropout."
+                )
+            return self.none.expand(x.shape[0], -1)
+        given = torch.as_tensor(condition, device=x.device)
+        rows = given.reshape(1, -1) if given.ndim < 2 else given.flatten(1)
+        if rows.shape != (1 if given.ndim < 2 else x.shape[0], features.dim):
             raise ValueError(
-                f"{self.owner} needs a condition of shape ({x.shape[0]}, {layer.in_features}) "
-                f"for x of shape {tuple(x.shape)}, got {tuple(condition.shape)}."
+                f"{self.owner} needs a condition of shape ({x.shape[0]}, {features.dim}) "
+                f"for x of shape {tuple(x.shape)}, got {tuple(given.shape)}."
             )
-        embedded: Tensor = layer(condition.to(x.dtype))
+        absent = None if self.none is None else rows.isnan().all(1)
+        features.check(rows, absent)
+        if absent is None or self.none is None:
+            embedded: Tensor = layers(features(rows).to(x.dtype))
+        else:
+            known = layers(features(rows.masked_fill(absent[:, None], 0)).to(x.dtype))
+            embedded = torch.where(absent[:, None], self.none.to(known.dtype), known)
         return embedded.expand(x.shape[0], -1)
+
+
+def _layers(features: int, width: int, dim: int) -> nn.Module:
+    """One linear layer, or with a hidden width two and a silu between them."""
+    if width == 0:
+        return linear(features, dim)
+    return nn.Sequential(linear(features, width), nn.SiLU(), linear(width, dim))

@@ -30,13 +30,17 @@ class MLP(nn.Module):
         fourier_scale: Standard deviation of the frequencies that embed c_noise; 1 suits c_noise = ¼ log(σ/α).
         dropout: Probability of dropping an activation.
         num_classes: Accept `label`, (B,) integers; −1 or None is the learned "no label".
-        condition_dim: Accept `condition`, (B, condition_dim); None is zeros.
+        condition_dim: Accept `condition`, (B, condition_dim), in the data's own units.
+        condition_mean, condition_std, condition_categories, condition_width, condition_optional: See
+            `ConditionEmbedding`.
     """
 
     def __init__(
         self, *, shape: Sequence[int] = (2,), out_channels: int | None = None, width: int = 128, depth: int = 4,
         fourier_scale: float = 1.0, dropout: float = 0.0, num_classes: int | None = None,
-        condition_dim: int | None = None,
+        condition_dim: int | None = None, condition_mean: Sequence[float] | None = None,
+        condition_std: Sequence[float] | None = None, condition_categories: Sequence[int] | None = None,
+        condition_width: int | None = None, condition_optional: bool | None = None,
     ) -> None:  # fmt: skip
         sizes = {"out_channels": out_channels, "width": width, "depth": depth}
         check_whole("MLP", "out_channels >= 1 or null", "width >= 2", "depth >= 1", **sizes)
@@ -47,7 +51,11 @@ class MLP(nn.Module):
         self.out_shape = self.shape if out_channels is None else (out_channels, *self.shape[1:])
         self.fourier = GaussianFourier(width // 2, fourier_scale)
         self.embed = nn.Sequential(linear(2 * (width // 2), width), nn.SiLU(), linear(width, width))
-        self.conditions = ConditionEmbedding("MLP", width, num_classes, condition_dim)
+        self.conditions = ConditionEmbedding(
+            "MLP", width, num_classes, condition_dim, condition_mean=condition_mean, condition_std=condition_std,
+            condition_categories=condition_categories, condition_width=condition_width,
+            condition_optional=condition_optional,
+        )  # fmt: skip
         self.input = linear(math.prod(self.shape), width)
         self.blocks = nn.ModuleList(MLPBlock(width, dropout) for _ in range(depth))
         self.output = linear(width, math.prod(self.out_shape))

@@ -65,7 +65,9 @@ class NCSNpp(nn.Module):
         num_scales, sigma_min, sigma_max: Length and ends of the geometric table `sigmas`, descending.
         norm_groups: Groups of every normalisation; None for min(C/4, 32).
         num_classes: Accept `label`, (B,) integers; −1 or None is the learned "no label".
-        condition_dim: Accept `condition`, (B, condition_dim); None is zeros.
+        condition_dim: Accept `condition`, (B, condition_dim), in the data's own units.
+        condition_mean, condition_std, condition_categories, condition_width, condition_optional: See
+            `ConditionEmbedding`.
         concat_channels: Accept `concat`, (B, concat_channels, *), appended to x; None is zeros.
         fourier_features: Exponents n of further inputs sin and cos of 2^n π data_scale x, see `FourierFeatures`.
         data_scale: Factor from x to the data: the parameterization's sigma_data.
@@ -109,6 +111,11 @@ class NCSNpp(nn.Module):
         norm_groups: int | None = None,
         num_classes: int | None = None,
         condition_dim: int | None = None,
+        condition_mean: Sequence[float] | None = None,
+        condition_std: Sequence[float] | None = None,
+        condition_categories: Sequence[int] | None = None,
+        condition_width: int | None = None,
+        condition_optional: bool | None = None,
         concat_channels: int = 0,
         fourier_features: Sequence[float] = (),
         data_scale: float = 1.0,
@@ -163,7 +170,11 @@ class NCSNpp(nn.Module):
             self.up.append(UpStage(layers, c, c_out, own, attends[stage], first=not self.up, last=stage == 0))
             c = c_out
         self.output = None if progressive_output == "output_skip" else layers.head(c, self.out_channels)
-        self.conditions = ConditionEmbedding("NCSNpp", 4 * width, num_classes, condition_dim)
+        self.conditions = ConditionEmbedding(
+            "NCSNpp", 4 * width, num_classes, condition_dim, condition_mean=condition_mean, condition_std=condition_std,
+            condition_categories=condition_categories, condition_width=condition_width,
+            condition_optional=condition_optional,
+        )  # fmt: skip
 
     def forward(
         self,

@@ -86,6 +86,7 @@ LEGAL: dict[str, Rule] = {
     "*.device": either(null, one("cpu")),
     "*.extensions": many(nothing),
     "sample.num_samples": whole(),
+    "sample.condition": null,  # none of the trials' runs has one
     "sample.label": either(null, whole(0, 9), many(whole(0, 9), 1)),
     "train.seed": whole(0, 2**64),
     "sample.seed": whole(0, 2**64),
@@ -123,6 +124,11 @@ LEGAL: dict[str, Rule] = {
     # models
     "model=*.num_classes": either(null, count),
     "model=*.condition_dim": either(null, count),
+    "model=*.condition_mean": either(null, many(number(), 1)),
+    "model=*.condition_std": either(null, many(positive, 1)),
+    "model=*.condition_categories": either(null, many(whole(), 1)),
+    "model=*.condition_width": either(null, whole()),
+    "model=*.condition_optional": either(null, flag),
     "model=*.channels": either(null, count),
     "model=*.image_size": either(null, count),
     "model=*.out_channels": either(null, count),
@@ -176,6 +182,7 @@ LEGAL: dict[str, Rule] = {
     "loss=*.sampling": one("independent", "stratified", "antithetic"),
     "loss=*.reduction": one("mean", "half_sum"),
     "loss=*.label_dropout": share,
+    "loss=*.condition_dropout": share,
     "loss=*.relative": flag,
     "loss=*.weight": number(0),
     "loss=*.order2": one("trace", "jacobian", "both"),

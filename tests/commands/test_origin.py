@@ -17,6 +17,7 @@ from hydra.types import RunMode
 
 import scoresde
 from scoresde.cli import sample_main, train_main
+from scoresde.commands.identity import differences
 from scoresde.commands.load import load_run
 from scoresde.commands.variance import moments_of
 from scoresde.training import RunDirectory, load_checkpoint, save_checkpoint
@@ -380,3 +381,13 @@ def test_rows_of_metrics_that_were_lost_are_missed(here: Path, capsys: pytest.Ca
     path.unlink()
     command(train_main, *same, "seed=1", "trainer.steps=6")
     assert "has no rows from step 1 to 5" in capsys.readouterr().out
+
+
+def test_an_option_that_an_earlier_version_did_not_have_is_at_its_default() -> None:
+    old: dict[str, Any] = {"loss": {"_target_": "scoresde.DenoisingLoss", "reduction": "mean"}}
+    new: dict[str, Any] = {
+        "loss": {**old["loss"], "_target_": "scoresde.losses.DenoisingLoss", "condition_dropout": 0.0}
+    }
+    assert not list(differences(old, new)) and not list(differences(new, old))
+    new["loss"]["condition_dropout"] = 0.1
+    assert [str(found) for found in differences(old, new)] == ["loss.condition_dropout is absent there and 0.1 here"]

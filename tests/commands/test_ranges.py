@@ -52,7 +52,8 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
         "data_scale": (0.5,), "concat_channels": (0,), "attention_resolutions": ([],), "depth": (0,),
         "fir_kernel": ([1, 0],), "fourier_features": ([], [0.5], [1, 0]), "resample_with_conv": FLAG,
         "checkpoint": FLAG, "centered": FLAG, "time_conditional": FLAG, "skip_rescale": FLAG,
-        "scale_by_sigma": FLAG, "fir": FLAG,
+        "scale_by_sigma": FLAG, "fir": FLAG, "condition_mean": ([0.5], None), "condition_std": ([0.5], None),
+        "condition_categories": (None,), "condition_width": (0, None), "condition_optional": (*FLAG, None),
     },
     "data": {
         "size": (None,), "noise": (0, 0.5, None), "seed": (0,), "test_fraction": (0, 0.5), "flip": FLAG,
@@ -75,7 +76,8 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
     "variance": {"levels": (None,), "corrected": FLAG, "isotropic": FLAG, "seed": (0,), "probes": (None,)},
     "diagnostics": {"num_examples": (None,), "probes": (None,)},
     "loss": {
-        "label_dropout": (0, 0.5), "sigma_data": (0.5,), "mean": (-1, 0, 0.5), "std": (0, 0.5), "power": (-1, 0, 0.5),
+        "label_dropout": (0, 0.5), "condition_dropout": (0, 0.5),
+        "sigma_data": (0.5,), "mean": (-1, 0, 0.5), "std": (0, 0.5), "power": (-1, 0, 0.5),
         "low": (0, 0.5), "high": (math.inf, 0.5, 1e300), "weight": (0, 0.5), "vlb_weight": (0, 0.5), "probes": (None,),
         "resampling": (None,), "uniform": (0.5,), "relative": FLAG, "prior": FLAG, "steps": (None,),
         "shift": (0.5, None), "scale": (-1, 0, 0.5),
@@ -115,7 +117,7 @@ USE: dict[str, Callable[[Any], None]] = {"solver": use_solver, "grid": use_grid,
 FILLED: dict[str, Any] = {  # in place of null, as data do
     "sigma_data": 1.0, "levels": 4, "value_range": [-1.0, 1.0], "shape": [1, 2, 2], "channels": 1, "image_size": 4,
     "channel_mults": [1], "num_res_blocks": 1, "attention_resolutions": [], "fir": False, "progressive_input": "none",
-    "data_scale": 1.0, "size": 4,
+    "data_scale": 1.0, "size": 4, "condition_dim": 1,
 }  # fmt: skip
 NARROW = {"width": 8, "norm_groups": 4}
 

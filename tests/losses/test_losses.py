@@ -202,6 +202,26 @@ def test_label_dropout_replaces_that_fraction_of_labels_by_minus_one() -> None:
     assert torch.equal(seen[1][~dropped], label[~dropped]) and torch.equal(label, torch.arange(10_000) % 10)
 
 
+def test_conditions_are_dropped_with_the_labels_and_are_nan_then() -> None:
+    seen: dict[str, Tensor] = {}
+
+    class Spy(Denoiser):
+        sde = VPSDE()
+
+        def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+            seen.update(cond)
+            return x
+
+    label, condition = torch.arange(10_000) % 10, torch.arange(20_000).reshape(10_000, 2)
+    loss = DenoisingLoss(label_dropout=0.1, condition_dropout=0.3)
+    generator = torch.Generator().manual_seed(0)
+    loss(Spy(), torch.zeros(10_000, 1), generator=generator, label=label, condition=condition)
+    dropped = seen["condition"].isnan().all(1)
+    assert torch.equal(seen["condition"][~dropped], condition[~dropped].double())
+    assert abs(float(dropped.double().mean()) - 0.3) < 4 * (0.21 / 10_000) ** 0.5
+    assert bool(dropped[seen["label"] == -1].all())  # one draw for both: a tenth of them has neither
+
+
 @pytest.mark.parametrize(
     "options, words",
     [

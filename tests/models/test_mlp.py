@@ -47,12 +47,12 @@ def test_learns_a_function_of_state_time_and_label() -> None:
 
 def test_conditions_change_the_output_and_none_is_null() -> None:
     torch.manual_seed(0)
-    net = MLP(width=16, depth=2, num_classes=3, condition_dim=4)
+    net = MLP(width=16, depth=2, num_classes=3, condition_dim=4, condition_width=8, condition_optional=True)
     for parameter in net.parameters():  # away from the silent start
         torch.nn.init.normal_(parameter, std=0.3)
     x = torch.randn(5, 2)
     plain = net(x, 0.1)
-    torch.testing.assert_close(net(x, 0.1, label=torch.tensor(-1), condition=torch.zeros(4)), plain)
+    torch.testing.assert_close(net(x, 0.1, label=torch.tensor(-1), condition=torch.full((4,), torch.nan)), plain)
     assert (net(x, 0.1, label=torch.tensor(1)) - plain).abs().max() > 1e-3
     assert (net(x, 0.1, condition=torch.ones(5, 4)) - plain).abs().max() > 1e-3
 

@@ -171,11 +171,11 @@ def test_samples_do_not_see_each_other_and_scalar_noise_is_broadcast(x: Tensor, 
 
 
 def test_every_condition_acts_and_null_is_its_absence(x: Tensor, c_noise: Tensor) -> None:
-    net = tiny(num_classes=3, condition_dim=5, concat_channels=1)
+    net = tiny(num_classes=3, condition_dim=5, condition_optional=True, concat_channels=1)
     plain = net(x, c_noise)
     nothing = {
         "label": torch.full((4,), -1),
-        "condition": torch.zeros(4, 5),
+        "condition": torch.full((4, 5), torch.nan),
         "concat": torch.zeros(4, 1, 8, 8),
     }
     torch.testing.assert_close(net(x, c_noise, **nothing), plain, atol=0, rtol=0)
