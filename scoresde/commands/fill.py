@@ -10,6 +10,7 @@ from torch import nn
 
 from scoresde.commands.arguments import complaint
 from scoresde.commands.build import ANY_INTERFACE, ConfigError, check_kind, find_target
+from scoresde.commands.second_moments import with_filter
 from scoresde.data import Dataset, Quantized
 from scoresde.data.conditions import condition_columns, constant_columns
 from scoresde.models.fourier_features import level_exponents
@@ -69,6 +70,7 @@ def fill(config: dict[str, Any], data: Dataset, *, labelled: bool, outputs: int 
         model["fourier_features"] = _level_features(data)
     if model.get("data_scale", 0) is None:
         model["data_scale"] = known["sigma_data"] or 1.0
+    config["model"] = with_filter(model, config["parameterization"])
     config["loss"] = _without_nulls(config["loss"], known)
     if isinstance(config.get("data"), dict) and config["data"].get("levels", 0) is None and quantised:
         config["data"]["levels"] = quantised["levels"]

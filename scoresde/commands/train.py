@@ -24,6 +24,7 @@ from scoresde.commands.options import TRAIN, check_options
 from scoresde.commands.origin import Origin, with_codec_of
 from scoresde.commands.preview import Preview
 from scoresde.commands.resume import bring_up_to_date, run_path, take_up
+from scoresde.commands.second_moments import fit_filters
 from scoresde.commands.warm_start import start_from
 from scoresde.covariance import LearnedRange
 from scoresde.data import Dataset
@@ -107,9 +108,10 @@ class ModelTask(Task):
         device = pick_device(config["device"])
         torch.manual_seed(config["seed"])
         model, _ = build_model(self, config, extensions)
+        loss = self.loss(build_as(Loss, config["loss"], "loss", extensions))
+        fit_filters(model, data, dequantize=loss.dequantize)
         config = start_from(config, model)
         model.to(device)
-        loss = self.loss(build_as(Loss, config["loss"], "loss", extensions))
         saved = kept(config)
         origin = Origin.of(saved, data)
         path = run_path(config, origin)

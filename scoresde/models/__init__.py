@@ -5,5 +5,6 @@ from scoresde.models.ddpm_unet import DDPMUNet
 from scoresde.models.fourier_features import FourierFeatures
 from scoresde.models.mlp import MLP
 from scoresde.models.ncsnpp import NCSNpp
+from scoresde.models.wiener import WienerFilter
 
-__all__ = ["MLP", "Classifier", "DDPMUNet", "FourierFeatures", "NCSNpp"]
+__all__ = ["MLP", "Classifier", "DDPMUNet", "FourierFeatures", "NCSNpp", "WienerFilter"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from scoresde.checks import check_numbers, check_sizes, check_whole
 from scoresde.models.embedding import ConditionEmbedding, GaussianFourier, noise_levels
 from scoresde.models.layers import fan_avg_uniform_, linear
+from scoresde.models.wiener import wiener_filter
 
 
 class MLP(nn.Module):
@@ -19,7 +21,9 @@ class MLP(nn.Module):
 
         h <- h + W₂ silu((1 + a) norm(W₁ silu(h)) + b),   (a, b) = affine(silu(e(c_noise) + conditions))
 
-    The data are flattened, and the output starts at F = 0.
+    The data are flattened, and the output starts at F = 0, or at the best linear denoiser of the data with a
+    `WienerFilter`. Without one, whatever F needs of an event must pass through `width` numbers: noise of more entries
+    than that cannot be told from data.
 
     Args:
         shape: Event shape of the data, x has shape (B, *shape).
@@ -33,6 +37,8 @@ class MLP(nn.Module):
         condition_dim: Accept `condition`, (B, condition_dim), in the data's own units.
         condition_mean, condition_std, condition_categories, condition_width, condition_optional: See
             `ConditionEmbedding`.
+        wiener: What F is, "edm", "epsilon" or "data", for a `WienerFilter` around the network; None or "none": none.
+        data_scale: The parameterization's sigma_data, for the filter.
     """
 
     def __init__(
@@ -41,11 +47,12 @@ class MLP(nn.Module):
         condition_dim: int | None = None, condition_mean: Sequence[float] | None = None,
         condition_std: Sequence[float] | None = None, condition_categories: Sequence[int] | None = None,
         condition_width: int | None = None, condition_optional: bool | None = None,
+        wiener: str | None = None, data_scale: float = 1.0,
     ) -> None:  # fmt: skip
         sizes = {"out_channels": out_channels, "width": width, "depth": depth}
         check_whole("MLP", "out_channels >= 1 or null", "width >= 2", "depth >= 1", **sizes)
-        rates = {"fourier_scale": fourier_scale, "dropout": dropout}
-        check_numbers("MLP", "0 < fourier_scale <= 1e9", "0 <= dropout < 1", **rates)
+        rates = {"fourier_scale": fourier_scale, "dropout": dropout, "data_scale": data_scale}
+        check_numbers("MLP", "0 < fourier_scale <= 1e9", "0 <= dropout < 1", "0 < data_scale <= 1e9", **rates)
         super().__init__()
         self.shape = check_sizes("MLP", "shape", shape)
         self.out_shape = self.shape if out_channels is None else (out_channels, *self.shape[1:])
@@ -60,6 +67,7 @@ class MLP(nn.Module):
         self.blocks = nn.ModuleList(MLPBlock(width, dropout) for _ in range(depth))
         self.output = linear(width, math.prod(self.out_shape))
         nn.init.zeros_(self.output.weight)
+        self.wiener = wiener_filter(self.shape, wiener, data_scale)
 
     def forward(
         self, x: Tensor, c_noise: Tensor | float, *, label: Tensor | None = None, condition: Tensor | None = None
@@ -75,10 +83,14 @@ class MLP(nn.Module):
         """
         if x.shape[1:] != self.shape:
             raise ValueError(f"MLP with shape={self.shape} needs x of shape (B, *{self.shape}), got {tuple(x.shape)}.")
-        embedding = self.embed(self.fourier(noise_levels(c_noise, x)).to(x.dtype))
+        levels = noise_levels(c_noise, x)
+        embedding = self.embed(self.fourier(levels).to(x.dtype))
         conditions = self.conditions(x, label, condition)
         embedding = F.silu(embedding if conditions is None else embedding + conditions)
+        network = partial(self._network, embedding=embedding)
+        return network(x) if self.wiener is None else self.wiener(x, levels, network)
 
+    def _network(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.input(x.flatten(1))
         for block in self.blocks:
             h = block(h, embedding)

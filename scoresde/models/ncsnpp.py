@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from scoresde.models.ncsnpp_options import (
 )
 from scoresde.models.resample import cropped, padded
 from scoresde.models.stages import DownStage, Layers, UpStage
+from scoresde.models.wiener import wiener_filter
 
 
 class NCSNpp(nn.Module):
@@ -72,6 +74,7 @@ class NCSNpp(nn.Module):
         fourier_features: Exponents n of further inputs sin and cos of 2^n π data_scale x, see `FourierFeatures`.
         data_scale: Factor from x to the data: the parameterization's sigma_data.
         checkpoint: Recompute blocks in the backward pass, to save memory.
+        wiener: What F is, "edm", "epsilon" or "data", for a `WienerFilter` around the network; None or "none": none.
 
     References:
         Song et al., "Score-Based Generative Modeling through SDEs", 2021, arXiv:2011.13456, App. H.
@@ -120,6 +123,7 @@ class NCSNpp(nn.Module):
         fourier_features: Sequence[float] = (),
         data_scale: float = 1.0,
         checkpoint: bool = False,
+        wiener: str | None = None,
     ) -> None:
         check_options(locals())
         super().__init__()
@@ -175,6 +179,7 @@ class NCSNpp(nn.Module):
             condition_categories=condition_categories, condition_width=condition_width,
             condition_optional=condition_optional,
         )  # fmt: skip
+        self.wiener = wiener_filter((channels, *sizes), wiener, self.data_scale)
 
     def forward(
         self,
@@ -197,7 +202,10 @@ class NCSNpp(nn.Module):
         self._check_input(x)
         c_noise = noise_levels(c_noise, x)
         embedding = self._embed(x, c_noise, label, condition)
+        network = partial(self._network, c_noise=c_noise, embedding=embedding, concat=concat)
+        return network(x) if self.wiener is None else self.wiener(x, c_noise, network)
 
+    def _network(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None, concat: Tensor | None) -> Tensor:
         image: Tensor | None = None
         pyramid = padded(self._prepare(x, concat), 2 ** (len(self.down) - 1))
         h = self.input(pyramid)

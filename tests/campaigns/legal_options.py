@@ -159,6 +159,7 @@ LEGAL: dict[str, Rule] = {
     "model=*.fourier_features": either(one("levels"), many(number())),
     "model=*.data_scale": either(null, positive),
     "model=*.checkpoint": flag,
+    "model=*.wiener": either(null, one("none", "edm", "epsilon", "data")),
     "model=*.centered": flag,
     "model=*.scale_by_sigma": flag,
     "model=*.resample_with_conv": flag,

@@ -54,6 +54,7 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
         "checkpoint": FLAG, "centered": FLAG, "time_conditional": FLAG, "skip_rescale": FLAG,
         "scale_by_sigma": FLAG, "fir": FLAG, "condition_mean": ([0.5], None), "condition_std": ([0.5], None),
         "condition_categories": (None,), "condition_width": (0, None), "condition_optional": (*FLAG, None),
+        "wiener": (None,),
     },
     "data": {
         "size": (None,), "noise": (0, 0.5, None), "seed": (0,), "test_fraction": (0, 0.5), "flip": FLAG,
