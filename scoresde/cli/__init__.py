@@ -148,4 +148,11 @@ def _plain(cfg: Any) -> dict[str, Any]:
 
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return dict(_with_text_keys(plain))
+
+
+def _with_text_keys(value: Any) -> Any:
+    """Numbers as keys, as in data.transform={0: log}, become text, which a run's configuration has alone."""
+    if isinstance(value, dict):
+        return {str(key): _with_text_keys(inner) for key, inner in value.items()}
+    return [_with_text_keys(inner) for inner in value] if isinstance(value, list) else value

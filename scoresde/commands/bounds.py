@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from scoresde.checks import check_choice, check_numbers, check_whole
 from scoresde.commands.build import ConfigError
@@ -178,12 +179,35 @@ def _bound_scores(
     codec, denoiser = trained.codec, trained.denoiser.given(**batch.cond)
     denoiser = denoiser if covariance is None else covariance.around(denoiser)
     generator = torch.Generator(batch.x.device).manual_seed(batch.seeds[0])
-    result = bound(denoiser, codec.encode(batch.x, dequantize=False), generator=generator)
-    terms = {name: term.reshape(len(term), -1).sum(1) for name, term in result.terms.items()}
-    if result.mean_error is not None:
-        terms[MEAN_ERROR] = result.mean_error
-    log_det = 0.0 if isinstance(codec, Quantized) else codec.log_det
-    return Scores(result.log_prob.double() - log_det, result.std_error, result.nfe, terms)
+    points = codec.points(batch.x)
+    parts = []
+    for x in points.x:
+        result = bound(denoiser, x, generator=generator)
+        terms = {name: term.reshape(len(term), -1).sum(1) for name, term in result.terms.items()}
+        if result.mean_error is not None:
+            terms[MEAN_ERROR] = result.mean_error
+        parts.append(Scores(result.log_prob.double(), result.std_error, result.nfe, terms))
+    scores = averaged(parts, points.weight)
+    return scores._replace(nats=scores.nats + codec.log_jacobian(batch.x))
+
+
+def averaged(parts: Sequence[Scores], weight: Tensor) -> Scores:
+    """A bound from those at several points that stand for the same example, Σ w (bound − log w), w (K, B).
+
+    By Jensen's inequality it is below log Σ p for every w that adds up to 1.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    entropy = -torch.special.xlogy(weight, weight).sum(0)
+
+    def mean(values: Sequence[Tensor]) -> Tensor:
+        return (weight * torch.stack([value.double() for value in values])).sum(0)
+
+    errors = torch.stack([part.std_error.double() for part in parts])
+    terms = {name: mean([part.terms[name] for part in parts]) for name in parts[0].terms}
+    nfe = torch.stack([part.nfe for part in parts]).sum(0)
+    nats = mean([part.nats for part in parts]) + entropy
+    return Scores(nats, (weight * errors).square().sum(0).sqrt(), nfe, terms)
 
 
 def _last_time(t_start: float | None, trained: TrainedModel) -> float | None:

@@ -205,6 +205,8 @@ def _checked(trained: TrainedModel, name: str, stored: Split, index: Tensor) -> 
                         f"levels of this run are"))  # fmt: skip
         outside = (flat < 0).any(1) | (flat >= codec.levels).any(1)
         bad.append((outside, f"holds values outside 0..{codec.levels - 1}, the {codec.levels} levels of this run"))
+    else:
+        bad += codec.refusals(x)
     classes = trained.config["model"].get("num_classes")
     if classes is not None and stored.label is not None:
         bad.append(((stored.label >= classes) | (stored.label < 0), f"has a label outside 0..{classes - 1}"))

@@ -15,7 +15,7 @@ from scoresde.checks import check_choice, check_flags, check_numbers, check_unus
 from scoresde.commands.auxiliary import load_dequantization
 from scoresde.commands.interfaces import DRAWS, Estimand, Likelihood, Scorer, Scores, StoredBatch, Variance
 from scoresde.commands.load import TrainedModel
-from scoresde.data import Quantized, Standardized
+from scoresde.data import Quantized
 from scoresde.denoiser import Denoiser
 from scoresde.integrate.torchdiffeq_backend import check_ode_arguments
 from scoresde.likelihood.chain import checked_start
@@ -87,10 +87,10 @@ class FlowLikelihood(Likelihood):
 
     def prepare(self, trained: TrainedModel, variance: Variance) -> Scorer:
         checked_start("likelihood", trained.denoiser.sde, self.t_start)
-        if isinstance(trained.codec, Standardized):
+        if not isinstance(trained.codec, Quantized):
             check_unused(self, "continuous values", dequantization=None, samples=1)
             once = self.below == "decoder" or (self.probes == 1 and self.divergence != "exact")
-            return partial(self._scores, partial(self._density, trained, trained.codec), once)
+            return partial(self._scores, partial(self._density, trained), once)
         # a model that was trained on the centres has never seen dequantised levels
         name = self.dequantization or ("uniform" if trained.dequantize else "truncated_normal")
         dequantization = DEQUANTIZATIONS[name](trained, trained.codec, self.t_start)
@@ -106,8 +106,13 @@ class FlowLikelihood(Likelihood):
                 parts.append((rows, score(batch.take(rows), twice)))
         return _joined(parts)
 
-    def _density(self, trained: TrainedModel, codec: Standardized, batch: StoredBatch, twice: bool) -> Scores:
-        denoiser, x = trained.denoiser.given(**batch.cond), codec.encode(batch.x)
+    def _density(self, trained: TrainedModel, batch: StoredBatch, twice: bool) -> Scores:
+        denoiser = trained.denoiser.given(**batch.cond)
+        found = summed([self._at(denoiser, x, batch, twice) for x in trained.codec.points(batch.x).x])
+        return found._replace(nats=found.nats + trained.codec.log_jacobian(batch.x))
+
+    def _at(self, denoiser: Denoiser, x: Tensor, batch: StoredBatch, twice: bool) -> Scores:
+        """log p of the model at its own points x, one for each example of a batch."""
         options = {"below": self.below, "on_error": "nan", **self._ode}
         if twice and self.below == "decoder":
             again = [stream_seed(seed, "again") for seed in batch.seeds]
@@ -121,7 +126,7 @@ class FlowLikelihood(Likelihood):
             value, std_error, _, nfe, solver_error, _, failures, _ = log_prob(denoiser, x, seeds=batch.seeds, **options)
             draws = _draws(2, self.probe, x[0].numel()) if twice else 1.0
         terms = {"solver_error": solver_error, DRAWS: torch.full_like(solver_error, draws)}
-        return Scores(value.double() - codec.log_det, std_error, nfe, terms, failures)
+        return Scores(value.double(), std_error, nfe, terms, failures)
 
     def _probability(
         self, trained: TrainedModel, dequantization: Dequantization, batch: StoredBatch, twice: bool
@@ -172,6 +177,20 @@ def _variational(trained: TrainedModel, codec: Quantized, t_start: float | None)
 
 
 DEQUANTIZATIONS = {"uniform": _uniform, "truncated_normal": _truncated_normal, "variational": _variational}
+
+
+def summed(parts: Sequence[Scores]) -> Scores:
+    """Densities at several points that stand for the same example, added: log Σ e^nats."""
+    if len(parts) == 1:
+        return parts[0]
+    nats = torch.stack([part.nats.double() for part in parts])
+    share = nats.softmax(0)
+    errors = torch.stack([part.std_error.double() for part in parts])
+    bars = torch.stack([part.terms["solver_error"].double() for part in parts])
+    terms = {**parts[0].terms, "solver_error": (share * bars).sum(0)}
+    nfe = torch.stack([part.nfe for part in parts]).sum(0)
+    failures = {row: reason for part in parts for row, reason in part.failures.items()}
+    return Scores(nats.logsumexp(0), (share * errors).square().sum(0).sqrt(), nfe, terms, failures)
 
 
 def _joined(parts: Sequence[tuple[Tensor, Scores]]) -> Scores:

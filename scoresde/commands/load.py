@@ -19,7 +19,7 @@ from scoresde.commands.interfaces import Task
 from scoresde.commands.origin import check_data, hash_of_weights, origin_of
 from scoresde.commands.saved_config import building, checked_config
 from scoresde.commands.train import ModelTask, build_model
-from scoresde.data import Dataset, Names, Quantized, Standardized, codec_from_state
+from scoresde.data import Codec, Dataset, Names, Quantized, codec_from_state
 from scoresde.data.columns import NO_NAMES
 from scoresde.data.fingerprint import fingerprint
 from scoresde.denoiser import Denoiser
@@ -55,7 +55,7 @@ class TrainedModel:
     config: dict[str, Any]
     model: nn.Module
     net: nn.Module
-    codec: Quantized | Standardized
+    codec: Codec
     shape: tuple[int, ...]
     step: int
     dequantize: bool = True

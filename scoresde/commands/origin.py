@@ -193,6 +193,8 @@ def _same(one: Any, other: Any) -> bool:
     """Whether two nests of plain values and tensors are equal."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.dtype == other.dtype and one.shape == other.shape and bool((one == other).all())
     return bool(type(one) is type(other) and one == other)

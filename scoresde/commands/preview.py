@@ -32,7 +32,7 @@ class Preview:
         )
         cond = {key: value.to(device) for key, value in self._conditions().items()}
         x = DPMSolverPP2M()(denoiser.given(**cond), latent.to(device))
-        save_picture(self.path(step), self.data.codec.to_uint8(x.cpu()))  # type: ignore[union-attr]  # images have levels
+        save_picture(self.path(step), self.data.codec.to_uint8(x.cpu()))  # type: ignore[attr-defined]  # images have levels
         return self.path(step)
 
     def _conditions(self) -> dict[str, Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from scoresde.checks import check_flag, check_text, check_whole
 from scoresde.data.bounded import TooLarge, member_names, read_members
-from scoresde.data.codec import Quantized, Standardized
+from scoresde.data.codec import Codec, Quantized
 from scoresde.data.conditions import check_conditions, stored_condition
 from scoresde.data.dataset import (
     TEST_FRACTION,
@@ -24,6 +26,7 @@ from scoresde.data.dataset import (
     split_indices,
     take,
 )
+from scoresde.data.scaling import check_scaling, check_transforms, chosen_transforms, fit_codec
 
 LABELS = "y"  # name of the labels in .npz
 
@@ -31,7 +34,8 @@ LABELS = "y"  # name of the labels in .npz
 def array(
     path: str | Path | None = None, test_path: str | Path | None = None, standardize: bool = True,
     test_fraction: float = TEST_FRACTION, seed: int = 0, label_key: str | None = LABELS, levels: int | None = None,
-    num_classes: int | None = None, channels_last: bool = False,
+    num_classes: int | None = None, channels_last: bool = False, transform: str | Mapping[str, str] | None = None,
+    circular: Mapping[str, float] | None = None,
 ) -> Dataset:  # fmt: skip
     """Examples in a .npy or .npz file, of any shape (N, *); an array of shape (N,) is read as (N, 1).
 
@@ -48,15 +52,24 @@ def array(
         levels: The values are integers 0..levels−1, dequantised as pixels are. None: they are continuous.
         num_classes: Labels are 0..num_classes−1. None: the largest training label plus one.
         channels_last: The last axis holds channels, as in (N, H, W, C), and moves to the front of each event.
+        transform: log, asinh or quantile, of all values, or of columns or channels by number, as {0: log}; its Jacobian
+            is in log p. See `scoresde.data.Transformed`.
+        circular: Columns of angles by number, with their period, as {2: 360}. See `scoresde.data.Circular`.
     """
     check_split("data=array", test_fraction, seed)
     check_whole("data=array", "2 <= levels <= 65536 or null", "num_classes >= 1 or null", **locals())
     for name, flag in (("standardize", standardize), ("channels_last", channels_last)):
         check_flag("data=array", name, flag)
     check_text("data=array", "label_key", label_key)
+    check_scaling("data=array", transform, circular)
+    if levels is not None and (transform or circular):
+        raise ValueError(f"data=array with levels={levels} has no use for transform or circular: leave them out.")
     check_text("data=array", "test_path", test_path)
     found = find(path, "data=array needs a .npy or .npz file; set data.path to it")
     train = _read_split(found, label_key, levels, channels_last)
+    names = [str(column) for column in range(train.x.shape[1])]
+    scaling: dict[str, Any] = {"transform": transform, "circular": circular}
+    check_transforms(str(found), train.x, names, chosen_transforms("data=array", names, **scaling)[0])
     if test_path is None:
         train, test = (take(train, index) for index in split_indices(len(train), test_fraction, seed))
     else:
@@ -70,17 +83,12 @@ def array(
                 f"{found} has labels up to {num_classes - 1} for {len(train)} training examples, which look "
                 f"like identifiers; number them from 0, set data.num_classes, or set data.label_key=null"
             )
-    return Dataset(
-        name=found.stem, train=train, test=test, codec=_codec(train.x, standardize, levels), num_classes=num_classes
-    )
-
-
-def _codec(x: Tensor, standardize: bool, levels: int | None) -> Quantized | Standardized:
+    codec: Codec
     if levels is not None:
-        return Quantized(levels=levels)
-    if standardize:
-        return Standardized.fit(x)
-    return Standardized(mean=x.new_zeros(()), std=x.new_ones(()), shape=tuple(x.shape[1:]))
+        codec = Quantized(levels=levels)
+    else:
+        codec = fit_codec("data=array", train.x, names, standardize=standardize, **scaling)
+    return Dataset(name=found.stem, train=train, test=test, codec=codec, num_classes=num_classes)
 
 
 def _read_split(path: Path, label_key: str | None, levels: int | None, channels_last: bool) -> Split:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from warnings import warn
 
 import torch
@@ -14,8 +15,52 @@ from torch import Tensor
 from scoresde.likelihood.cells import Cells
 
 
+class Points(NamedTuple):
+    """The points of model space that stand for the same example.
+
+    Attributes:
+        x: Shape (K, B, *); K is 1 for most codecs.
+        weight: Share of training examples that are put at each point, (K, B), 1 in all.
+    """
+
+    x: Tensor
+    weight: Tensor
+
+
+class Codec(ABC):
+    """A map between stored data and the numbers that a model sees.
+
+    log p(x) = log Σ_k p_model(z_k) + log_jacobian(x),        z_k = points(x) in model space
+    """
+
+    @abstractmethod
+    def encode(self, x: Tensor, *, generator: torch.Generator | None = None, dequantize: bool = True) -> Tensor:
+        """Stored values (B, *) in model space, float32; the generator serves codecs that draw."""
+
+    @abstractmethod
+    def decode(self, x: Tensor) -> Tensor:
+        """Values of model space as stored ones."""
+
+    @abstractmethod
+    def log_jacobian(self, x: Tensor) -> Tensor:
+        """log |∂z/∂x| of stored values (B, *), in nats, (B,) float64; 0 of levels, which have probabilities."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Plain numbers, lists and tensors, which `codec_from_state` reads."""
+
+    def points(self, x: Tensor) -> Points:
+        """The points of model space that stand for stored values (B, *); for most codecs the one of `encode`."""
+        z = self.encode(x, dequantize=False)[None]
+        return Points(z, torch.ones(z.shape[:2], dtype=torch.float64, device=z.device))
+
+    def refusals(self, x: Tensor) -> list[tuple[Tensor, str]]:
+        """Which of stored values (B, *) it cannot take, (B,) each, and why: "holds ..."."""
+        return []
+
+
 @dataclass(frozen=True, kw_only=True)
-class Quantized:
+class Quantized(Codec):
     """Codec of data with a finite number of levels per entry, such as images.
 
         cell k = [lo + k w, lo + (k+1) w),   w = (hi − lo) / levels,   (lo, hi) = value_range
@@ -68,6 +113,18 @@ class Quantized:
         """The level whose cell holds x, int64; values outside the range belong to the outermost cells."""
         return self.cells.level(x)
 
+    def log_jacobian(self, x: Tensor) -> Tensor:
+        """0: levels have probabilities."""
+        return torch.zeros(len(x), dtype=torch.float64, device=x.device)
+
+    def state(self) -> dict[str, Any]:
+        return {"codec": "quantized", "levels": self.levels, "value_range": list(self.value_range)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Quantized:
+        lo, hi = state["value_range"]
+        return cls(levels=state["levels"], value_range=(lo, hi))
+
     def to_uint8(self, x: Tensor) -> Tensor:
         """Decode x and stretch the levels over 0..255, as pictures are written."""
         return (self.decode(x) * 255 / (self.levels - 1)).round().to(torch.uint8)
@@ -78,7 +135,7 @@ class Quantized:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Standardized:
+class Standardized(Codec):
     """Codec of continuous data: the model sees x_model = (x − mean) / std.
 
         log p(x) = log p_model(x_model) − log_det,   log_det = Σ log std over the entries of one event
@@ -159,34 +216,17 @@ class Standardized:
         dtype = torch.promote_types(x.dtype, self.mean.dtype)
         return x.to(dtype) * self.std.to(x.device, dtype) + self.mean.to(x.device, dtype)
 
+    def log_jacobian(self, x: Tensor) -> Tensor:
+        """−log_det for every example."""
+        return torch.full((len(x),), -self.log_det, dtype=torch.float64, device=x.device)
+
     def state(self) -> dict[str, Any]:
-        """Plain numbers, lists and tensors, from which `from_state` rebuilds the codec."""
         assert self.shape is not None
-        return {"mean": self.mean, "std": self.std, "shape": list(self.shape)}
+        return {"codec": "standardized", "mean": self.mean, "std": self.std, "shape": list(self.shape)}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Standardized:
         return cls(mean=state["mean"], std=state["std"], shape=tuple(state["shape"]))
-
-
-def codec_state(codec: Quantized | Standardized) -> dict[str, Any]:
-    """The codec as plain numbers, lists and tensors, which torch.load(weights_only=True) reads back."""
-    if isinstance(codec, Quantized):
-        return {"codec": "quantized", "levels": codec.levels, "value_range": list(codec.value_range)}
-    return {"codec": "standardized", **codec.state()}
-
-
-def codec_from_state(state: Mapping[str, Any]) -> Quantized | Standardized:
-    """The codec that `codec_state` described."""
-    try:
-        if state["codec"] == "quantized":
-            lo, hi = state["value_range"]
-            return Quantized(levels=state["levels"], value_range=(lo, hi))
-        if state["codec"] == "standardized":
-            return Standardized.from_state(state)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"this codec state cannot be read: {type(error).__name__}: {error}") from error
-    raise ValueError(f"unknown codec {state['codec']!r}; known: quantized, standardized")
 
 
 def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scoresde.checks import check_numbers, check_whole
-from scoresde.data.codec import Quantized, Standardized
+from scoresde.data.codec import Codec, Quantized
 from scoresde.data.columns import NO_NAMES, Names
 from scoresde.data.conditions import check_conditions
 from scoresde.noise import stream_seed
@@ -68,7 +68,7 @@ class Dataset:
     name: str
     train: Split
     test: Split
-    codec: Quantized | Standardized
+    codec: Codec
     num_classes: int | None = None
     flip: bool = False
     names: Names = NO_NAMES
@@ -127,12 +127,15 @@ class Dataset:
         return self.codec.levels if isinstance(self.codec, Quantized) else None
 
     def _check_values(self, part: str, split: Split) -> None:
-        if isinstance(self.codec, Standardized):
+        if not isinstance(self.codec, Quantized):
             if not split.x.is_floating_point():
                 raise ValueError(
                     f"data {self.name!r} is continuous and needs floating-point values, got {split.x.dtype}"
                 )
             check_finite(split.x, f"data {self.name!r}, {part} split")
+            for rows, reason in self.codec.refusals(split.x):
+                row = int(rows.nonzero()[0])
+                raise ValueError(f"data {self.name!r} {reason}: {int(rows.sum())} {part} examples (first: {row})")
             return
         if split.x.is_floating_point():
             raise ValueError(f"data {self.name!r} has {self.levels} levels and needs integers, got {split.x.dtype}")

@@ -213,6 +213,8 @@ LEGAL: dict[str, Rule] = {
     "data=image_folder.levels": either(null, whole(2, 2**16)),
     "data=image_folder.splits": either(null, flag),
     "data=*.levels": either(null, whole(2)),
+    "data=*.transform": either(null, one("log", "asinh", "quantile", "none")),
+    "data=*.circular": either(null, lambda value: value == {}),
     "data=*.num_classes": either(null, count),
     "data=*.channels_last": flag,
     "data=*.flip": flag,
