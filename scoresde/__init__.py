@@ -26,7 +26,7 @@ _HOMES = {
     "commands": "load",
 }
 _HOME_OF = {name: f"scoresde.{home}" for home, names in _HOMES.items() for name in names.split()}
-_PACKAGES = (*_HOMES, "covariance", "integrate", "fitting", "diagnostics", "data", "interop", "testing")
+_PACKAGES = (*_HOMES, "covariance", "integrate", "fitting", "diagnostics", "pictures", "data", "interop", "testing")
 _RENAMED = {"Pilots": "ReferencePaths", "pilot_paths": "reference_paths"}
 __all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604
 

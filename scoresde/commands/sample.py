@@ -25,15 +25,14 @@ from scoresde.commands.guidance import NoGuidance
 from scoresde.commands.interfaces import Diagnostics, Guidance, Likelihood, Steering, Variance
 from scoresde.commands.likelihood import Evaluation, check_idle, chosen_likelihood, is_wanted
 from scoresde.commands.load import TrainedModel, load_run, newest_run
+from scoresde.commands.looks import data_of, model_values, save_look, shown
 from scoresde.commands.options import SAMPLE, check_options
 from scoresde.commands.paired import check_flow_only
-from scoresde.commands.pictures import save_picture, save_scatter
 from scoresde.commands.saved_samples import sample_values
 from scoresde.commands.solver_grid import on_grid
 from scoresde.commands.variance import NoVariance
 from scoresde.covariance import CovarianceDenoiser
 from scoresde.covariance.reverse_variance import ChoosesVariance
-from scoresde.data import Quantized
 from scoresde.denoiser import Denoiser
 from scoresde.files import inside, write_atomically
 from scoresde.noise import per_sample_noise, stream_generator, stream_seed
@@ -43,7 +42,6 @@ from scoresde.streams import held_back
 from scoresde.training.lock import remove_stale
 
 OWN_DATA = "scoresde.commands.OwnData"
-MAX_PICTURES = 256  # images in samples.png
 
 
 def sample(config: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +153,9 @@ def draw_samples(
             chunks.append(x.cpu())
             nfe = counter.finish()
     seconds = round(time.perf_counter() - start, 2)
-    save_samples(out, torch.cat(chunks), conditions, trained)
+    x = torch.cat(chunks)
+    save_samples(out, x, conditions, trained)
+    alone = show_samples(out, x, conditions.label, trained)
     found = {
         "solver": type(solver).__name__, "num_samples": n, "variance": type(chosen.variance).__name__, "nfe": nfe,
         "seconds": seconds,
@@ -163,7 +163,7 @@ def draw_samples(
     if trained.process is not None:
         found["sde"] = type(trained.process).__name__
     where = f"{out / 'samples.png'} and samples.npz"
-    return found, f"{n} samples, {nfe} network calls each, in {seconds:.1f} s: {where}\n"
+    return found, f"{alone}{n} samples, {nfe} network calls each, in {seconds:.1f} s: {where}\n"
 
 
 def conditioned(steering: Steering, conditions: Conditions, indices: range, device: torch.device) -> Denoiser:
@@ -231,15 +231,9 @@ def draw(
 
 
 def save_samples(out: Path, x: Tensor, conditions: Conditions, trained: TrainedModel) -> None:
-    """samples.png, and samples.npz with the data's own values, see `sample_values`."""
+    """samples.npz with the data's own values, see `sample_values`."""
     make_folder(out)
-    codec = trained.codec
     arrays: dict[str, Any] = {"x": sample_values(x, trained)}
-    if isinstance(codec, Quantized) and len(trained.shape) == 3 and trained.shape[0] in (1, 3):
-        save_picture(out / "samples.png", codec.to_uint8(x[:MAX_PICTURES]))
-    else:
-        flat = codec.decode(x).flatten(1).double()
-        save_scatter(out / "samples.png", torch.cat([flat, torch.zeros_like(flat)], 1)[:, :2])
     if conditions.label is not None:
         arrays["y"] = conditions.label.numpy()
     if conditions.condition is not None:
@@ -247,6 +241,15 @@ def save_samples(out: Path, x: Tensor, conditions: Conditions, trained: TrainedM
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomically(out / "samples.npz", buffer.getvalue())
+
+
+def show_samples(out: Path, x: Tensor, labels: Tensor | None, trained: TrainedModel) -> str:
+    """samples.png, with the run's data beside them; returns what to say if these cannot be read."""
+    data, alone = data_of(trained)
+    split = None if data is None else data.train
+    samples = model_values(trained.codec, x)
+    save_look(out / "samples.png", shown(trained.codec, samples, names=trained.names, split=split, labels=labels))
+    return f"{alone}\n" if alone else ""
 
 
 def make_folder(out: Path) -> None:

@@ -22,7 +22,7 @@ from scoresde.commands.interfaces import Task
 from scoresde.commands.optimizer import build_optimizer
 from scoresde.commands.options import TRAIN, check_options
 from scoresde.commands.origin import Origin, with_codec_of
-from scoresde.commands.preview import Preview
+from scoresde.commands.preview import Preview, keep_loss_curve
 from scoresde.commands.resume import bring_up_to_date, run_path, take_up
 from scoresde.commands.second_moments import fit_filters
 from scoresde.commands.warm_start import start_from
@@ -241,7 +241,7 @@ def fit(
             batch=batch,
             run=run,
             logger=build_as(Logger, config["logger"], "logger", extensions, run),
-            preview=Preview(run, data, labelled) if isinstance(module, Denoiser) and data.is_image else None,
+            preview=Preview(run, data, labelled) if isinstance(module, Denoiser) else None,
             seed=config["seed"],
             device=device,
             origin=origin,
@@ -249,7 +249,9 @@ def fit(
         trainer: Trainer = require(built, Trainer, "trainer")
         trainer.resume()
         bring_up_to_date(run, saved, origin, trainer)
-        return trainer.fit()
+        metrics = trainer.fit()
+        keep_loss_curve(run)
+        return metrics
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:

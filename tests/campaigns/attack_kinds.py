@@ -104,7 +104,7 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
     "scoresde.commands.sample.sample": {"config": {}},
     "scoresde.commands.build.build": {"node": {"_target_": "os.mkdir", "path": "ran"}, "extensions": ["os"]},
     "scoresde.training.WandbLogger": {"run": "run"},
-    "scoresde.commands.pictures.save_picture": {"path": "ran"},
+    "scoresde.commands.looks.save_image": {"path": "ran"},
     "scoresde.fitting.calibrated.save_fit": {"path": "outside/mine", "fit": 1},
     "scoresde.solvers.CalibratedMultistep": {"calibration": "run/evil.pt"},
     "scoresde.interop.load_score_sde": {"path_or_state_dict": "run/evil.pt", "config": {}},

@@ -1,0 +1,124 @@
+"""What is seen of samples: pictures by the kind of data, with examples of the data beside them."""
+
+from __future__ import annotations
+
+import os
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from scoresde.commands.build import ConfigError
+from scoresde.data import Dataset, Names, Quantized, Split
+from scoresde.data.dataset import KINDS
+from scoresde.files import write_atomically
+from scoresde.pictures import Shown, picture
+from scoresde.pictures.canvas import png
+from scoresde.pictures.shown import MOST
+from scoresde.training import CheckpointError
+
+if TYPE_CHECKING:
+    from scoresde.commands.load import TrainedModel
+
+
+def kind_of(shape: tuple[int, ...]) -> str:
+    """Of examples of this shape: see `Dataset.kind`."""
+    return KINDS.get(len(shape), "table")
+
+
+def model_values(codec: Any, x: Tensor) -> NDArray[Any]:
+    """What a picture shows of examples in the model's scaling: bytes of quantised images, the data's values of others.
+
+    Args:
+        codec: The run's.
+        x: (B, *).
+    """
+    if isinstance(codec, Quantized) and x.ndim > 3:
+        return codec.to_uint8(x).numpy()
+    return codec.decode(x).numpy()  # type: ignore[no-any-return]
+
+
+def stored_values(codec: Any, x: Tensor) -> NDArray[Any]:
+    """The same of stored examples."""
+    if isinstance(codec, Quantized) and x.ndim > 3:
+        return (x.double() * 255 / (codec.levels - 1)).round().to(torch.uint8).numpy()
+    return x.numpy()
+
+
+def data_of(trained: TrainedModel) -> tuple[Dataset | None, str]:
+    """The data of a run, or why they cannot be shown, in one sentence; what reading them says is not repeated."""
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            return trained.data(), ""
+    except (ConfigError, CheckpointError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split()).split(": give ")[0].rstrip(".:")
+        return None, f"the pictures show samples alone, as their data cannot be read: {reason}."
+
+
+def shown(
+    codec: Any,
+    samples: NDArray[Any],
+    *,
+    names: Names,
+    split: Split | None = None,
+    labels: Tensor | None = None,
+    kind: str | None = None,
+    most: int | None = None,
+) -> Shown:
+    """What a picture of a run is drawn from.
+
+    Args:
+        codec: The run's.
+        samples: As `model_values` has them.
+        names: Of columns and classes.
+        split: Where the data beside them come from.
+        labels: Classes of the samples, (N,).
+        kind: Of the data; None: by the shape.
+        most: Largest number of examples; None: as many as are good for the kind.
+    """
+    kind = kind or kind_of(samples.shape[1:])
+    columns = names.columns if kind == "table" and names.columns and len(names.columns) == samples[0].size else None
+    found = Shown(
+        kind=kind,
+        samples=samples,
+        names=None if columns is None else [column.name for column in columns],
+        categories={k: c.categories for k, c in enumerate(columns or ()) if c.categories is not None},
+        labels=None if labels is None else labels.cpu().numpy(),
+        classes=names.classes,
+    ).limited(most)
+    if split is None:
+        return found
+    wanted = max(len(found.samples), MOST[kind] if kind in ("table", "series") else 1)
+    rows = spread(len(split), wanted if most is None else most)
+    if labels is not None and split.label is not None:
+        rows = of_each_class(split.label, rows)
+    label = None if split.label is None else split.label[rows].numpy()
+    return replace(found, data=stored_values(codec, split.x[rows]), data_labels=label)
+
+
+def spread(count: int, wanted: int) -> Tensor:
+    """Numbers of rows from all over `count` of them."""
+    if count <= wanted:
+        return torch.arange(count)
+    return torch.from_numpy((np.arange(wanted) * (count / wanted)).astype(np.int64))
+
+
+def of_each_class(label: Tensor, rows: Tensor, each: int = 10) -> Tensor:
+    """Those rows, and before them some of every class."""
+    first = [(label == value).nonzero().flatten()[:each] for value in label.unique()[:64]]
+    return torch.cat([*first, rows]).unique()
+
+
+def save_image(path: Path, image: Image.Image) -> None:
+    write_atomically(path, png(image))
+
+
+def save_look(path: Path, look: Shown) -> None:
+    """A PNG of samples with data beside them."""
+    save_image(path, picture(look))
