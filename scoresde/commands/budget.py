@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from scoresde.commands.arguments import shown
 from scoresde.commands.build import ConfigError
@@ -27,3 +29,19 @@ def minutes(budget: str | int | float | None) -> float | None:
     if not 0 < length < 1e6:
         raise ConfigError(f"budget needs a time longer than 0 and below a million minutes, got {shown(budget)}.")
     return length
+
+
+def with_budget(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the budget as `trainer.minutes`, which stand in place of `trainer.steps`.
+
+    Raises:
+        ConfigError: If the budget is no time, or trainer.minutes says another.
+    """
+    trainer, length = config.get("trainer"), minutes(config.get("budget"))
+    if not isinstance(trainer, Mapping):
+        return config
+    given = trainer.get("minutes")
+    if length is not None and given not in (None, length):
+        raise ConfigError(f"budget={config['budget']} and trainer.minutes={given} are two times: give one of them.")
+    length = given if length is None else length
+    return config if length is None else config | {"trainer": {**trainer, "minutes": length, "steps": None}}

@@ -100,14 +100,20 @@ def bring_up_to_date(run: RunDirectory, saved: Mapping[str, Any], origin: Origin
     """
     keep_codec(run, origin)
     before, now = read_config(run), dict(saved)
-    if trainer.step >= trainer.steps:
+    was, of_command = (_length(config["trainer"]) for config in (before, now))
+    if trainer.length.finished(trainer.step):
         now["trainer"] = before["trainer"]
-    elif trainer.step > 0 and (steps := before["trainer"].get("steps")) != trainer.steps:
-        print(f"{run.path} was set up for {steps} steps and goes on to {trainer.steps}: {_rate(saved, trainer)}.")
+    elif trainer.step > 0 and was != of_command:
+        print(f"{run.path} was set up for {was} and goes on to {of_command}: {_rate(saved, trainer)}.")
     elif trainer.step == 0 and "init" in now:
         print(f"{run.path} starts from the averaged weights of {now['init']['path']}.")
     if any(differences(before, now)):
         write_atomically(run.config, yaml.safe_dump(now, sort_keys=False).encode())
+
+
+def _length(node: Mapping[str, Any]) -> str:
+    minutes = node.get("minutes")
+    return f"{node.get('steps')} steps" if minutes is None else f"{minutes:g} minutes"
 
 
 def _rate(saved: Mapping[str, Any], trainer: Trainer) -> str:
@@ -116,6 +122,8 @@ def _rate(saved: Mapping[str, Any], trainer: Trainer) -> str:
     decay = options.get("decay", "constant")
     if decay == "constant":
         return "its learning rate does not depend on that"
+    if trainer.length.steps is None:
+        return f"from here its learning rate is that of a {decay} decay over the whole"
     factor = learning_rate_factor(trainer.step, steps=trainer.steps, **options)
     return (
         f"from here its learning rate is that of a {decay} decay over {trainer.steps} steps, {factor:.3g} of the full "

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from scoresde.checks import check_choice, check_whole
 from scoresde.commands.batches import Batches
+from scoresde.commands.budget import with_budget
 from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as, check_kind, require
 from scoresde.commands.cautions import cautions
 from scoresde.commands.device import pick_device
@@ -54,6 +55,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         The metrics logged last.
     """
     check_options(config, TRAIN)
+    config = with_budget(config)
     node, extensions = config.get("task"), [*config["extensions"], ANY_INTERFACE]
     if isinstance(node, str):
         raise ConfigError(f"task: {node} names no class: write override /task: {node} in the defaults of your YAML.")

@@ -28,6 +28,11 @@ class Meter:
         self._examples = 0
         self._began = self._since = time.perf_counter()
 
+    def forget(self) -> None:
+        """Leave out the updates since the last row."""
+        self.sums.zero_()
+        self.count = 0
+
     def record(self, step: int, losses: Tensor, norm: Tensor) -> None:
         """One update: the loss of each example (B,) and the norm of the gradient ()."""
         worst = losses.argmax()  # a NaN counts as the largest

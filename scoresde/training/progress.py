@@ -21,7 +21,7 @@ class Progress:
     """
 
     def __init__(self, start: int, steps: int, shown: bool = True) -> None:
-        self.start, self.steps = start, steps
+        self.start = start
         self._began = self._printed = time.perf_counter()
         self._tenth = 10 * start // steps
         self._out = SafeStream(sys.stderr)
@@ -30,6 +30,15 @@ class Progress:
             total=steps, initial=start, desc="training", unit="step", ncols=columns(self._out),
             disable=not shown or self._lines, file=self._out,
         )  # fmt: skip
+
+    @property
+    def steps(self) -> int:
+        """Steps in all, which may change on the way."""
+        return int(self._bar.total)
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self._bar.total = steps
 
     def advance(self) -> None:
         """One more step is done."""

@@ -26,6 +26,7 @@ from scoresde.training.checkpoint import (
 )
 from scoresde.training.compiled import CompiledNetwork
 from scoresde.training.ema import EMA
+from scoresde.training.length import Length, check_period, seconds_per_update
 from scoresde.training.loggers import CSVLogger, Logger, MultiLogger, writes_rows
 from scoresde.training.optimizer_state import check_optimizer_state
 from scoresde.training.preview import Preview, Redrawn, draw, random_state_kept
@@ -38,9 +39,9 @@ from scoresde.training.update import Batch, TrainingError, Update, put_channels_
 
 PRECISIONS = ("float32", "bfloat16")
 WHOLE = (
-    "steps >= 1", "warmup >= 0", "accumulate >= 1", "seed >= 0", "log_every >= 0 or null", "sample_every >= 0 or null",
-    "checkpoint_every >= 0 or null", "snapshot_every >= 0 or null",
+    "warmup >= 0", "accumulate >= 1", "seed >= 0",
 )  # fmt: skip
+PERIODS = ("log_every", "sample_every", "checkpoint_every", "snapshot_every")
 FLAGS = ("ema_ramp", "channels_last", "compile", "progress")
 
 
@@ -74,20 +75,22 @@ class Trainer:
         preview: Called as preview(denoiser, step) with averaged weights in evaluation mode; returns the path
             of a picture, or None. Called again on resuming at a step where it was due, as a kill may have cut it off;
             with a method path(step) only if that file is missing.
-        steps: Number of updates.
+        steps: Number of updates; None with `minutes`.
+        minutes: How long to train instead, in all: the number of steps follows from how long the first ones take, is
+            corrected on the way, and is kept on resuming. The warm-up is then at most a fifth of it.
         warmup: Updates over which the learning rate grows from 0.
         decay: Learning rate after the warm-up: "constant", or to zero as "cosine" or "linear".
         clip: Largest global gradient norm; None or negative: no clipping.
         accumulate: Batches per update.
-        ema_decay: Decay of the averaged weights.
+        ema_decay: Decay of the averaged weights; None: 1 − 10/steps, an average over a tenth of the training.
         ema_ramp: Whether the decay grows with the number of updates, see `EMA`.
         precision: "float32", or "bfloat16" for autocast; weights and the loss stay float32.
         channels_last: Memory format of images and convolutions, often faster.
         compile: Compile the network with torch.compile.
         seed: Seed of times, noise and dropout.
-        log_every, sample_every, checkpoint_every, snapshot_every: Periods in steps, and at the last step;
-            None or 0: never, but the last step is logged and saved all the same. A checkpoint replaces the
-            one before; snapshots are kept.
+        log_every, sample_every, checkpoint_every, snapshot_every: Periods in steps, or below 1 as shares of the
+            training, and at the last step; None or 0: never, but the last step is logged and saved all the same.
+            A checkpoint replaces the one before; snapshots are kept.
         device: Where to train; None: where the denoiser is.
         progress: Whether to show a bar, or lines where there is no terminal.
         origin: What the run is made from; None: whatever its checkpoint says.
@@ -97,26 +100,31 @@ class Trainer:
         self, *,
         denoiser: nn.Module, loss: Callable[..., Tensor], optimizer: torch.optim.Optimizer, batch: Batch,
         run: RunDirectory | None = None, logger: Logger | None = None, preview: Preview | None = None,
-        steps: int, warmup: int = 0, decay: str = "constant", clip: float | None = 1.0, accumulate: int = 1,
-        ema_decay: float = 0.999, ema_ramp: bool = True,
+        steps: int | None = None, minutes: float | None = None, warmup: int = 0, decay: str = "constant",
+        clip: float | None = 1.0, accumulate: int = 1,
+        ema_decay: float | None = 0.999, ema_ramp: bool = True,
         precision: str = "float32", channels_last: bool = False, compile: bool = False, seed: int = 0,
-        log_every: int | None = 10, sample_every: int | None = None,
-        checkpoint_every: int | None = 1000, snapshot_every: int | None = None,
+        log_every: float | None = 10, sample_every: float | None = None,
+        checkpoint_every: float | None = 1000, snapshot_every: float | None = None,
         device: str | torch.device | None = None, progress: bool = True, origin: Origin | None = None,
     ) -> None:  # fmt: skip
         given = {name: value for name, value in locals().items() if name != "self"}
         check_whole("Trainer", *WHOLE, **given)
+        self.length = Length(steps, minutes)
         check_choice(self, "decay", decay, DECAYS)
         check_choice(self, "precision", precision, PRECISIONS)
-        check_numbers(self, "0 <= ema_decay < 1", ema_decay=ema_decay)
+        if ema_decay is not None:
+            check_numbers(self, "0 <= ema_decay < 1", ema_decay=ema_decay)
+        for name in PERIODS:
+            check_period(name, given[name])
         if clip is not None and (not is_number(clip) or clip == 0):
             raise ValueError(f"Trainer needs clip to be a positive number, or null for no clipping, got {clip!r}.")
         for name in FLAGS:
             check_flag(self, name, given[name])
         self.denoiser, self.optimizer, self.run, self.preview = denoiser, optimizer, run, preview
-        self.steps, self.seed, self.compile, self.progress = steps, seed, compile, progress
-        self.log_every, self.sample_every = log_every or steps, sample_every or 0
-        self.checkpoint_every, self.snapshot_every = checkpoint_every or steps, snapshot_every or 0
+        self.seed, self.compile, self.progress = seed, compile, progress
+        self.log_every, self.sample_every = log_every or 0, sample_every or 0
+        self.checkpoint_every, self.snapshot_every = checkpoint_every or 0, snapshot_every or 0
         self.device = torch.device(next(denoiser.parameters()).device if device is None else device)
         denoiser.to(self.device)
         if channels_last:
@@ -124,7 +132,8 @@ class Trainer:
         self.step = 0  # finished updates
         self.origin, self._origin_state, self._resumed = origin, None, False
         self._keeps = False  # whether last.pt is kept when it is replaced: a state that a signal had saved is not
-        self.ema = EMA(denoiser, ema_decay, ema_ramp)
+        self._averages_a_share = ema_decay is None
+        self.ema = EMA(denoiser, ema_decay or 0.0, ema_ramp)
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self._rank = torch.distributed.get_rank() if distributed else 0
         if logger is None and run is not None:
@@ -132,7 +141,9 @@ class Trainer:
         self.logger = MultiLogger([logger] if logger is not None and self._rank == 0 else [])
         self._update = Update(
             denoiser=denoiser, loss=loss, optimizer=optimizer, batch=batch,
-            factor=partial(learning_rate_factor, steps=steps, warmup=warmup, decay=decay),
+            factor=lambda step: learning_rate_factor(
+                step, steps=self.steps, warmup=self.length.warmup(warmup), decay=decay
+            ),
             clip=math.inf if clip is None or clip < 0 else float(clip), accumulate=accumulate, precision=precision,
             channels_last=channels_last, seed=seed, device=self.device, rank=self._rank,
         )  # fmt: skip
@@ -158,19 +169,20 @@ class Trainer:
             if not self._resumed:
                 self.resume()
             self._resumed = False
-            if self.step >= self.steps:
+            if self.length.finished(self.step):
                 self._redo()
                 self._say(f"already trained to step {self.step} of {self.steps}: nothing left to do.")
                 return {"step": float(self.step)}
-            progress = Progress(self.step, self.steps, self.progress and self._rank == 0)
             network = CompiledNetwork(dict(self.denoiser.named_children()).get("net", self.denoiser), self.compile)
             stack.callback(self.logger.close)
-            stack.callback(progress.close)
             stack.callback(self.denoiser.train, self.denoiser.training)
             stack.enter_context(network)
             stack.enter_context(random_state_kept(self.device))
             stop = stack.enter_context(StopSignals())
             try:
+                self._plan(network)
+                progress = Progress(self.step, self.steps, self.progress and self._rank == 0)
+                stack.callback(progress.close)
                 metrics, stopped_by = self._loop(network, progress, stop)
             except TrainingError as error:
                 raise TrainingError(f"{error}; {self._kept()}; check the data, or lower the learning rate.") from None
@@ -197,7 +209,7 @@ class Trainer:
             self.step += 1
             stopped_by = stop.received  # read once: a later signal ends the next step
             progress.advance()
-            if self._due(self.log_every):
+            if self._due(self.log_every, at_the_end=True):
                 self._update.check()
                 rate = float(self.optimizer.param_groups[0]["lr"])
                 metrics = self._meter.means(rate)
@@ -206,13 +218,38 @@ class Trainer:
             paused = time.perf_counter()
             if self._due(self.snapshot_every):
                 self._save(lambda run: run.snapshot(self.step))
-            if self._due(self.checkpoint_every) or stopped_by is not None:
+            if self._due(self.checkpoint_every, at_the_end=True) or stopped_by is not None:
                 self._save(lambda run: run.last)
             if self._due(self.sample_every):
                 with network.eager():
                     self._show(self._draw())
-            self._meter.pause(time.perf_counter() - paused)
+            pause = time.perf_counter() - paused
+            self._meter.pause(pause)
+            self.length.correct(self.step, pause)
+            progress.steps = self.steps
         return metrics, stopped_by
+
+    def _plan(self, network: CompiledNetwork) -> None:
+        """Start the clock; find out how many steps fit into a given time, by updates that are undone, and say it."""
+        self.length.start(self.step)
+        if self.length.longest_trial > 0:
+
+            def update(step: int) -> None:
+                network.attempt(partial(self._update, step))
+                self._update.check()
+
+            self.denoiser.train()
+            keep = (self.denoiser, self.optimizer, self._update)
+            seconds = seconds_per_update(update, self.step, keep, self.length.longest_trial)
+            self._meter.forget()
+            self._say(self.length.plan(self.step, seconds))
+        if self._averages_a_share:
+            self.ema.decay = max(0.0, 1 - 10 / self.steps)
+
+    @property
+    def steps(self) -> int:
+        """Number of updates, without an end while it is not known."""
+        return self.length.known
 
     def _kept(self) -> str:
         if self.run is not None and self.run.has_checkpoint:
@@ -228,13 +265,14 @@ class Trainer:
         if self.run is not None and self._rank == 0:
             path, last = where(self.run), self.run.last
             save_checkpoint(path, self._state(), keep=self.run.previous if path == last and self._keeps else None)
-            self._keeps = self._due(self.checkpoint_every) if path == last else self._keeps
+            self._keeps = self._due(self.checkpoint_every, at_the_end=True) if path == last else self._keeps
 
     def _state(self) -> dict[str, Any]:
         return {
             "format": FORMAT, "step": self.step, "seed": self.seed, "model": self.denoiser.state_dict(),
             "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict(), "sums": self._meter.sums,
             "summed": self._meter.count, "loss": self._update.loss_state(),
+            "length": self.length.state(),
             "origin": self._origin_state if self.origin is None else self.origin.state(),
         }  # fmt: skip
 
@@ -266,14 +304,16 @@ class Trainer:
             self._meter.sums = state["sums"].to(self.device)
             self._update.load_loss_state(state.get("loss", {}))
             self.step = int(state["step"])
-            self._meter.count = int(state.get("summed", self.step % self.log_every))
+            self._meter.count = int(state.get("summed", self.step % round(max(self.log_every, 1))))
+            self.length.take_up(state.get("length"))
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"{path} is of another model or optimizer: {error}.") from error
-        self._keeps = path == self.run.last and self._due(self.checkpoint_every)
+        self._keeps = path == self.run.last and self._due(self.checkpoint_every, at_the_end=True)
         if path != self.run.last and self.run.last.is_file() and self._rank == 0:
             say(f"{self.run.last} is damaged: it is {set_aside(self.run.last).name} from now on.")
-        if 0 < self.step < self.steps:
-            self._say(f"going on from step {self.step} of {self.steps} ({path}).")
+        if self.step > 0 and not self.length.finished(self.step):
+            of = "" if self.length.steps is None else f" of {self.steps}"
+            self._say(f"going on from step {self.step}{of} ({path}).")
 
     def _miss_rows(self) -> None:
         """Say so if the metrics do not reach as far as they did when the state was saved."""
@@ -301,8 +341,8 @@ class Trainer:
         if picture is not None:
             self.logger.image(self.step, picture)
 
-    def _due(self, period: int) -> bool:
-        return period > 0 and (self.step % period == 0 or self.step == self.steps)
+    def _due(self, period: float, *, at_the_end: bool = False) -> bool:
+        return self.length.due(self.step, period, at_the_end=at_the_end)
 
     def _say(self, sentence: str) -> None:
         if self._rank == 0:

@@ -64,8 +64,9 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "optimizer": {"lr": (0.5,), "eps": (0, 0.5), "weight_decay": (0, 0.5), "fused": (*FLAG, None)},
     "trainer": {
-        "warmup": (0,), "clip": (math.inf, -math.inf, -1, 0.5, 1e300, None), "ema_decay": (0, 0.5),
-        "log_every": (0, None), "sample_every": (0, None), "checkpoint_every": (0, None), "snapshot_every": (0, None),
+        "warmup": (0,), "clip": (math.inf, -math.inf, -1, 0.5, 1e300, None), "ema_decay": (0, 0.5, None),
+        "log_every": (0, 0.5, None), "sample_every": (0, 0.5, None), "checkpoint_every": (0, 0.5, None),
+        "snapshot_every": (0, 0.5, None), "minutes": (None,),
         "ema_ramp": FLAG, "channels_last": FLAG, "compile": FLAG, "progress": FLAG,
     },
     "likelihood": {

@@ -358,10 +358,13 @@ def test_weights_that_are_not_finite_are_never_saved(make_trainer: Make, tmp_pat
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"steps": 0}, "Trainer needs steps >= 1, a whole number, got steps=0"),
-        ({"steps": "10"}, "Trainer needs steps >= 1, a whole number, got steps='10'"),
+        ({"steps": 0}, "Trainer needs steps >= 1, a whole number, or null, got steps=0"),
+        ({"steps": "10"}, "Trainer needs steps >= 1, a whole number, or null, got steps='10'"),
         ({"accumulate": 0}, "Trainer needs accumulate >= 1, a whole number, got accumulate=0"),
-        ({"log_every": -1}, "Trainer needs log_every >= 0, a whole number, or null, got log_every=-1"),
+        (
+            {"log_every": -1},
+            "Trainer needs log_every to be a whole number of steps, a share between 0 and 1 of the training, or null, got -1",
+        ),
         ({"decay": "step"}, "Trainer needs decay constant, cosine or linear, got 'step'"),
         ({"precision": "float16"}, "Trainer needs precision float32 or bfloat16, got 'float16'"),
         ({"clip": 0}, "clip to be a positive number, or null"),
