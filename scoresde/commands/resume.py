@@ -17,6 +17,7 @@ from scoresde.commands.saved_config import read_config
 from scoresde.data.fingerprint import change
 from scoresde.files import write_atomically
 from scoresde.training import RunDirectory, Trainer, learning_rate_factor
+from scoresde.training.length import duration
 
 
 def run_path(config: Mapping[str, Any], origin: Origin) -> Path:
@@ -113,7 +114,7 @@ def bring_up_to_date(run: RunDirectory, saved: Mapping[str, Any], origin: Origin
 
 def _length(node: Mapping[str, Any]) -> str:
     minutes = node.get("minutes")
-    return f"{node.get('steps')} steps" if minutes is None else f"{minutes:g} minutes"
+    return f"{node.get('steps')} steps" if minutes is None else duration(minutes)
 
 
 def _rate(saved: Mapping[str, Any], trainer: Trainer) -> str:

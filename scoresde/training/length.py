@@ -141,7 +141,7 @@ def check_period(name: str, period: Any) -> None:
     share = is_number(period) and 0 < period < 1
     if not (period is None or share or (is_whole(period) and period >= 0)):
         raise ValueError(
-            f"Trainer needs {name} to be a whole number of steps, a share between 0 and 1 of the training, or null, got "
+            f"Trainer needs {name} to be a whole number of steps, a share of the training below 1, or null, got "
             f"{period!r}."
         )
 
@@ -177,17 +177,22 @@ def _forecast(minutes: float, step: int, steps: int, seconds_per_step: float) ->
     Raises:
         ValueError: If no training fits into it.
     """
-    left = steps - step
-    text = f"budget of {minutes:g} min: {_short(seconds_per_step)} a step, so {left:,} steps"
-    if left >= ENOUGH:
+    more = " more" if step else ""
+    text = f"budget of {duration(minutes)}: {_short(seconds_per_step)} a step, so {steps - step:,}{more} steps"
+    if steps >= ENOUGH:
         return f"{text}."
-    needed = ENOUGH * seconds_per_step / 60
-    advice = (
-        f"a network needs {ENOUGH} to begin to learn, which take {needed:.2g} min: give more time, or a smaller model"
-    )
+    needed = duration(float(f"{ENOUGH * seconds_per_step / 60:.2g}"))
+    advice = f"a network needs {ENOUGH} to begin to learn, which take {needed}: give more time, or a smaller model"
     if steps < FEWEST:
         raise ValueError(f"{text}; {advice}.")
     return f"{text}, too few for good samples: {advice}."
+
+
+def duration(minutes: float) -> str:
+    """A length of time for people: 20 s, 10 min, 2.5 h."""
+    if minutes < 1:
+        return f"{60 * minutes:.3g} s"
+    return f"{minutes:.3g} min" if minutes < 120 else f"{minutes / 60:.3g} h"
 
 
 def _short(seconds: float) -> str:

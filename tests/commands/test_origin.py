@@ -209,7 +209,7 @@ def test_a_finished_run_goes_on_to_more_steps_as_if_it_had_never_ended(
     command(train_main, *same, *LONGER, "run=straight")
     command(train_main, *same, *LONGER, "run=runs/a")
     said = capsys.readouterr().out
-    assert "runs/a was set up for 4 steps and goes on to 6: its learning rate does not depend on that" in said
+    assert "runs/a was set up for 4 steps and goes on to 6 steps: its learning rate does not depend on that" in said
     assert torch.equal(weights("runs/a"), weights("straight"))
     assert yaml.safe_load(Path("runs/a/config.yaml").read_text()) == yaml.safe_load(
         Path("straight/config.yaml").read_text()
@@ -241,7 +241,10 @@ def test_a_decay_goes_on_as_that_of_the_new_length(here: Path, capsys: pytest.Ca
     command(train_main, *same)
     command(train_main, *same, "trainer.steps=8")
     said = capsys.readouterr().out
-    assert "set up for 4 steps and goes on to 8: from here its learning rate is that of a cosine decay over 8" in said
+    assert (
+        "set up for 4 steps and goes on to 8 steps: from here its learning rate is that of a cosine decay over 8"
+        in said
+    )
     assert "0.75 of the full one at step 4" in said  # (1 + cos(π 2/6)) / 2
     rates = [float(row["lr"]) for row in csv.DictReader(Path("cosine/metrics.csv").read_text().split("\n"))]
     assert rates[4] == pytest.approx(0.75 * 1e-3)

@@ -128,7 +128,7 @@ def test_more_time_on_resuming_is_planned_anew(clock: Clock, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "minutes, words", [(0.3, "so 1.. steps, too few for good samples.* take 0.5 min"), (10, "steps.$")]
+    "minutes, words", [(0.3, "so 1.. steps, too few for good samples.* take 30 s"), (10, "steps.$")]
 )
 def test_a_time_that_is_too_short_is_said_before(
     clock: Clock, capsys: pytest.CaptureFixture[str], minutes: float, words: str
@@ -138,7 +138,7 @@ def test_a_time_that_is_too_short_is_said_before(
 
 
 def test_a_time_without_room_for_training_is_refused(clock: Clock) -> None:
-    with pytest.raises(ValueError, match=r"budget of 0.01 min: 0.1 s a step, so \d steps; a network needs 300"):
+    with pytest.raises(ValueError, match=r"budget of 0.6 s: 0.1 s a step, so \d steps; a network needs 300"):
         trainer_of(clock, minutes=0.01).fit()
 
 

@@ -363,7 +363,7 @@ def test_weights_that_are_not_finite_are_never_saved(make_trainer: Make, tmp_pat
         ({"accumulate": 0}, "Trainer needs accumulate >= 1, a whole number, got accumulate=0"),
         (
             {"log_every": -1},
-            "Trainer needs log_every to be a whole number of steps, a share between 0 and 1 of the training, or null, got -1",
+            "Trainer needs log_every to be a whole number of steps, a share of the training below 1, or null",
         ),
         ({"decay": "step"}, "Trainer needs decay constant, cosine or linear, got 'step'"),
         ({"precision": "float16"}, "Trainer needs precision float32 or bfloat16, got 'float16'"),
