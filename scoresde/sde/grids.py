@@ -18,6 +18,7 @@ from scoresde.sde.continuous import VPSDE
 Grid = Callable[[SDE, int, float], Tensor]
 Clock = Callable[[Tensor], Tensor]  # elementwise, monotone
 SILENT = -10.0  # logsnr: the level of VP at t = 1, σ/α = 150
+LEAST_PUBLISHED = 5  # steps: label L − L/S of fewer has too little noise for a start from pure noise
 
 
 class Start(ABC):
@@ -154,29 +155,49 @@ def karras_grid(sde: SDE, steps: int, t_end: float, *, rho: float = 7.0) -> Tens
 
 
 def subsequence_grid(sde: SDE, steps: int, t_end: float, *, length: int = 1000, spacing: str = "uniform") -> Tensor:
-    """A sub-sequence of the `length` states of a discrete chain, then t_end: DDIM's accelerated sampling.
+    """A sub-sequence of the `length` states of a discrete chain, then t_end: accelerated sampling from a long table.
 
-        "uniform"    0-based labels 0, L//S, 2(L//S), ...           (Song et al. 2021, arXiv:2010.02502, App. D.2)
-        "quadratic"  ⌊linspace(0, √(0.8 L), S)²⌋
+        "uniform"    0-based labels 0, L/S, 2L/S, ...               (Song et al. 2021, arXiv:2010.02502, App. D.2)
+        "quadratic"  ⌊linspace(0, √(L−1), S)²⌋
         "even"       round(i (L−1)/(S−1)): from the first to the last state  (Improved DDPM, arXiv:2102.09672)
         "even_1"     round(1 + i (L−1)/(S−1)) − 1: the same counted from 1, off by one at ties
                      (Analytic-DPM, arXiv:2201.06503); both round half to even
 
-    Label k is t = (k + 1)/L, so the grid starts at the largest label, below t = 1 for the first two spacings.
-    There are `steps` labels, hence `steps` network calls with `denoise=False` and t_end = 0.
+    Label k is t = (k + 1)/L. S = `steps` labels, all different: S network calls with `denoise=False` and t_end = 0. The
+    noisiest has label L − 1, pure noise as the start of a run is, or L − L/S for "uniform". One step takes it alone.
+
+    Song et al.'s code takes every ⌊L/S⌋th label, more than S of them unless S divides L, and squares up to √(0.8 L),
+    which starts at label 0.8 L and repeats the smallest labels from S = 30 on for L = 1000. Here "uniform" is as
+    published where S divides L and is 5 or more, else "even"; "quadratic" ends at the last label and moves a repeated
+    label up to the next free one.
+
+    Where t_end > 0, the labels are those of the states from t_end on, and one that is at t_end is the end itself.
     """
     check_whole("subsequence_grid", f"1 <= steps <= length <= {10**6}", steps=steps, length=length)
     check_choice("subsequence_grid", "spacing", spacing, ("uniform", "quadratic", "even", "even_1"))
-    if spacing == "uniform":
-        labels = torch.arange(0, length, length // steps)[:steps]
-    elif spacing == "quadratic":
-        labels = torch.linspace(0, (0.8 * length) ** 0.5, steps, dtype=torch.float64).square().long().unique()
-    elif spacing == "even":
-        labels = torch.tensor([round(Fraction(i * (length - 1), max(steps - 1, 1))) for i in range(steps)])
-    else:
-        labels = torch.tensor([round(1 + Fraction(i * (length - 1), max(steps - 1, 1))) - 1 for i in range(steps)])
-    times = (labels.double().flip(0) + 1) / length
+    states = torch.arange(1, length + 1, dtype=torch.float64) / length
+    states = states[states >= t_end]
+    if steps > len(states):
+        raise ValueError(
+            f"subsequence_grid needs steps <= {len(states)}, the states of {length} from t_end={t_end:g} on, "
+            f"got steps={steps}."
+        )
+    times = states[_labels(len(states), steps, spacing)].flip(0)
     return torch.cat([times[times > t_end], times.new_tensor([t_end])])
+
+
+def _labels(length: int, steps: int, spacing: str) -> Tensor:
+    """Different labels from 0 to length − 1, increasing, (steps,)."""
+    if steps == 1:
+        return torch.tensor([length - 1])
+    if spacing == "uniform" and length % steps == 0 and steps >= LEAST_PUBLISHED:
+        return torch.arange(0, length, length // steps)
+    place = torch.arange(steps)
+    if spacing == "quadratic":
+        squares = (length - 1) * place.square() // (steps - 1) ** 2
+        return (squares - place).cummax(0).values + place
+    one = spacing == "even_1"
+    return torch.tensor([round(one + Fraction(i * (length - 1), steps - 1)) - one for i in range(steps)])
 
 
 def _spaced(sde: SDE, steps: int, t_end: float, clock: Clock, logsnr: Clock, *, compact: bool = False) -> Tensor:

@@ -66,11 +66,38 @@ def test_sub_sequences_are_the_published_labels() -> None:
         return [round(float(t) * 1000) - 1 for t in times[:-1].flip(0)]
 
     assert labels("uniform", 5) == [0, 200, 400, 600, 800]
-    assert labels("uniform", 300)[-1] == 897 and len(labels("uniform", 300)) == 300
-    assert labels("quadratic", 5) == [0, 50, 200, 450, 800]
+    assert labels("uniform", 8) == list(range(0, 1000, 125)) and labels("uniform", 501) == labels("even", 501)
+    assert labels("uniform", 4) == [0, 333, 666, 999]  # every 250th would start at 750
+    assert labels("quadratic", 5) == [0, 62, 249, 561, 999]
+    assert labels("quadratic", 50)[:5] == [0, 1, 2, 3, 6]  # ⌊(√999 i/49)²⌋ is 0, 0, 1, 3, 6
     assert labels("even", 5) == [0, 250, 500, 749, 999]
     assert labels("even", 1000) == list(range(1000))
     assert float(subsequence_grid(sde, 10, 0.3, spacing="even")[-1]) == 0.3
+
+
+@pytest.mark.parametrize("spacing", ["uniform", "quadratic", "even", "even_1"])
+def test_every_sub_sequence_has_its_steps_and_the_noisiest_label(spacing: str) -> None:
+    """Whatever the table's length and the number of steps; DDIM's own every L/S-th label ends L/S below the last."""
+    for length in (*range(1, 41), 100, 1000):
+        for steps in range(1, length + 1) if length <= 100 else (1, 2, 3, 7, 20, 300, 334, 500, 501, 600, 999, 1000):
+            times = subsequence_grid(VPSDE(), steps, 0.0, length=length, spacing=spacing)
+            labels = (times[:-1] * length).round().long() - 1
+            assert times.shape == (steps + 1,) and bool((times.diff() < 0).all())
+            torch.testing.assert_close(times[:-1], (labels.double() + 1) / length, rtol=1e-15, atol=0)
+            published = spacing == "uniform" and length % steps == 0 and steps >= 5
+            assert int(labels[0]) == length - (length // steps if published else 1)
+            if steps > 1:
+                assert int(labels[-1]) == 0
+
+
+def test_states_below_t_end_are_no_part_of_a_sub_sequence() -> None:
+    """Twelve states from t = 0.5 on; t_end between two states is one time more, at a state it is that state."""
+    for spacing in ("uniform", "quadratic", "even", "even_1"):
+        at_state = subsequence_grid(VPSDE(), 7, 0.5, length=23, spacing=spacing)
+        assert len(at_state) == 8 and float(at_state[-1]) == 0.5 and float(at_state[-2]) == 12 / 23
+        assert len(subsequence_grid(VPSDE(), 7, 12 / 23, length=23, spacing=spacing)) == 7
+    with pytest.raises(ValueError, match=r"steps <= 12, the states of 23 from t_end=0.5 on, got steps=13"):
+        subsequence_grid(VPSDE(), 13, 0.5, length=23)
 
 
 @pytest.mark.parametrize("grid", [logsnr_grid, karras_grid])

@@ -84,11 +84,13 @@ def test_ddim_on_sub_sequences_is_song_et_als_equation_12(spacing: str, eta: flo
     if spacing == "uniform":
         labels = list(range(0, 1000, 1000 // steps))
     elif spacing == "quadratic":
-        labels = sorted({int((800**0.5 * i / (steps - 1)) ** 2) for i in range(steps)})
+        labels = [999 * i * i // (steps - 1) ** 2 for i in range(steps)]  # the paper's end at 0.8 · 1000
+        for i in range(1, steps):
+            labels[i] = max(labels[i], labels[i - 1] + 1)
     else:
         labels = [round(i * 999 / (steps - 1)) for i in range(steps)]
     tau = [label + 1 for label in labels]  # the paper's indices 1 ... 1000, increasing
-    assert denoiser.asked == tau[::-1] and len(tau) <= steps
+    assert denoiser.asked == tau[::-1] and len(tau) == steps
 
     for i, (now, then) in enumerate(zip(tau[::-1], [*tau[:-1][::-1], 0], strict=True)):
         a, b = ABAR[now], ABAR[then]
