@@ -15,7 +15,8 @@ from scoresde.sde import SDE
 from scoresde.sde.grids import Grid, Start, long_step_grid
 from scoresde.sde.levels import Interval, Levels, Weights
 from scoresde.solvers.base import StepSolver, linear
-from scoresde.solvers.exponential import predicted, shares, transfer, unbounded
+from scoresde.solvers.exponential import predicted, shares, transfer
+from scoresde.solvers.long_steps import share, too_long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,8 @@ class DPMSolver(StepSolver):
             x_s = a x_t + b (q_t + 3/2 φ_2/φ_1 (q_2 − q_t))                          (Algorithm 2)
 
     where q_1 and q_2 are asked for at the first-order step to λ_t + h/2 (order 2), or at u_1 and u_2, at λ_t + h/3 and
-    λ_t + 2h/3 (order 3). A step to σ_s = 0 is of first order.
+    λ_t + 2h/3 (order 3). A step to σ_s = 0 is of first order, as is one of a run that is too long for its order, see
+    `scoresde.solvers.long_steps`.
 
     Args:
         order: 1, 2 or 3.
@@ -131,7 +133,7 @@ class DPMSolverFast(StepSolver):
         K = 3m + 1   m steps of order 3, one of order 1
         K = 3m + 2   m steps of order 3, one of order 2
 
-    By hand all steps are of order 3.
+    By hand all steps are of order 3. None is taken with a lower order for its length: a run makes K calls.
 
     Args:
         steps: K, the network calls up to t_end; `denoise` adds one. The grid has about K/3 steps.
@@ -159,7 +161,7 @@ class DPMSolverFast(StepSolver):
 
     def weights(self, levels: Levels) -> Weights:
         count = len(levels) - 1
-        return stage_weights(levels, self._orders(count) if levels.whole else [3] * count, self.prediction)
+        return stage_weights(levels, self._orders(count) if levels.whole else [3] * count, self.prediction, fixed=True)
 
     def step(
         self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
@@ -183,23 +185,24 @@ def single_step(
 ) -> Tensor:
     """The step of `DPMSolver`, with the `stage_weights` of the solver."""
     w = interval.weights(solver)
-    order = 1 if unbounded(interval.h) else order
+    a, b, c = w.across
+    order = 1 if isinstance(c, float) and not c else order
     latest = q = predicted(denoiser, x, interval.t, prediction)
     if order > 1:
         latest = predicted(denoiser, linear(*zip(w.to_first, (x, q), strict=True)), w.first, prediction)
     if order > 2:
         latest = predicted(denoiser, linear(*zip(w.to_second, (x, q, latest), strict=True)), w.second, prediction)
-    a, b, c = w.across
     if order < 3 and isinstance(b, float):  # then c = b, or the latest q is the first
         return linear((a, x), (b, latest))
     return linear((a, x), (b - c, q), (c, latest))
 
 
-def stage_weights(levels: Levels, orders: Sequence[int], prediction: str) -> Weights:
+def stage_weights(levels: Levels, orders: Sequence[int], prediction: str, *, fixed: bool = False) -> Weights:
     """Of every step by its order: the levels of its calls inside, and what the states there and at s are made of.
 
     to_first has weights of x and q_t, to_second of x, q_t and q_1; across is a, b, c of a x + b q_t + c (q − q_t) with
-    the latest q. Steps without a finite length in λ are of order 1.
+    the latest q. Steps without a finite length in λ are of order 1, where c is 0; so are those that are too long for
+    their order, unless orders are `fixed`.
     """
     t, s = levels[:-1], levels[1:]
     h = s.lam - t.lam
@@ -213,13 +216,19 @@ def stage_weights(levels: Levels, orders: Sequence[int], prediction: str) -> Wei
     a, b = transfer(t, s, prediction, -torch.expm1(-h))
     sign = 1 if prediction == "eps" else -1  # z = ±h
     c = b * torch.where(order == 3, 1.5 * shares(sign * h, 1)[0], (order == 2).to(b))
-    named: dict[str, Levels | tuple[Tensor, ...]] = {"across": (a, b, torch.where(finite, c, 0))}
+    unit = share(t, prediction)
+    latest, first_order = unit, a + b * unit  # of standard normal data
+    named: dict[str, Levels | tuple[Tensor, ...]] = {}
     if max(orders) > 1:
         first, part = inside(torch.where(order == 2, h / 2, h / 3))
-        named |= {"first": first, "to_first": transfer(t, first, prediction, -torch.expm1(-part))}
+        named |= {"first": first, "to_first": (weights := transfer(t, first, prediction, -torch.expm1(-part)))}
+        latest = share(first, prediction) * (weights[0] + weights[1] * unit)
     if max(orders) > 2:
         second, part = inside(2 / 3 * h)
-        a, b = transfer(t, second, prediction, -torch.expm1(-part))
-        c = 2 * b * shares(sign * part, 1)[0]
-        named |= {"second": second, "to_second": (a, b - c, c)}
-    return named
+        a_2, b_2 = transfer(t, second, prediction, -torch.expm1(-part))
+        c_2 = 2 * b_2 * shares(sign * part, 1)[0]
+        named |= {"second": second, "to_second": (a_2, b_2 - c_2, c_2)}
+        third = share(second, prediction) * (a_2 + (b_2 - c_2) * unit + c_2 * latest)
+        latest = torch.where(order == 3, third, latest)
+    kept = finite if fixed else finite & ~too_long(t, s, first_order, first_order + c * (latest - unit))
+    return {**named, "across": (a, b, torch.where(kept, c, 0))}

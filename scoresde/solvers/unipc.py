@@ -16,6 +16,9 @@ from scoresde.sde.grids import Grid, balanced_grid
 from scoresde.sde.levels import Interval, Levels, Weights
 from scoresde.solvers.base import StepSolver, linear
 from scoresde.solvers.exponential import predicted, shares, transfer
+from scoresde.solvers.long_steps import norm, share, too_long
+
+FEW = 3  # steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +33,9 @@ class UniPC(StepSolver):
     with q = x̂0 or ε̂ and a, b, z, φ as in `scoresde.solvers.exponential`. Where there is one term, a_1 = ½ as published:
     only there does B matter. The corrector is applied when q has been asked for at x'_s for the next step, so the last
     step has none, and states of a trajectory are the predicted ones. Without the corrector the order is p. The first
-    steps are of lower order, and a step to σ_s = 0 of first; the very first limits the whole to order 3, or 2 without
-    the corrector, which shows only with many steps or where a run starts at little noise.
+    steps are of lower order, and a step to σ_s = 0 is of first and has no corrector, as are steps of a run of at most
+    three that are too long for their order (`scoresde.solvers.long_steps`). The very first step limits the whole to
+    order 3, or 2 without the corrector, which shows only with many steps or where a run starts at little noise.
 
     Args:
         order: p, at least 1.
@@ -83,10 +87,22 @@ class UniPC(StepSolver):
         orders = self._orders(finite, levels.whole)
         ratios = [(_earlier(t.lam, back, math.nan) - t.lam) / h for back in range(1, self.order)]
         ratios = [torch.where(torch.isfinite(r) & (r < 0), r, -back) for back, r in enumerate(ratios, 1)]
-        predict = (a, *(b * weight for weight in self._weights(z, orders, ratios, corrects=False)))
+        q = share(levels, self.prediction) * norm(levels)  # of standard normal data, and the factors of their state
+        known = [_earlier(q[:-1], back, 0.0) / norm(t) for back in range(self.order)]
+        first, few = a + b * known[0], finite & (len(finite) - int(torch.isinf(s.lam[-1]).all()) <= FEW)
+
+        def kept(weights: list[Tensor], values: list[Tensor], now: int) -> tuple[Tensor, list[Tensor]]:
+            """The step's factor and weights; those of the first order where it is too long."""
+            factor = a + b * sum(weight * value for weight, value in zip(weights, values, strict=True))
+            long = few & too_long(t, s, first, factor, most=0.5)
+            ones = [torch.where(long, float(k == now), weight) for k, weight in enumerate(weights)]
+            return torch.where(long, first, factor), [a, *(b * weight for weight in ones)]
+
+        factor, predict = kept(self._weights(z, orders, ratios, corrects=False), known, 0)
         if not self.corrector:
             return {"predict": predict}
-        correct = (a, *(b * weight for weight in self._weights(z, orders, ratios, corrects=True)))
+        known = [factor * share(s, self.prediction), *known]
+        _, correct = kept(self._weights(z, orders, ratios, corrects=True), known, 1)
         return {"predict": predict, "correct": [_earlier(weight, 1, 0.0) for weight in correct]}
 
     def _orders(self, finite: Tensor, whole_run: bool) -> Tensor:
