@@ -21,6 +21,7 @@ from torch import Tensor
 from scoresde.denoiser import NetworkDenoiser
 from scoresde.files import check_regular, open_regular
 from scoresde.interop.score_sde_keys import score_sde_keys
+from scoresde.interop.wrapped import weights_by_name
 from scoresde.models import DDPMUNet, NCSNpp
 from scoresde.parameterization import Parameterization
 from scoresde.plain_pickle import NUMPY, check_pickle, read_tensors
@@ -101,7 +102,8 @@ def load_score_sde(
 
     Args:
         path_or_state_dict: A published checkpoint (.pth: model, EMA, optimizer and step), a plain state dict
-            (.pth, .pt or .safetensors), or either in memory. Keys may start with `module.`.
+            (.pth, .pt or .safetensors), or either in memory, under state_dict or the like too. Keys may begin with
+            what DataParallel and torch.compile put there, and a file may hold the average alone.
         config: The original's configuration, as nested mappings, one mapping with dotted keys, or an object
             with attributes. Read are training.sde, training.continuous, model.* and data.*.
         ema: Take the averaged weights of a published checkpoint.
@@ -119,7 +121,7 @@ def load_score_sde(
         source, content = "the given mapping", path_or_state_dict
     else:
         source, content = f"'{os.fspath(path_or_state_dict)}'", _read(Path(path_or_state_dict))
-    _load_weights(net, _state_dict(content, net, ema, source), source)
+    _load_weights(net, weights_by_name(content, net, ema, source), source)
     parameterization = ScoreSDEParameterization(
         sde=sde,
         continuous=bool(_need(sections, "training.continuous")),
@@ -253,23 +255,6 @@ def _read_legacy(file: BinaryIO) -> Any:
     with torch.serialization.safe_globals(_NUMPY_NUMBERS), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _state_dict(content: Mapping[str, Any], net: NCSNpp, ema: bool, source: str) -> dict[str, Tensor]:
-    """The weights in a checkpoint, by their published names."""
-    model = content["model"] if isinstance(content.get("model"), Mapping) else content
-    weights = {key.removeprefix("module."): torch.as_tensor(value) for key, value in model.items()}
-    if ema and model is not content and "ema" in content:
-        published = score_sde_keys(net)
-        names = [published[name] for name, parameter in net.named_parameters() if parameter.requires_grad]
-        shadow = content["ema"]["shadow_params"]
-        if len(shadow) != len(names):
-            raise ValueError(
-                f"{source} has {len(shadow)} averaged parameters and the network of the config "
-                f"has {len(names)}; use the config of this checkpoint."
-            )
-        weights.update(zip(names, shadow, strict=True))
-    return weights
 
 
 def _load_weights(net: NCSNpp, weights: Mapping[str, Tensor], source: str) -> None:
