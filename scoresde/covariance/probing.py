@@ -10,6 +10,7 @@ from torch import Tensor
 from scoresde.checks import check_whole
 from scoresde.covariance.covariance_denoiser import CovarianceDenoiser, DataRange
 from scoresde.denoiser import Denoiser
+from scoresde.denoiser.inference_mode import differentiates
 from scoresde.noise.keyed import hashed_signs
 from scoresde.noise.streams import stream_seed
 from scoresde.sde import expand
@@ -66,6 +67,7 @@ class HessianDiagonal(CovarianceDenoiser):
         return x0_hat, self.bounded(expand(self.sde.sigma(wide).square() / self.sde.alpha(wide), x) * diagonal)
 
 
+@differentiates
 def jacobian_diagonal(
     denoiser: Denoiser, x: Tensor, t: Tensor, *, probes: int | None = 1, seed: int = 0, **cond: Any
 ) -> tuple[Tensor, Tensor]:

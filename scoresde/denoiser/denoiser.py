@@ -8,6 +8,7 @@ from typing import Any, Protocol, SupportsFloat, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from scoresde.denoiser.inference_mode import ordinary
 from scoresde.sde import SDE, expand
 from scoresde.sde.levels import Level, Levels
 
@@ -197,7 +198,7 @@ class PredictsRange(Protocol):
 class _Given(Denoiser):
     def __init__(self, denoiser: Denoiser, cond: dict[str, Any]) -> None:
         super().__init__()
-        self.denoiser, self.sde, self.cond = denoiser, denoiser.sde, cond
+        self.denoiser, self.sde, self.cond = denoiser, denoiser.sde, ordinary(cond)
 
     def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
         return self.denoiser.x0(x, level, **{**cond, **self.cond})

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from scoresde.covariance.moments import Examples
 from scoresde.denoiser import Denoiser
+from scoresde.denoiser.inference_mode import differentiates
 from scoresde.diagnostics.noise_bins import Curve, Progress, directions, logsnr_edges, logsnr_ends, measured, root_curve
 from scoresde.sde import expand
 
@@ -28,6 +29,7 @@ class FokkerPlanckResidual(NamedTuple):
     mean_square: Tensor
 
 
+@differentiates
 def fokker_planck_residual(
     denoiser: Denoiser,
     x: Tensor,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from scoresde.covariance.moments import Examples
 from scoresde.denoiser import Denoiser
+from scoresde.denoiser.inference_mode import differentiates
 from scoresde.diagnostics.noise_bins import Curve, Progress, directions, logsnr_edges, measured, root_curve
 from scoresde.sde import expand
 
@@ -30,6 +31,7 @@ class Asymmetry(NamedTuple):
         return (self.antisymmetric / self.symmetric).sqrt()
 
 
+@differentiates
 def jacobian_asymmetry(
     denoiser: Denoiser,
     x: Tensor,

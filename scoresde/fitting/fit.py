@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scoresde.checks import check_numbers, check_whole
 from scoresde.denoiser import Denoiser
+from scoresde.denoiser.inference_mode import differentiates
 from scoresde.fitting.calibrated import CalibratedMultistep, Calibration, check_levels, load_fit, save_fit
 from scoresde.fitting.gaussian_flow import GaussianFlow
 from scoresde.fitting.level_parameters import LevelParameters, first_guess, level_range
@@ -64,6 +65,7 @@ class OptimisedGrid(StartedGrid):
         return cls(**load_fit(path, cls))
 
 
+@differentiates
 @torch.enable_grad()
 def optimise_grid(
     denoiser: Denoiser,
@@ -117,6 +119,7 @@ def optimise_grid(
     return OptimisedGrid(tuple(parts().tolist()), record, start)
 
 
+@differentiates
 @torch.enable_grad()
 def calibrate(
     denoiser: Denoiser,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scoresde.checks import check_choice, check_whole
 from scoresde.denoiser import Denoiser, devices_named
+from scoresde.denoiser.inference_mode import differentiates
 from scoresde.fitting.gaussian_flow import GaussianFlow
 from scoresde.sde.grids import logsnr_grid
 from scoresde.solvers.adams import ExponentialAdams
@@ -47,6 +48,7 @@ class ReferencePaths:
         return float(self.end.square().mean().sqrt())
 
 
+@differentiates
 @torch.no_grad()
 def reference_paths(
     denoiser: Denoiser,

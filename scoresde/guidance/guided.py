@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from scoresde.checks import check_list, check_numbers, check_pair
 from scoresde.denoiser import Denoiser
+from scoresde.denoiser.inference_mode import differentiates
 from scoresde.sde.clock import last_signal, nearest_signal
 from scoresde.sde.levels import Level
 
@@ -154,6 +155,7 @@ class ClassifierGuided(Denoiser):
     def v_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
         return _shifted_v(self.denoiser.v_at(x, level, **cond), self._shift(x, level), level)
 
+    @differentiates
     def _shift(self, x: Tensor, level: Level) -> Tensor:
         """Of x̂0."""
         x, near = nearest_signal(self.sde, x, level, self.last)
@@ -185,6 +187,7 @@ class ReconstructionGuided(Denoiser):
         self.sde, self.denoiser, self.log_likelihood, self.scale = denoiser.sde, denoiser, log_likelihood, scale
         self.last = last_signal(self.sde)
 
+    @differentiates
     def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
         x, level = nearest_signal(self.sde, x, level, self.last)
         kept: list[Tensor] = []

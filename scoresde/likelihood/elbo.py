@@ -9,6 +9,7 @@ from torch import Tensor
 
 from scoresde.checks import check_choice, check_whole
 from scoresde.denoiser import Denoiser, check_signal
+from scoresde.denoiser.inference_mode import differentiates
 from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.chain import checked_start, prior_kl
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
@@ -19,6 +20,7 @@ from scoresde.sde.clock import SignalClock
 KNOTS = 9  # of what the examples of a batch have in common in a cell of noise levels
 
 
+@differentiates
 @torch.no_grad()
 def elbo(
     denoiser: Denoiser,

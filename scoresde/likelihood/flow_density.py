@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scoresde.checks import check_choice
 from scoresde.denoiser import Denoiser, check_signal, devices_named
+from scoresde.denoiser.inference_mode import differentiates
 from scoresde.integrate.adaptive import QuantityOfInterest, integrate
 from scoresde.integrate.coordinates import FlowCoordinates
 from scoresde.integrate.methods import Attempt, Field, State
@@ -64,6 +65,7 @@ class LogProb(NamedTuple):
         return interval(self.log_prob, self.std_error, self.freedom, level)
 
 
+@differentiates
 def log_prob(
     denoiser: Denoiser,
     x: Tensor,
