@@ -25,7 +25,7 @@ PLACES = {
         "losses": "ClassifierLoss DenoisingLoss DequantizationLoss FlowLoss SecondMomentLoss SecondOrderLoss VDMLoss "
         "VLBLoss"
     },
-    "data": {"data": "array cifar10 digits image_folder mnist toy"},
+    "data": {"data": "array cifar10 digits image_folder mnist table toy"},
     "trainer": {"training": "Trainer"},
 }
 PARTS = {  # of all of these, beside processes, parameterisations, networks and losses

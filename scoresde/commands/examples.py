@@ -17,11 +17,14 @@ from scoresde.commands.identity import PLACES
 from scoresde.commands.load import TrainedModel
 from scoresde.data import Dataset, Quantized
 from scoresde.data.arrays import class_labels, examples_key, given_conditions, read_arrays
+from scoresde.data.columns import Column
 from scoresde.data.dataset import Split, find, split_indices
+from scoresde.data.table_files import read_columns
+from scoresde.data.tables import Layout, layout_of, rows_of
 from scoresde.noise import stream_generator
 
 SPLITS = ("test", "train", "all")
-ARRAY = "scoresde.data.array"
+ARRAY, TABLE = "scoresde.data.array", "scoresde.data.table"
 FAR = 20.0  # typical |x| in the model's scaling, where the training data have 1, from which another unit is suspected
 
 
@@ -99,13 +102,13 @@ def given_examples(
 ) -> Examples:
     """The examples of a `data` configuration of the user's, in their own order and with the run's codec.
 
-    A file of `data=array` is read whole, with rows that cannot be scored; nothing is fitted to it.
+    A file of `data=array` or `data=table` is read whole, with rows that cannot be scored; nothing is fitted to it.
 
     Raises:
         ConfigError: If they are not of the kind that the run was trained on.
     """
-    if node.get("_target_") == ARRAY:
-        stored, index, name = _read_file(node, split or "all")
+    if node.get("_target_") in (ARRAY, TABLE):
+        stored, index, name = _read_file(node, split or "all", trained)
         levels = node.get("levels")
     else:
         data = build(dict(node), "data", extensions)
@@ -144,11 +147,11 @@ def _take(split: Split, index: Tensor) -> Split:
     return Split(x=split.x[index], label=label, condition=condition)
 
 
-def _read_file(node: Mapping[str, Any], split: str) -> tuple[Split, Tensor, str]:
-    """The rows of a .npy or .npz file as they are, good or not, and their numbers in it."""
+def _read_file(node: Mapping[str, Any], split: str, trained: TrainedModel) -> tuple[Split, Tensor, str]:
+    """The rows of a file as they are, good or not, and their numbers in it."""
     key = "test_path" if split == "test" and node.get("test_path") is not None else "path"
-    path = find(node.get(key), f"data=array needs a .npy or .npz file; set data.{key} to it")
-    whole = _rows_of(path, node)
+    path = find(node.get(key), f"data needs a file; set data.{key} to it")
+    whole = _table_rows(path, node, trained) if node["_target_"] == TABLE else _rows_of(path, node)
     index = torch.arange(len(whole))
     if split != "all" and node.get("test_path") is None:
         train, test = split_indices(len(whole), node["test_fraction"], node["seed"])
@@ -159,8 +162,8 @@ def _read_file(node: Mapping[str, Any], split: str) -> tuple[Split, Tensor, str]
 
 def _rows_of(path: Path, node: Mapping[str, Any]) -> Split:
     label_key = node.get("label_key")
-    stored = read_arrays(path, label_key)
-    key = examples_key(path, stored, label_key)
+    stored = read_arrays(path, label_key, node.get("key"))
+    key = examples_key(path, stored, label_key, node.get("key"))
     x = np.asarray(stored[key])
     if x.dtype.kind not in "biuf" or x.ndim == 0 or x.size == 0:
         raise ConfigError(f"{path} needs real numbers of shape (N, *), got {x.dtype} of shape {x.shape}.")
@@ -173,6 +176,18 @@ def _rows_of(path: Path, node: Mapping[str, Any]) -> Split:
         label=None if label is None else class_labels(path, label_key, label, len(x)),
         condition=None if condition is None else given_conditions(path, condition, len(x)),
     )
+
+
+def _table_rows(path: Path, node: Mapping[str, Any], trained: TrainedModel) -> Split:
+    """The columns that the run was trained on, with its categories; those of the file if its columns had no names."""
+    stored, names = read_columns(path, node.get("separator")), trained.names
+    if names.columns is None:
+        given = (node.get(key) for key in ("columns", "condition", "categories", "label"))
+        columns, condition, categories, label = given
+        return rows_of(path, stored, layout_of(path, stored, columns, condition or (), categories or (), label))
+    of_run = (trained.config.get("data") or {}).get("label") or node.get("label")
+    label = None if names.classes is None or of_run is None else Column(name=of_run, categories=names.classes)
+    return rows_of(path, stored, Layout(names.columns, names.conditions or (), label))
 
 
 def _check_levels(trained: TrainedModel, levels: int | None) -> None:

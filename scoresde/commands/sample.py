@@ -28,7 +28,7 @@ from scoresde.commands.load import TrainedModel, load_run, newest_run
 from scoresde.commands.looks import data_of, model_values, save_look, shown
 from scoresde.commands.options import SAMPLE, check_options
 from scoresde.commands.paired import check_flow_only
-from scoresde.commands.saved_samples import sample_values
+from scoresde.commands.saved_samples import sample_values, samples_csv
 from scoresde.commands.solver_grid import on_grid
 from scoresde.commands.variance import NoVariance
 from scoresde.covariance import CovarianceDenoiser
@@ -241,6 +241,8 @@ def save_samples(out: Path, x: Tensor, conditions: Conditions, trained: TrainedM
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomically(out / "samples.npz", buffer.getvalue())
+    if (table := samples_csv(arrays["x"], conditions.condition, conditions.label, trained)) is not None:
+        write_atomically(out / "samples.csv", table)
 
 
 def show_samples(out: Path, x: Tensor, labels: Tensor | None, trained: TrainedModel) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from typing import Any
 
 import numpy as np
@@ -33,3 +35,36 @@ def sample_values(x: Tensor, trained: TrainedModel) -> NDArray[Any]:
     if isinstance(trained.codec, Quantized) and len(trained.shape) == 3 and trained.shape[0] in (1, 3):
         return values[:, 0] if trained.shape[0] == 1 else np.moveaxis(values, 1, -1)
     return values
+
+
+def samples_csv(x: NDArray[Any], condition: Tensor | None, label: Tensor | None, trained: TrainedModel) -> bytes | None:
+    """Samples of a table as CSV with its names of columns and categories; None if its columns have no names.
+
+    Args:
+        x: As `sample_values` gives them, (N, C).
+        condition, label: What they are conditioned on, (N, conditions) and (N,), or None.
+        trained: Their run.
+    """
+    names = trained.names
+    if names.columns is None or x.ndim != 2 or len(names.columns) != x.shape[1]:
+        return None
+    header, columns = (
+        [column.name for column in names.columns],
+        [[_word(value, None) for value in part] for part in x.T.tolist()],
+    )
+    for k, column in enumerate(names.conditions or ()):
+        if condition is not None:
+            header.append(column.name)
+            columns.append([_word(value, column.categories) for value in condition[:, k].tolist()])
+    if label is not None and names.classes is not None:
+        header.append((trained.config.get("data") or {}).get("label") or "label")
+        columns.append([_word(value, names.classes) for value in label.tolist()])
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([header, *zip(*columns, strict=True)])
+    return text.getvalue().encode()
+
+
+def _word(value: float, categories: tuple[str, ...] | None) -> str:
+    if categories is None:
+        return repr(value).removesuffix(".0")
+    return categories[int(value)] if value >= 0 else ""

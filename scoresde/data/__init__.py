@@ -9,11 +9,12 @@ from scoresde.data.dataset import Dataset, Split, batch_indices, random_flip
 from scoresde.data.folder import image_folder
 from scoresde.data.handwritten import digits, mnist
 from scoresde.data.stored_codec import codec_from_state, codec_state
+from scoresde.data.tables import table
 from scoresde.data.toys import toy
 from scoresde.data.transforms import Transformed
 
 __all__ = [
     "Circular", "Codec", "Column", "Dataset", "Names", "Quantized", "Split", "Standardized", "Transformed", "array",
     "batch_indices", "cifar10", "codec_from_state", "codec_state", "digits", "image_folder", "mnist", "random_flip",
-    "toy",
+    "table", "toy",
 ]  # fmt: skip

@@ -26,6 +26,7 @@ from scoresde.data.dataset import (
     split_indices,
     take,
 )
+from scoresde.data.hdf5_files import hdf5_names, is_hdf5, read_hdf5
 from scoresde.data.scaling import check_scaling, check_transforms, chosen_transforms, fit_codec
 
 LABELS = "y"  # name of the labels in .npz
@@ -35,11 +36,11 @@ def array(
     path: str | Path | None = None, test_path: str | Path | None = None, standardize: bool = True,
     test_fraction: float = TEST_FRACTION, seed: int = 0, label_key: str | None = LABELS, levels: int | None = None,
     num_classes: int | None = None, channels_last: bool = False, transform: str | Mapping[str, str] | None = None,
-    circular: Mapping[str, float] | None = None,
+    circular: Mapping[str, float] | None = None, key: str | None = None,
 ) -> Dataset:  # fmt: skip
-    """Examples in a .npy or .npz file, of any shape (N, *); an array of shape (N,) is read as (N, 1).
+    """Examples in a .npy, .npz or HDF5 file, of any shape (N, *); an array of shape (N,) is read as (N, 1).
 
-    In .npz, the examples are `x`, or the only array; `condition`, if there is one, goes with them.
+    In .npz and HDF5, the examples are `x`, or the only array; `condition`, if there is one, goes with them.
 
     Args:
         path: The file.
@@ -54,19 +55,20 @@ def array(
         channels_last: The last axis holds channels, as in (N, H, W, C), and moves to the front of each event.
         transform: log, asinh or quantile, of all values, or of columns or channels by number, as {0: log}; its Jacobian
             is in log p. See `scoresde.data.Transformed`.
+        key: Name of the examples in .npz or HDF5, with their group as in run1/x. None: `x`, or the only array.
         circular: Columns of angles by number, with their period, as {2: 360}. See `scoresde.data.Circular`.
     """
     check_split("data=array", test_fraction, seed)
     check_whole("data=array", "2 <= levels <= 65536 or null", "num_classes >= 1 or null", **locals())
     for name, flag in (("standardize", standardize), ("channels_last", channels_last)):
         check_flag("data=array", name, flag)
-    check_text("data=array", "label_key", label_key)
+    for name, word in (("label_key", label_key), ("test_path", test_path), ("key", key)):
+        check_text("data=array", name, word)
     check_scaling("data=array", transform, circular)
     if levels is not None and (transform or circular):
         raise ValueError(f"data=array with levels={levels} has no use for transform or circular: leave them out.")
-    check_text("data=array", "test_path", test_path)
-    found = find(path, "data=array needs a .npy or .npz file; set data.path to it")
-    train = _read_split(found, label_key, levels, channels_last)
+    found = find(path, "data=array needs a .npy, .npz or HDF5 file; set data.path to it")
+    train = _read_split(found, label_key, levels, channels_last, key)
     names = [str(column) for column in range(train.x.shape[1])]
     scaling: dict[str, Any] = {"transform": transform, "circular": circular}
     check_transforms(str(found), train.x, names, chosen_transforms("data=array", names, **scaling)[0])
@@ -74,8 +76,8 @@ def array(
         train, test = (take(train, index) for index in split_indices(len(train), test_fraction, seed))
     else:
         check_no_split("data=array with a test_path", test_fraction)
-        test_found = find(test_path, "data=array needs the .npy or .npz file of data.test_path")
-        test = _read_split(test_found, label_key, levels, channels_last)
+        test_found = find(test_path, "data=array needs the file of data.test_path")
+        test = _read_split(test_found, label_key, levels, channels_last, key)
     if num_classes is None and train.label is not None:
         num_classes = int(train.label.max()) + 1
         if num_classes > len(train):
@@ -91,9 +93,9 @@ def array(
     return Dataset(name=found.stem, train=train, test=test, codec=codec, num_classes=num_classes)
 
 
-def _read_split(path: Path, label_key: str | None, levels: int | None, channels_last: bool) -> Split:
-    stored = read_arrays(path, label_key)
-    x_key = examples_key(path, stored, label_key)
+def _read_split(path: Path, label_key: str | None, levels: int | None, channels_last: bool, key: str | None) -> Split:
+    stored = read_arrays(path, label_key, key)
+    x_key = examples_key(path, stored, label_key, key)
     x = stored[x_key]
     if x.ndim == 0 or x.size == 0:
         raise ValueError(f"{path} needs an array of shape (N, *) with at least one entry, got shape {x.shape}")
@@ -111,28 +113,37 @@ def _read_split(path: Path, label_key: str | None, levels: int | None, channels_
     )  # fmt: skip
 
 
-def read_arrays(path: Path, label_key: str | None) -> dict[str, NDArray[np.generic]]:
+def read_arrays(path: Path, label_key: str | None, key: str | None = None) -> dict[str, NDArray[np.generic]]:
     """The examples of a file by name, with their labels and `condition`; nothing else that it holds is read."""
     try:
-        names = member_names(path)
-        wanted = {*names[:1]} if len(names) == 1 else {"x", "condition", label_key}
+        packed = is_hdf5(path)
+        names, x = hdf5_names(path) if packed else member_names(path), key or "x"
+        wanted = {*names[:1]} if len(names) == 1 and key is None else {x, "condition", label_key}
         others = [name for name in names if name not in (label_key, "condition")]
-        if "x" not in names and len(others) == 1:
+        if x not in names and len(others) == 1 and key is None:
             wanted |= {*others}
-        if "x" not in names and len(others) != 1:
+        elif x not in names:
             return dict.fromkeys(names, np.zeros(0))  # `examples_key` says what is missing
-        return read_members(path, [name for name in names if name in wanted])
-    except TooLarge:
+        chosen = [name for name in names if name in wanted]
+        return read_hdf5(path, chosen) if packed else read_members(path, chosen)
+    except (TooLarge, ImportError):
         raise
     except Exception as error:  # zip, zlib and header damage all raise their own types
-        reason = f": {error}" if "a regular file is needed" in str(error) else ""
+        reason = f": {error}" if "a regular file is needed" in str(error) or "another file" in str(error) else ""
         raise ValueError(
-            f"{path} is not a whole .npy or .npz file of plain numbers (object arrays and pickles are "
+            f"{path} is not a whole .npy, .npz or HDF5 file of plain numbers (object arrays and pickles are "
             f"refused); write it with numpy.savez(path, x=...){reason}"
         ) from error
 
 
-def examples_key(path: Path, stored: dict[str, NDArray[np.generic]], label_key: str | None) -> str:
+def examples_key(
+    path: Path, stored: dict[str, NDArray[np.generic]], label_key: str | None, key: str | None = None
+) -> str:
+    if key is not None:
+        if key not in stored:
+            known = ", ".join(list(stored)[:8]) or "(none)"
+            raise ValueError(f"{path} has no array {key}, which data.key names: there is {known}")
+        return key
     if "x" in stored:
         return "x"
     candidates = [key for key in stored if key not in (label_key, "condition")]

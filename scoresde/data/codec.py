@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from warnings import warn
@@ -170,7 +170,7 @@ class Standardized(Codec):
             ) from error
 
     @classmethod
-    def fit(cls, x: Tensor) -> Standardized:
+    def fit(cls, x: Tensor, names: Sequence[str] | None = None) -> Standardized:
         """The mean and standard deviation of training data: of each column of a table, else of each channel.
 
         Series (C, L), images (C, H, W) and volumes (C, D, H, W) have one mean and one standard deviation per channel,
@@ -178,6 +178,7 @@ class Standardized(Codec):
 
         Args:
             x: Training data, (N, C, *).
+            names: Of the columns or channels, for messages; None: their numbers.
         Raises:
             ValueError: If all rows are equal.
         """
@@ -190,10 +191,10 @@ class Standardized(Codec):
         over = (0, *range(2, x.ndim))
         constant = x.amin(over) == x.amax(over)
         if constant.any():
-            parts = "columns" if x.ndim == 2 else "channels"
+            parts, first = "columns" if x.ndim == 2 else "channels", int(constant.nonzero()[0])
             warn(
                 f"{int(constant.sum())} of {constant.numel()} {parts} are constant in the training data "
-                f"(first: {int(constant.nonzero()[0])}); their std is set to 1",
+                f"(first: {first if names is None else names[first]}); their std is set to 1",
                 stacklevel=2,
             )
         wide, places = x.double(), (-1, *[1] * (x.ndim - 2))

@@ -52,9 +52,9 @@ def fit_codec(
     if len(periods) > MOST_CIRCULAR:
         raise ValueError(f"{owner} takes {MOST_CIRCULAR} circular columns at most, got {len(periods)}.")
     if transforms or periods:
-        return Transformed.fit(x, transforms, periods, standardize=standardize)
+        return Transformed.fit(x, transforms, periods, standardize=standardize, names=names)
     if standardize:
-        return Standardized.fit(x)
+        return Standardized.fit(x, names)
     return Standardized(mean=x.new_zeros(()), std=x.new_ones(()), shape=tuple(x.shape[1:]))
 
 

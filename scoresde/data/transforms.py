@@ -182,7 +182,13 @@ class Transformed(Codec):
 
     @classmethod
     def fit(
-        cls, x: Tensor, transforms: Mapping[int, str], circular: Mapping[int, float], *, standardize: bool = True
+        cls,
+        x: Tensor,
+        transforms: Mapping[int, str],
+        circular: Mapping[int, float],
+        *,
+        standardize: bool = True,
+        names: Sequence[str] | None = None,
     ) -> Transformed:
         """From training data (N, C, *).
 
@@ -191,6 +197,7 @@ class Transformed(Codec):
             transforms: A name of `TRANSFORMS` for some columns, by number.
             circular: The period of columns of angles, by number.
             standardize: Whether to standardise what is transformed.
+            names: Of the columns or channels, for messages; None: their numbers.
         """
         parts = tuple(
             kind.fit(x, columns)
@@ -200,7 +207,7 @@ class Transformed(Codec):
         angles = Circular.fit(x, circular) if circular else None
         flat = Standardized(mean=x.new_zeros(()), std=x.new_ones(()), shape=tuple(x.shape[1:]))
         y = cls(transforms=parts, circular=angles, standardized=flat)._forward(x, x.double(), None)
-        fitted = Standardized.fit(y.to(x.dtype)) if standardize else flat
+        fitted = Standardized.fit(y.to(x.dtype), names) if standardize else flat
         if angles is not None and standardize:
             mean, std = fitted.mean.clone(), fitted.std.clone()
             columns = list(angles.columns)

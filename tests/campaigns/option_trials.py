@@ -44,7 +44,13 @@ RUNS = {  # made when a trial needs them
     "dequantization": ("experiment=digits_dequantization", "of=digits", "model.width=8"),
 }
 TRAINED = ("npr", "sn", "dequantization")  # in the folder of the run that they are for
-FILES = {"array": "x.npy", "image_folder": "pictures", "cifar10": "cifar-10-batches-py", "mnist": "mnist"}
+FILES = {
+    "array": "x.npy",
+    "table": "x.csv",
+    "image_folder": "pictures",
+    "cifar10": "cifar-10-batches-py",
+    "mnist": "mnist",
+}
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ def training(group: str, option: str) -> Base:
         elif option == "classifier":
             chosen, more = ("experiment=digits_classifier",), UNET
     elif group == "data":
-        more = MLP if option == "array" else ("loss=simple", *UNET)
+        more = MLP if option in ("array", "table") else ("loss=simple", *UNET)
         if option == "toy":
             more = ("data.size=64", *MLP)
         if option in FILES:

@@ -66,6 +66,7 @@ def make_files(folder: Path) -> None:
     """Small data of every kind."""
     numbers = np.random.default_rng(0)
     np.save(folder / "x.npy", numbers.normal(size=(64, 3)).astype("float32"))
+    np.savetxt(folder / "x.csv", numbers.integers(1, 9, size=(64, 3)), delimiter=",", header="a,b,c", comments="")
     for name in "ab":
         (folder / "pictures" / name).mkdir(parents=True)
         for k in range(8):

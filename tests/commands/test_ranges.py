@@ -60,7 +60,8 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
         "size": (None,), "noise": (0, 0.5, None), "seed": (0,), "test_fraction": (0, 0.5), "flip": FLAG,
         "label_key": ("abc", None), "num_classes": (None,), "standardize": FLAG, "channels_last": FLAG,
         "test_path": ("abc", None), "levels": (None,), "splits": (*FLAG, None),
-        "transform": (None, {}), "circular": (None, {}),
+        "transform": (None, {}), "circular": (None, {}), "columns": (None,), "condition": (None,),
+        "categories": (None,), "label": ("abc", None), "separator": (None,), "key": ("abc", None),
     },
     "optimizer": {"lr": (0.5,), "eps": (0, 0.5), "weight_decay": (0, 0.5), "fused": (*FLAG, None)},
     "trainer": {

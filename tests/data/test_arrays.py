@@ -173,7 +173,7 @@ class Malicious:
 
 def test_pickles_objects_and_damaged_files_are_refused_and_nothing_runs(file: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    refused = r"mine.npz is not a whole .npy or .npz file of plain numbers \(object arrays and pickles"
+    refused = r"mine.npz is not a whole .npy, .npz or HDF5 file of plain numbers \(object arrays and pickles"
     file.write_bytes(pickle.dumps(Malicious(trace)))
     with pytest.raises(ValueError, match=refused):
         array(file)
@@ -189,7 +189,7 @@ def test_pickles_objects_and_damaged_files_are_refused_and_nothing_runs(file: Pa
 
 
 def test_missing_or_impossible_input_is_named(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="a .npy or .npz file; set data.path to it; none was given"):
+    with pytest.raises(FileNotFoundError, match="a .npy, .npz or HDF5 file; set data.path to it; none was given"):
         array()
     with pytest.raises(FileNotFoundError, match="mine.npz does not exist"):
         array(file)
@@ -205,3 +205,30 @@ def test_missing_or_impossible_input_is_named(file: Path, tmp_path: Path) -> Non
             array(write(file, x=x))
     with pytest.raises(ValueError, match="one condition per example: 9, got shape"):
         array(write(file, x=np.arange(9.0), condition=np.arange(3.0)))
+
+
+def test_hdf5_is_read_by_name_and_in_bounds(file: Path, tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    x, path = RNG.standard_normal((40, 2, 5)).astype(np.float32), tmp_path / "x.h5"
+    with h5py.File(path, "w") as stored:
+        stored["run1/x"], stored["x"], stored["y"] = x, x[:, 0] + 1, np.arange(40) % 3
+        stored["condition"] = np.arange(40.0)
+        stored["zeros"] = h5py.ExternalLink("other.h5", "x")
+        stored.create_dataset("bomb", (10**9, 1), "f8", chunks=(10**6, 1), compression="gzip")
+    data = array(path, key="run1/x", test_fraction=0)
+    assert (data.shape, data.num_classes) == ((2, 5), 3) and data.train.condition is not None
+    order = data.train.condition.flatten().long()
+    np.testing.assert_array_equal(data.train.x, x[order])
+    assert array(path).shape == (5,)
+    with pytest.raises(ValueError, match="no array run2/x, which data.key names: there is bomb, condition"):
+        array(path, key="run2/x")
+    with pytest.raises(ValueError, match="would unpack from"):
+        array(path, key="bomb")
+    (tmp_path / "x.h5").write_bytes(path.read_bytes()[:300])
+    with pytest.raises(ValueError, match="not a whole .npy, .npz or HDF5 file"):
+        array(path)
+
+
+def test_the_name_of_the_examples_in_npz(file: Path) -> None:
+    write(file, x=np.zeros((9, 1)), other=RNG.standard_normal((20, 3)), y=np.arange(20) % 2)
+    assert array(file, key="other").shape == (3,)
