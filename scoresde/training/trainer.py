@@ -17,10 +17,6 @@ from torch import Tensor, nn
 from scoresde.checks import check_choice, check_flag, check_numbers, check_whole, is_number
 from scoresde.streams import say
 from scoresde.training.checkpoint import (
-    FORMAT,
-    CheckpointError,
-    check_weights,
-    load_weights,
     save_checkpoint,
     with_present_names,
 )
@@ -28,13 +24,13 @@ from scoresde.training.compiled import CompiledNetwork
 from scoresde.training.ema import EMA
 from scoresde.training.length import Length, check_period, seconds_per_update
 from scoresde.training.loggers import CSVLogger, Logger, MultiLogger, writes_rows
-from scoresde.training.optimizer_state import check_optimizer_state
 from scoresde.training.preview import Preview, Redrawn, draw, random_state_kept
 from scoresde.training.progress import Progress
 from scoresde.training.rows import last_step, set_aside
 from scoresde.training.run import RunDirectory
 from scoresde.training.schedule import DECAYS, learning_rate_factor
 from scoresde.training.signals import Interrupted, StopSignals
+from scoresde.training.state import TrainingState
 from scoresde.training.update import Batch, TrainingError, Update, put_channels_last
 
 PRECISIONS = ("float32", "bfloat16")
@@ -148,6 +144,9 @@ class Trainer:
             channels_last=channels_last, seed=seed, device=self.device, rank=self._rank,
         )  # fmt: skip
         self._meter = self._update.meter
+        self._parts = TrainingState(
+            denoiser=denoiser, ema=self.ema, optimizer=optimizer, update=self._update, length=self.length, seed=seed
+        )
 
     def fit(self) -> dict[str, float]:
         """Train to the last step, from the run's checkpoint if it has one.
@@ -258,23 +257,17 @@ class Trainer:
 
     def _save(self, where: Callable[[RunDirectory], Path]) -> None:
         self._update.check()
-        states = [value for state in self.optimizer.state.values() for value in state.values()]
-        tensors = [*self.denoiser.parameters(), *self.ema.shadow_params, *filter(torch.is_tensor, states)]
-        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        if not self._parts.is_finite():
             raise TrainingError(f"the weights are not finite after step {self.step}")
         if self.run is not None and self._rank == 0:
             path, last = where(self.run), self.run.last
-            save_checkpoint(path, self._state(), keep=self.run.previous if path == last and self._keeps else None)
+            origin = self._origin_state if self.origin is None else self.origin.state()
+            save_checkpoint(
+                path,
+                self._parts.content(self.step, origin),
+                keep=self.run.previous if path == last and self._keeps else None,
+            )
             self._keeps = self._due(self.checkpoint_every, at_the_end=True) if path == last else self._keeps
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT, "step": self.step, "seed": self.seed, "model": self.denoiser.state_dict(),
-            "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict(), "sums": self._meter.sums,
-            "summed": self._meter.count, "loss": self._update.loss_state(),
-            "length": self.length.state(),
-            "origin": self._origin_state if self.origin is None else self.origin.state(),
-        }  # fmt: skip
 
     def resume(self) -> None:
         """Take up the state of the run's checkpoint, if it has one; `fit` does so by itself.
@@ -290,24 +283,7 @@ class Trainer:
         self._origin_state = state.get("origin")
         if self.origin is not None:
             self.origin.check(self._origin_state, path)
-        if state.get("seed") != self.seed:
-            raise CheckpointError(f"{path} is of a run with seed {state.get('seed')}, got seed {self.seed}.")
-        load_weights(self.denoiser, state, ema=False)
-        try:
-            averaged, own = state["ema"], self.ema.state_dict()
-            check_weights(averaged["params"], own["params"])
-            check_weights(averaged["buffers"], own["buffers"])
-            check_weights({"sums": state["sums"]}, {"sums": self._meter.sums})
-            check_optimizer_state(self.optimizer, state["optimizer"])
-            self.ema.load_state_dict(averaged)
-            self.optimizer.load_state_dict(state["optimizer"])
-            self._meter.sums = state["sums"].to(self.device)
-            self._update.load_loss_state(state.get("loss", {}))
-            self.step = int(state["step"])
-            self._meter.count = int(state.get("summed", self.step % round(max(self.log_every, 1))))
-            self.length.take_up(state.get("length"))
-        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            raise CheckpointError(f"{path} is of another model or optimizer: {error}.") from error
+        self.step = self._parts.take_up(state, path, self.log_every)
         self._keeps = path == self.run.last and self._due(self.checkpoint_every, at_the_end=True)
         if path != self.run.last and self.run.last.is_file() and self._rank == 0:
             say(f"{self.run.last} is damaged: it is {set_aside(self.run.last).name} from now on.")
