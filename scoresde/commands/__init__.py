@@ -21,11 +21,13 @@ from scoresde.commands.likelihood import NoLikelihood
 from scoresde.commands.load import TrainedModel, load
 from scoresde.commands.reflow import TrainReflow
 from scoresde.commands.solver_grid import CalibratedTimes, OptimalGrid, OptimisedTimes, OwnGrid
+from scoresde.commands.suit import AutoModel
 from scoresde.commands.train import ModelTask, TrainClassifier, TrainDenoiser
 from scoresde.commands.variance import NoVariance, ProbedVariance, TableVariance, TrainedVariance
 
 __all__ = [
-    "ELBO", "VLB", "Autoguidance", "AuxiliaryTask", "CalibratedTimes", "ClassifierFreeGuidance", "ClassifierGuidance",
+    "ELBO", "VLB", "AutoModel", "Autoguidance", "AuxiliaryTask", "CalibratedTimes", "ClassifierFreeGuidance",
+    "ClassifierGuidance",
     "DenoiserDiagnostics", "Diagnostics", "Estimand", "FlowLikelihood", "Guidance", "Likelihood", "LikelihoodReport",
     "ModelTask", "NoDiagnostics", "NoGuidance", "NoLikelihood", "NoVariance", "OptimalGrid", "OptimisedTimes",
     "OwnData", "OwnGrid", "ProbedVariance", "Scores", "SolverGrid", "StoredBatch", "TableVariance", "Task",

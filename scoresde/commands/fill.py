@@ -13,6 +13,7 @@ from scoresde.commands.build import ANY_INTERFACE, ConfigError, check_kind, find
 from scoresde.commands.second_moments import with_filter
 from scoresde.data import Dataset, Quantized
 from scoresde.data.conditions import condition_columns, constant_columns
+from scoresde.models import DDPMUNet, NCSNpp
 from scoresde.models.fourier_features import level_exponents
 
 
@@ -35,11 +36,7 @@ def fill(config: dict[str, Any], data: Dataset, *, labelled: bool, outputs: int 
     model, shape = config["model"], data.shape
     if labelled and data.num_classes is None:
         raise ConfigError(f"data={data.name} has no labels: it needs conditional=false and task=denoiser.")
-    if "image_size" in model and (len(shape) != 3 or shape[1] != shape[2]):
-        raise ConfigError(
-            f"model {model['_target_']} needs square images (channels, height, width), but data={data.name} has "
-            f"events of shape {shape}: use model=mlp."
-        )
+    _check_shape(model, shape, data.name)
     suited: dict[str, Any] = {"shape": list(shape), "num_classes": data.num_classes if labelled else None}
     quantised = {}
     if isinstance(data.codec, Quantized):
@@ -54,7 +51,7 @@ def fill(config: dict[str, Any], data: Dataset, *, labelled: bool, outputs: int 
             )
         suited["out_channels"] = outputs * shape[0]
     if "image_size" in model:
-        suited |= _suited_unet(shape, channel_mults=model.get("channel_mults"))
+        suited |= _suited_unet(shape, model.get("channel_mults"), model.get("patch", 1))
     for key, value in suited.items():
         if key in model and model[key] is None:
             model[key] = value
@@ -71,6 +68,8 @@ def fill(config: dict[str, Any], data: Dataset, *, labelled: bool, outputs: int 
     if model.get("data_scale", 0) is None:
         model["data_scale"] = known["sigma_data"] or 1.0
     config["model"] = with_filter(model, config["parameterization"])
+    if config["model"].get("patch") == 1:  # as earlier versions wrote it
+        del config["model"]["patch"]
     config["loss"] = _without_nulls(config["loss"], known)
     if isinstance(config.get("data"), dict) and config["data"].get("levels", 0) is None and quantised:
         config["data"]["levels"] = quantised["levels"]
@@ -116,11 +115,28 @@ def check_dropout(model: Mapping[str, Any], loss: Mapping[str, Any], data: Datas
     return True
 
 
+def _check_shape(model: Mapping[str, Any], shape: Sequence[int], name: str) -> None:
+    """Raise if a convolutional network cannot take examples of this shape."""
+    if "image_size" not in model:
+        return
+    target = find_target(model["_target_"], "model", [ANY_INTERFACE])
+    of_any_size = target in (NCSNpp, DDPMUNet)
+    if of_any_size and not 2 <= len(shape) <= 4:
+        needs = "series (channels, length), images (channels, height, width) or volumes"
+    elif not of_any_size and (len(shape) != 3 or shape[1] != shape[2]):
+        needs = "square images (channels, height, width)"
+    else:
+        return
+    raise ConfigError(
+        f"model {model['_target_']} needs {needs}, but data={name} has events of shape {tuple(shape)}: use model=mlp."
+    )
+
+
 def _check_attention(model: Mapping[str, Any]) -> None:
     """Raise if a U-Net is to attend at a size that no stage has, which it would leave undone."""
     mults, resolutions, size = (model.get(key) for key in ("channel_mults", "attention_resolutions", "image_size"))
-    if isinstance(mults, list) and isinstance(resolutions, list) and isinstance(size, int):
-        sizes = [size >> stage for stage in range(len(mults))]
+    if isinstance(mults, list) and isinstance(resolutions, list) and isinstance(size, int | list):
+        sizes = stage_sizes(size if isinstance(size, list) else [size], len(mults), model.get("patch", 1))
         if missing := [resolution for resolution in resolutions if resolution not in sizes]:
             raise ConfigError(
                 f"model.attention_resolutions needs sizes of stages, among {', '.join(map(str, sizes))}, "
@@ -148,24 +164,33 @@ def _without_nulls(node: Any, known: Mapping[str, Any]) -> Any:
     return filled | {key: value for key, value in known.items() if key in node and node[key] is None}
 
 
-def _suited_unet(shape: Sequence[int], channel_mults: Sequence[int] | None) -> dict[str, Any]:
-    """Defaults of a U-Net for images of this shape."""
-    channels, size = shape[0], shape[-1]
-    levels = 1
-    while levels < 4 and size % 2**levels == 0 and size >> levels >= 4:
-        levels += 1
-    levels = len(channel_mults) if channel_mults else levels
-    sizes = [size >> level for level in range(levels)]
+def _suited_unet(shape: Sequence[int], channel_mults: Sequence[int] | None, patch: int) -> dict[str, Any]:
+    """Defaults of a U-Net for series, images or volumes of this shape."""
+    channels, sizes = shape[0], list(shape[1:])
+    size, square = max(sizes), len(sizes) == 2 and len(set(sizes)) == 1
+    stages = len(channel_mults) if channel_mults else stages_of(sizes, patch)
+    at = stage_sizes(sizes, stages, patch)
     return {
         "channels": channels,
-        "image_size": size,
+        "image_size": size if square else sizes,
         "width": 48 if size < 16 else 96 if size < 32 else 128,
-        "channel_mults": [1] + [2] * (levels - 1),
+        "channel_mults": [1] + [2] * (stages - 1),
         "num_res_blocks": 2 if size < 32 else 4,
-        "attention_resolutions": [s for s in sizes[1:] if s <= 16][:1] if size >= 16 else [],
+        "attention_resolutions": [s for s in at[1:] if s <= 16][:1] if size >= 16 else [],
         "fir": size >= 16,
         "progressive_input": "residual" if size >= 16 else "none",
     }
+
+
+def stages_of(sizes: Sequence[int], patch: int = 1) -> int:
+    """A stage for every halving of the longest axis, in patches, down to 4 places; at most 4 stages."""
+    longest = max(sizes) // patch
+    return next((stages for stages in (4, 3, 2) if longest >> (stages - 1) >= 4), 1)
+
+
+def stage_sizes(sizes: Sequence[int], stages: int, patch: int = 1) -> list[int]:
+    """The longest axis at every stage, in patches, which `attention_resolutions` refers to."""
+    return [-(-max(sizes) // (patch * 2**stage)) for stage in range(stages)]
 
 
 def _level_features(data: Dataset) -> list[float]:

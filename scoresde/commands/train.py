@@ -26,6 +26,7 @@ from scoresde.commands.origin import Origin, with_codec_of
 from scoresde.commands.preview import Preview, keep_loss_curve
 from scoresde.commands.resume import bring_up_to_date, run_path, take_up
 from scoresde.commands.second_moments import fit_filters
+from scoresde.commands.suit import suit
 from scoresde.commands.warm_start import start_from
 from scoresde.covariance import LearnedRange
 from scoresde.data import Dataset
@@ -101,7 +102,7 @@ class ModelTask(Task):
                 config["data"][key] = str(Path(config["data"][key]).expanduser().resolve())
         data = build_as(Dataset, config.get("data"), "data", extensions)
         labelled = bool(config["conditional"]) or self.labelled
-        config = fill(config, data, labelled=labelled, outputs=self.outputs)
+        config = fill(suit(config, data), data, labelled=labelled, outputs=self.outputs)
         if config["batch_size"] < 1 or config["batch_size"] > len(data.train):
             raise ConfigError(
                 f"batch_size={config['batch_size']} needs to be between 1 and the {len(data.train)} training examples "

@@ -20,7 +20,7 @@ from scoresde.models.ncsnpp_options import (
     ProgressiveOutput,
     check_options,
 )
-from scoresde.models.resample import cropped, padded
+from scoresde.models.resample import cropped, from_patches, padded, to_patches
 from scoresde.models.stages import DownStage, Layers, UpStage
 from scoresde.models.wiener import wiener_filter
 
@@ -44,7 +44,8 @@ class NCSNpp(nn.Module):
         width: Channels of the first stage; `channel_mults` times this at the others.
         channel_mults: One factor per stage; each stage halves the resolution.
         num_res_blocks: Residual blocks per stage on the way down, one more on the way up.
-        attention_resolutions: Sizes of the longest axis at which the stage attends.
+        attention_resolutions: Sizes of the longest axis, in patches, at which the stage attends.
+        patch: Places along each axis that become channels of one place, to work on fewer places; 1: none.
         dropout: Probability of dropping an activation.
         block: "biggan" (resampling inside residual blocks) or "ddpm" (separate resampling layers).
         resample_with_conv: Separate resampling layers have a convolution; only for block="ddpm".
@@ -93,6 +94,7 @@ class NCSNpp(nn.Module):
         channel_mults: Sequence[int] = (1, 2, 2, 2),
         num_res_blocks: int = 4,
         attention_resolutions: Sequence[int] = (16,),
+        patch: int = 1,
         dropout: float = 0.1,
         block: Block = "biggan",
         resample_with_conv: bool = True,
@@ -132,7 +134,7 @@ class NCSNpp(nn.Module):
         self.channels, self.dims = channels, len(sizes)
         self.out_channels = channels if out_channels is None else out_channels
         self.embedding, self.scale_by_sigma, self.centered = embedding, scale_by_sigma, centered
-        self.concat_channels = concat_channels
+        self.concat_channels, self.patch = concat_channels, patch
         self.fourier_features, self.data_scale = tuple(float(n) for n in fourier_features), float(data_scale)
         log_sigmas = torch.linspace(math.log(sigma_max), math.log(sigma_min), num_scales, dtype=torch.float64)
         self.register_buffer("sigmas", log_sigmas.exp())
@@ -140,7 +142,7 @@ class NCSNpp(nn.Module):
         layers = Layers(
             dims=self.dims,
             embed_dim=4 * width,
-            out_channels=self.out_channels,
+            out_channels=self.out_channels * patch**self.dims,
             style=block,
             taps=tuple(fir_kernel) if fir else None,
             resample_with_conv=resample_with_conv,
@@ -154,8 +156,8 @@ class NCSNpp(nn.Module):
             checkpoint=checkpoint,
         )
         widths = [width * mult for mult in mults]
-        attends = [-(-max(sizes) // 2**stage) in tuple(attention_resolutions) for stage in range(len(mults))]
-        pyramid_channels = channels * (1 + 2 * len(self.fourier_features)) + concat_channels
+        attends = [-(-max(sizes) // (patch * 2**stage)) in tuple(attention_resolutions) for stage in range(len(mults))]
+        pyramid_channels = (channels * (1 + 2 * len(self.fourier_features)) + concat_channels) * patch**self.dims
 
         self.embed = NoiseEmbedding(embedding, width, fourier_scale, time_conditional)
         self.input = conv3(pyramid_channels, width, dims=self.dims)
@@ -173,7 +175,7 @@ class NCSNpp(nn.Module):
             own = [skips.pop() for _ in range(num_res_blocks + 1)]
             self.up.append(UpStage(layers, c, c_out, own, attends[stage], first=not self.up, last=stage == 0))
             c = c_out
-        self.output = None if progressive_output == "output_skip" else layers.head(c, self.out_channels)
+        self.output = None if progressive_output == "output_skip" else layers.head(c, layers.out_channels)
         self.conditions = ConditionEmbedding(
             "NCSNpp", 4 * width, num_classes, condition_dim, condition_mean=condition_mean, condition_std=condition_std,
             condition_categories=condition_categories, condition_width=condition_width,
@@ -207,7 +209,8 @@ class NCSNpp(nn.Module):
 
     def _network(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None, concat: Tensor | None) -> Tensor:
         image: Tensor | None = None
-        pyramid = padded(self._prepare(x, concat), 2 ** (len(self.down) - 1))
+        places = padded(self._prepare(x, concat), self.patch * 2 ** (len(self.down) - 1))
+        pyramid = to_patches(places, self.patch)
         h = self.input(pyramid)
         skips = [h]
         for stage in self.down:
@@ -219,7 +222,8 @@ class NCSNpp(nn.Module):
         if self.output is not None:
             image = self.output(h)
         assert image is not None  # without an output of its own the network has summed one on the way up
-        return self._divide_by_sigma(cropped(image, x.shape[2:]).to(x.dtype), c_noise)
+        out = cropped(from_patches(image, self.patch), x.shape[2:])
+        return self._divide_by_sigma(out.to(x.dtype), c_noise)
 
     def _embed(self, x: Tensor, c_noise: Tensor, label: Tensor | None, condition: Tensor | None) -> Tensor | None:
         conditions = self.conditions(x, label, condition)

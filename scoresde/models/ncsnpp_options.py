@@ -23,7 +23,7 @@ CHOICES: dict[str, Any] = {
 }
 FLAGS = ("resample_with_conv", "fir", "skip_rescale", "time_conditional", "scale_by_sigma", "centered", "checkpoint")
 WHOLE = (
-    "channels >= 1", "out_channels >= 1 or null", "width >= 1", "num_res_blocks >= 1",
+    "channels >= 1", "out_channels >= 1 or null", "width >= 1", "num_res_blocks >= 1", "1 <= patch <= 64",
     "1 <= num_scales <= 1000000", "norm_groups >= 1 or null", "concat_channels >= 0",
 )  # fmt: skip
 NUMBERS = (

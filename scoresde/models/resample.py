@@ -93,6 +93,26 @@ def padded(x: Tensor, factor: int) -> Tensor:
     return x
 
 
+def to_patches(x: Tensor, patch: int) -> Tensor:
+    """(B, C, *) with sizes that `patch` divides to (B, C patch^d, */patch): the d-dimensional pixel unshuffle."""
+    if patch == 1:
+        return x
+    dims = x.ndim - 2
+    split = x.reshape(*x.shape[:2], *[part for size in x.shape[2:] for part in (size // patch, patch)])
+    inner = split.permute(0, 1, *range(3, 3 + 2 * dims, 2), *range(2, 2 + 2 * dims, 2))
+    return inner.reshape(x.shape[0], -1, *[size // patch for size in x.shape[2:]])
+
+
+def from_patches(x: Tensor, patch: int) -> Tensor:
+    """The inverse of `to_patches`."""
+    if patch == 1:
+        return x
+    dims = x.ndim - 2
+    split = x.reshape(x.shape[0], -1, *[patch] * dims, *x.shape[2:])
+    outer = split.permute(0, 1, *[axis for i in range(dims) for axis in (2 + dims + i, 2 + i)])
+    return outer.reshape(x.shape[0], -1, *[size * patch for size in x.shape[2:]])
+
+
 class Resampling(nn.Module):
     """A step between stages, with a FIR filter of these taps along `dims` axes, or without if they are None."""
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scoresde import VPSDE, NCSNpp, NetworkDenoiser, log_prob
-from scoresde.models.resample import ConvDown, ConvUp, Down, Up
+from scoresde.models.resample import ConvDown, ConvUp, Down, Up, from_patches, to_patches
 from scoresde.parameterization import EDM
 from scoresde.training.update import put_channels_last
 
@@ -116,3 +116,21 @@ def test_channels_last_changes_no_number(shape: tuple[int, ...]) -> None:
 def test_another_number_of_axes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"needs x of shape \(B, 2, L\), got \(3, 2, 8, 8\)"):
         net_for((8,))(torch.randn(3, 2, 8, 8), 0.1)
+
+
+@pytest.mark.parametrize("sizes", [(6,), (4, 6), (2, 4, 6)], ids=str)
+def test_patches_are_pixel_unshuffling_and_back(sizes: tuple[int, ...]) -> None:
+    x = torch.randn(2, 3, *sizes)
+    assert torch.equal(from_patches(to_patches(x, 2), 2), x)
+    assert torch.equal(to_patches(x, 2)[:, 0], x[:, 0][(..., *[slice(None, None, 2)] * len(sizes))])
+    if len(sizes) == 2:
+        assert torch.equal(to_patches(x, 2), F.pixel_unshuffle(x, 2))
+
+
+def test_a_network_of_patches_is_a_network_of_the_unshuffled_image() -> None:
+    options: dict[str, Any] = {"channel_mults": [1, 2], "attention_resolutions": [2]}
+    whole, inside = net_for((8, 8), patch=2, **options), net_for((4, 4), channels=8, **options)
+    inside.load_state_dict(whole.state_dict())
+    x, c = torch.randn(2, 2, 8, 8), torch.tensor([0.1, -0.4])
+    torch.testing.assert_close(whole(x, c), F.pixel_shuffle(inside(F.pixel_unshuffle(x, 2), c), 2))
+    assert net_for((7, 9), patch=2, **options)(torch.randn(1, 2, 7, 9), c[:1]).shape == (1, 2, 7, 9)
