@@ -48,8 +48,9 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
     "parameterization": {"sigma_data": (0.5,), "label_scale": (0.5,), "scale_input": FLAG},
     "model": {
         "out_channels": (None,), "num_classes": (None,), "condition_dim": (None,), "norm_groups": (None,),
-        "dropout": (0, 0.5), "sigma_min": (0.5,), "sigma_max": (0.5,), "fourier_scale": (0.5,), "init_scale": (0, 0.5),
-        "data_scale": (0.5,), "concat_channels": (0,), "attention_resolutions": ([],), "depth": (0,),
+        "dropout": (0, 0.5, None),
+        "width": (None,), "channel_mults": (None,), "num_res_blocks": (None,), "sigma_min": (0.5,), "sigma_max": (0.5,), "fourier_scale": (0.5,), "init_scale": (0, 0.5),
+        "data_scale": (0.5,), "concat_channels": (0,), "attention_resolutions": ([], None), "depth": (0, None),
         "fir_kernel": ([1, 0],), "fourier_features": ([], [0.5], [1, 0]), "resample_with_conv": FLAG,
         "checkpoint": FLAG, "centered": FLAG, "time_conditional": FLAG, "skip_rescale": FLAG,
         "scale_by_sigma": FLAG, "fir": FLAG, "condition_mean": ([0.5], None), "condition_std": ([0.5], None),
@@ -128,6 +129,7 @@ NARROW = {"width": 8, "norm_groups": 4}
 
 def node_of(group: str, name: str) -> dict[str, Any]:
     node = yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+    node.pop("defaults", None)
     if group == "data" and "path" in node:
         node["path"] = "nowhere"  # found missing after the options are looked at
     return filled(node) if group in ("parameterization", "loss", "model") else node
