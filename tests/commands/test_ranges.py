@@ -49,7 +49,8 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
     "model": {
         "out_channels": (None,), "num_classes": (None,), "condition_dim": (None,), "norm_groups": (None,),
         "dropout": (0, 0.5, None),
-        "width": (None,), "channel_mults": (None,), "num_res_blocks": (None,), "sigma_min": (0.5,), "sigma_max": (0.5,), "fourier_scale": (0.5,), "init_scale": (0, 0.5),
+        "width": (None,), "channel_mults": (None,), "num_res_blocks": (None,),
+        "sigma_min": (0.5,), "sigma_max": (0.5,), "fourier_scale": (0.5,), "init_scale": (0, 0.5),
         "data_scale": (0.5,), "concat_channels": (0,), "attention_resolutions": ([], None), "depth": (0, None),
         "fir_kernel": ([1, 0],), "fourier_features": ([], [0.5], [1, 0]), "resample_with_conv": FLAG,
         "checkpoint": FLAG, "centered": FLAG, "time_conditional": FLAG, "skip_rescale": FLAG,
