@@ -16,6 +16,7 @@ from scoresde.progress import Progress
 from scoresde.sde import SDE
 from scoresde.sde.levels import Level
 from scoresde.solvers import Solver, StepSolver
+from scoresde.solvers.base import Step
 
 FORESEEN = 5000  # steps up to which a run without a network is worth its time
 
@@ -45,11 +46,11 @@ class CallCounter:
         self._progress = Progress("sampling")
         self._hook = trained.net.register_forward_pre_hook(self._count)
 
-    def step(self, index: int, of: int) -> None:
-        """The batch in hand has been through so many of its steps."""
-        if index == 0:
+    def step(self, step: Step, of: int) -> None:
+        """The batch in hand has been through a step of so many."""
+        if step.index == 0:
             return
-        asked, all_asked = (index, of) if self._asked is None else (self._asked[index - 1], self._asked[-1])
+        asked, all_asked = (step.index, of) if self._asked is None else (self._asked[step.index - 1], self._asked[-1])
         self._per_batch = self.calls * all_asked / asked if asked else self._per_batch
         self._show()
 

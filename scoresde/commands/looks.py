@@ -58,7 +58,7 @@ def data_of(trained: TrainedModel) -> tuple[Dataset | None, str]:
             return trained.data(), ""
     except (ConfigError, CheckpointError, OSError, ValueError) as error:
         reason = " ".join(str(error).split()).split(": give ")[0].rstrip(".:")
-        return None, f"the pictures show samples alone, as their data cannot be read: {reason}."
+        return None, f"the pictures show samples alone, as their data cannot be read: {reason}.\n"
 
 
 def shown(

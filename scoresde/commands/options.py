@@ -39,6 +39,8 @@ SAMPLE = BOTH | {
     "label": Key(int | str | list[int | str] | None),
     "condition": Key(Any),
     "out": Key(str | None),
+    "trajectory": Key(int | None, 2, 1000),
+    "neighbours": Key(int | None, 1, 1000),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -26,10 +26,12 @@ from scoresde.commands.interfaces import Diagnostics, Guidance, Likelihood, Stee
 from scoresde.commands.likelihood import Evaluation, check_idle, chosen_likelihood, is_wanted
 from scoresde.commands.load import TrainedModel, load_run, newest_run
 from scoresde.commands.looks import data_of, model_values, save_look, shown
+from scoresde.commands.neighbours import look_for_neighbours
 from scoresde.commands.options import SAMPLE, check_options
 from scoresde.commands.paired import check_flow_only
 from scoresde.commands.saved_samples import sample_values, samples_csv
 from scoresde.commands.solver_grid import on_grid
+from scoresde.commands.trajectory import Trajectory, check_trajectory, kept, save_trajectory
 from scoresde.commands.variance import NoVariance
 from scoresde.covariance import CovarianceDenoiser
 from scoresde.covariance.reverse_variance import ChoosesVariance
@@ -37,7 +39,8 @@ from scoresde.denoiser import Denoiser
 from scoresde.files import inside, write_atomically
 from scoresde.noise import per_sample_noise, stream_generator, stream_seed
 from scoresde.sde import SDE
-from scoresde.solvers import Solver, StepSolver
+from scoresde.solvers import ProbabilityFlowODE, Solver, StepSolver
+from scoresde.solvers.base import Step
 from scoresde.streams import held_back
 from scoresde.training.lock import remove_stale
 
@@ -82,6 +85,9 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
         evaluation = Evaluation(config, options, likelihood, trained.on(sde), out, chosen.variance)
     else:
         check_idle(options, likelihood)
+    check_trajectory(config.get("trajectory"), chosen.solver, n)
+    if n == 0 and config.get("neighbours") is not None:
+        raise ConfigError("neighbours are of samples, and num_samples=0 draws none: leave them out, or draw some.")
     check_flow_only(trained, chosen.solver if n > 0 else None, None if evaluation is None else likelihood)
     if n == 0 and steered:
         given = "guidance" if config["label"] is None else f"label={config['label']}"
@@ -137,33 +143,62 @@ def draw_samples(
     place = "" if trained.process is None else f" on {type(trained.process).__name__}"
     print(f"{trained.run.path}: step {trained.step}, {describe(solver)}{place}, {n} samples to {out}")
 
-    start, chunks, nfe = time.perf_counter(), [], 0
+    began, chunks, denoisers, nfe = time.perf_counter(), [], [], 0
     parts = [range(first, min(first + batch_size, n)) for first in range(0, n, batch_size)]
+    frames, keep = config.get("trajectory"), kept(trained.shape, min(batch_size, n))
+    trajectory = None if frames is None else Trajectory(frames, trained.denoiser.sde, keep)
     with CallCounter(trained, solver, [len(part) for part in parts]) as counter:
         for indices in parts:
             first = indices[0]
             denoiser = conditioned(steering, conditions, indices, trained.device)
             denoiser = denoiser if covariance is None else covariance.around(denoiser)
             denoiser = denoiser if trained.process is None else denoiser.on(trained.process)
-            x = draw(denoiser, solver, trained.shape, config["seed"], indices, trained.device, counter.step)
+            watch: list[Callable[[Step, int], object]] = [counter.step]
+            watch += [] if trajectory is None else [trajectory]
+            x = draw(denoiser, solver, trained.shape, config["seed"], indices, trained.device, watch)
             if not bool(torch.isfinite(x).all()):
                 raise FloatingPointError(
                     f"the solver returned NaN or infinity for sample {first}: try more steps, or check the model."
                 )
             chunks.append(x.cpu())
+            denoisers.append(denoiser)
             nfe = counter.finish()
-    seconds = round(time.perf_counter() - start, 2)
+    seconds = round(time.perf_counter() - began, 2)
     x = torch.cat(chunks)
     save_samples(out, x, conditions, trained)
-    alone = show_samples(out, x, conditions.label, trained)
     found = {
         "solver": type(solver).__name__, "num_samples": n, "variance": type(chosen.variance).__name__, "nfe": nfe,
         "seconds": seconds,
     }  # fmt: skip
     if trained.process is not None:
         found["sde"] = type(trained.process).__name__
+    if trajectory is not None and isinstance(solver, ProbabilityFlowODE):
+        noise = start(denoisers[0], trained.shape, config["seed"], parts[0], trained.device)
+        trajectory.follow(solver, denoisers[0], noise, chunks[0])
+    seen, words = look(config, trained, x, conditions, trajectory, out)
     where = f"{out / 'samples.png'} and samples.npz"
-    return found, f"{alone}{n} samples, {nfe} network calls each, in {seconds:.1f} s: {where}\n"
+    return found | seen, f"{n} samples, {nfe} network calls each, in {seconds:.1f} s: {where}\n{words}"
+
+
+def look(
+    config: dict[str, Any], trained: TrainedModel, x: Tensor, conditions: Conditions, trajectory: Trajectory | None,
+    out: Path,
+) -> tuple[dict[str, Any], str]:  # fmt: skip
+    """Pictures of samples, with the run's data beside them; returns what there is to say."""
+    found: dict[str, Any] = {}
+    data, words = data_of(trained)
+    split = None if data is None else data.train
+    samples = model_values(trained.codec, x)
+    save_look(
+        out / "samples.png", shown(trained.codec, samples, names=trained.names, split=split, labels=conditions.label)
+    )
+    if trajectory is not None:
+        save_trajectory(out / "trajectory.gif", trajectory.states, trained, split)
+        words += f"{len(trajectory.states)} frames from noise to data: {out / 'trajectory.gif'}\n"
+    if data is not None and config.get("neighbours") is not None:
+        found, sentence = look_for_neighbours(trained, data, x, config["neighbours"], out, config["seed"])
+        words += sentence
+    return found, words
 
 
 def conditioned(steering: Steering, conditions: Conditions, indices: range, device: torch.device) -> Denoiser:
@@ -210,24 +245,30 @@ def draw(
     seed: int,
     indices: range,
     device: torch.device,
-    watch: Callable[[int, int], object] | None = None,
+    watch: Sequence[Callable[[Step, int], object]] = (),
 ) -> Tensor:
     """Samples number `indices`, each a function of (seed, index) alone.
 
     Args:
-        watch: Told the steps done and the steps in all of a solver that has some.
+        watch: Told of every state of a solver with steps, and the number of its steps.
     """
-    start = [denoiser.sde.prior_sample(shape, generator=stream_generator(seed, "latent", k)) for k in indices]
-    x = torch.stack(start).to(device)
+    x = start(denoiser, shape, seed, indices, device)
     noise = partial(per_sample_noise, x, [stream_seed(seed, "noise", k) for k in indices])
-    if watch is None or not isinstance(solver, StepSolver):
+    if not watch or not isinstance(solver, StepSolver):
         return solver(denoiser, x, noise=noise())
     plan = solver.plan(denoiser, device=device)
     for state in solver.trajectory(denoiser, x, noise=noise(), plan=plan):
-        watch(state.index, len(plan.intervals))
+        for told in watch:
+            told(state, len(plan.intervals))
     if bool(torch.isfinite(state.x).all()):
         return state.x
     return solver(denoiser, x, noise=noise(), plan=plan)  # which says where it went wrong
+
+
+def start(denoiser: Denoiser, shape: tuple[int, ...], seed: int, indices: range, device: torch.device) -> Tensor:
+    """Where samples number `indices` start, at t = 1."""
+    drawn = [denoiser.sde.prior_sample(shape, generator=stream_generator(seed, "latent", k)) for k in indices]
+    return torch.stack(drawn).to(device)
 
 
 def save_samples(out: Path, x: Tensor, conditions: Conditions, trained: TrainedModel) -> None:
@@ -243,15 +284,6 @@ def save_samples(out: Path, x: Tensor, conditions: Conditions, trained: TrainedM
     write_atomically(out / "samples.npz", buffer.getvalue())
     if (table := samples_csv(arrays["x"], conditions.condition, conditions.label, trained)) is not None:
         write_atomically(out / "samples.csv", table)
-
-
-def show_samples(out: Path, x: Tensor, labels: Tensor | None, trained: TrainedModel) -> str:
-    """samples.png, with the run's data beside them; returns what to say if these cannot be read."""
-    data, alone = data_of(trained)
-    split = None if data is None else data.train
-    samples = model_values(trained.codec, x)
-    save_look(out / "samples.png", shown(trained.codec, samples, names=trained.names, split=split, labels=labels))
-    return f"{alone}\n" if alone else ""
 
 
 def make_folder(out: Path) -> None:

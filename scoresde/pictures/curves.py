@@ -28,7 +28,8 @@ def series_picture(shown: Shown, most: int = MOST_CHANNELS) -> Canvas:
         below += "; blue lines beside samples: the data's nine tenths"
     canvas = Canvas((EDGE + WIDTH) * len(parts) + 12, 34 + channels * (HEIGHT + 8) + 52)
     for channel in range(channels):
-        span = limits(*(values[:, channel] for _, values, _ in parts))
+        before = [values[:, channel] for _, values, _ in parts[:-1]]
+        span = limits(*before, np.asarray(shown.ranged, float)[:, channel])
         for place, (words, values, colour) in enumerate(parts):
             left, top = place * (EDGE + WIDTH) + EDGE, 34 + channel * (HEIGHT + 8)
             panel = Panel(canvas, (left, top, WIDTH, HEIGHT), (0, max(values.shape[2] - 1, 1)), span)

@@ -15,12 +15,12 @@ EDGE, GAP = 64, 8  # pixels for the numbers at the axes, and between panels
 Block = tuple[str, Values, Colour]
 
 
-def table_picture(shown: Shown, most: int = MOST_COLUMNS) -> Canvas:
+def table_picture(shown: Shown, most: int = MOST_COLUMNS, *, rest: bool = True) -> Canvas:
     """One column: a histogram. Two: a scatter plot. More: all pairs, and beyond the first eight the range of each."""
     count = shown.columns.shape[1]
     if count == 1:
         return _histogram(shown)
-    return _pairs(shown, min(count, most), count)
+    return _pairs(shown, min(count, most), count if rest else min(count, most))
 
 
 def blocks(shown: Shown) -> list[Block]:
@@ -35,7 +35,8 @@ def _span(shown: Shown, column: int) -> tuple[float, float]:
     """The range of a column's axis, by the data if there are any."""
     if column in (shown.categories or {}):
         return -0.6, len((shown.categories or {})[column]) - 0.4
-    parts = [part[:, column] for part in (shown.data_columns, shown.columns) if part is not None]
+    ranged = np.asarray(shown.ranged, float).reshape(len(shown.ranged), -1)
+    parts = [part[:, column] for part in (shown.data_columns, ranged) if part is not None]
     return limits(*parts)
 
 

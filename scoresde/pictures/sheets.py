@@ -143,4 +143,4 @@ def _span(shown: Shown) -> tuple[float, float] | None:
     """The values that are drawn black and white; None: those of bytes."""
     if shown.samples.dtype == np.uint8:
         return None
-    return limits(*(np.asarray(part, float) for part in (shown.data, shown.samples) if part is not None))
+    return limits(*(np.asarray(part, float) for part in (shown.data, shown.ranged) if part is not None))

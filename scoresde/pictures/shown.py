@@ -25,6 +25,7 @@ class Shown:
         labels, data_labels: Classes of the samples and of the data, (N,); None if there are none.
         classes: Names of the classes; None: their numbers.
         note: A few words on the samples.
+        ranges: Samples by which axes are chosen in place of those that are drawn, for animations.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Shown:
     data_labels: NDArray[np.integer[Any]] | None = None
     classes: Sequence[str] | None = None
     note: str = ""
+    ranges: NDArray[Any] | None = None
 
     def limited(self, most: int | None = None) -> Shown:
         """With no more examples than a picture is drawn from; those of the data from all over them."""
@@ -52,6 +54,11 @@ class Shown:
     def columns(self) -> NDArray[Any]:
         """The samples as a table (N, C)."""
         return np.asarray(self.samples, float).reshape(len(self.samples), -1)
+
+    @property
+    def ranged(self) -> NDArray[Any]:
+        """The samples by which axes are chosen."""
+        return self.samples if self.ranges is None else self.ranges
 
     @property
     def data_columns(self) -> NDArray[Any] | None:

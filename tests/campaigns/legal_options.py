@@ -86,6 +86,8 @@ LEGAL: dict[str, Rule] = {
     "*.device": either(null, one("cpu")),
     "*.extensions": many(nothing),
     "sample.num_samples": whole(),
+    "sample.trajectory": either(null, whole(2, 1001)),
+    "sample.neighbours": either(null, whole(1, 1001)),
     "sample.condition": null,  # none of the trials' runs has one
     "sample.label": either(null, whole(0, 9), many(whole(0, 9), 1)),
     "train.seed": whole(0, 2**64),

@@ -48,7 +48,7 @@ def lines_of(
     with CallCounter(trained, solver, batches) as counter:
         for n in batches:
             before = net.calls
-            draw(asked, solver, (3,), 0, range(n), torch.device("cpu"), counter.step)
+            draw(asked, solver, (3,), 0, range(n), torch.device("cpu"), [counter.step])
             assert counter.finish() == net.calls - before
     return capsys.readouterr().err.splitlines(), net.calls
 
