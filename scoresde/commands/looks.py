@@ -26,6 +26,8 @@ from scoresde.training import CheckpointError
 if TYPE_CHECKING:
     from scoresde.commands.load import TrainedModel
 
+MOST_WRITTEN = 3  # numbers that are written below an image
+
 
 def kind_of(shape: tuple[int, ...]) -> str:
     """Of examples of this shape: see `Dataset.kind`."""
@@ -68,6 +70,7 @@ def shown(
     names: Names,
     split: Split | None = None,
     labels: Tensor | None = None,
+    condition: Tensor | None = None,
     kind: str | None = None,
     most: int | None = None,
 ) -> Shown:
@@ -79,6 +82,7 @@ def shown(
         names: Of columns and classes.
         split: Where the data beside them come from.
         labels: Classes of the samples, (N,).
+        condition: What else they are conditioned on, (N, C): more columns of tables, and written below images.
         kind: Of the data; None: by the shape.
         most: Largest number of examples; None: as many as are good for the kind.
     """
@@ -92,14 +96,48 @@ def shown(
         labels=None if labels is None else labels.cpu().numpy(),
         classes=names.classes,
     ).limited(most)
+    told = None if condition is None else condition.cpu().flatten(1)[: len(found.samples)]
     if split is None:
-        return found
+        return found if told is None else _conditioned(found, names, told, None)
     wanted = max(len(found.samples), MOST[kind] if kind in ("table", "series") else 1)
     rows = spread(len(split), wanted if most is None else most)
     if labels is not None and split.label is not None:
         rows = of_each_class(split.label, rows)
     label = None if split.label is None else split.label[rows].numpy()
-    return replace(found, data=stored_values(codec, split.x[rows]), data_labels=label)
+    found = replace(found, data=stored_values(codec, split.x[rows]), data_labels=label)
+    if told is None:
+        return found
+    return _conditioned(found, names, told, None if split.condition is None else split.condition[rows].flatten(1))
+
+
+def _conditioned(look: Shown, names: Names, condition: Tensor, of_data: Tensor | None) -> Shown:
+    """With what samples and data are conditioned on."""
+    columns = names.conditions if names.conditions and len(names.conditions) == condition.shape[1] else None
+    called = [f"c{k}" for k in range(condition.shape[1])] if columns is None else [column.name for column in columns]
+    categories = {k: c.categories for k, c in enumerate(columns or ()) if c.categories is not None}
+    if look.kind == "table":
+        own = look.columns.shape[1]
+        if look.data is not None and of_data is None:
+            return look
+        return replace(
+            look,
+            samples=np.concatenate([look.columns, condition.numpy()], 1),
+            data=None if of_data is None else np.concatenate([look.data_columns, of_data.numpy()], 1),  # type: ignore[list-item]
+            names=[*map(look.name, range(own)), *called],
+            categories={**(look.categories or {}), **{own + k: names for k, names in categories.items()}},
+        )
+    if len(called) > MOST_WRITTEN or look.labels is not None:
+        return look
+
+    def written(rows: Tensor) -> list[str]:
+        return [
+            ", ".join(
+                str(categories[k][round(value)]) if k in categories else f"{value:.3g}" for k, value in enumerate(row)
+            )
+            for row in rows.tolist()
+        ]
+
+    return replace(look, captions=written(condition), data_captions=None if of_data is None else written(of_data))
 
 
 def spread(count: int, wanted: int) -> Tensor:

@@ -98,10 +98,11 @@ def look_for_neighbours(
     save_image(out / "neighbours.png", picture)
     many = nearer > chance + 3 * chance**0.5 + 1
     verdict = "more than chance: training examples are repeated" if many else "no more than chance"
+    few = f"1 % of {name}" if len(others) * RARE >= 1 else f"none of {len(others)} {name}"
     middle, usual = float(closest.median()), float(others.median())
     sentence = (
         f"next training example: {middle:.3g} away from samples and {usual:.3g} from {name} (medians, in the model's "
-        f"scaling); {nearer} of {len(points)} samples are nearer than {bound:.3g}, as 1 % of {name} are, {verdict}: "
+        f"scaling); {nearer} of {len(points)} samples are nearer than {bound:.3g}, as {few} are, {verdict}: "
         f"{out / 'neighbours.png'} and neighbours.npz\n"
     )
     numbers = {"median": middle, "compared_median": usual, "bound": bound, "nearer": nearer, "of": len(points)}

@@ -52,7 +52,7 @@ class Preview:
         samples = model_values(self.data.codec, x.cpu())
         look = shown(
             self.data.codec, samples, names=self.data.names, split=self.data.train, labels=cond.get("label"),
-            kind=self.data.kind,
+            condition=cond.get("condition"), kind=self.data.kind,
         )  # fmt: skip
         save_look(self.path(step), look)
         return self.path(step)

@@ -189,9 +189,11 @@ def look(
     data, words = data_of(trained)
     split = None if data is None else data.train
     samples = model_values(trained.codec, x)
-    save_look(
-        out / "samples.png", shown(trained.codec, samples, names=trained.names, split=split, labels=conditions.label)
-    )
+    seen = shown(
+        trained.codec, samples, names=trained.names, split=split, labels=conditions.label,
+        condition=conditions.condition,
+    )  # fmt: skip
+    save_look(out / "samples.png", seen)
     if trajectory is not None:
         save_trajectory(out / "trajectory.gif", trajectory.states, trained, split)
         words += f"{len(trajectory.states)} frames from noise to data: {out / 'trajectory.gif'}\n"

@@ -30,7 +30,7 @@ def neighbours_picture(
         distances: (n, k), least first in both directions.
         compared: Distances of the examples that samples are compared with.
         name: Of these examples.
-        bound: The distance that one in a hundred of them falls below.
+        bound: The distance that hardly one of them falls below.
     """
     k = distances.shape[1]
     rows, columns = min(ROWS, len(samples), len(neighbours) // k), min(COLUMNS, k)
@@ -39,8 +39,7 @@ def neighbours_picture(
     height = max(HEAD + rows * (SIDE + LINE + 6), 400) if pictured else 400
     canvas = Canvas(left + PANEL[0] + 24, height)
     if pictured:
-        canvas.text(16, 12, "samples nearest to a training example, and these; root mean square differences", size=12,
-                    fill=GREY, room=left - 20)  # fmt: skip
+        canvas.text(16, 12, "nearest first; numbers: root mean square", size=12, fill=GREY, room=left - 20)
         canvas.text(16, 36, "sample", fill=SAMPLES, size=14)
         canvas.text(16 + SIDE + 8, 36, "training examples", fill=DATA, size=14)
     for row in range(rows if pictured else 0):
@@ -89,5 +88,6 @@ def _histogram(
     canvas.line([at, at], [y, y + height], GREY)
     canvas.text(x, y - 40, name, fill=DATA, size=13, room=width / 2)
     canvas.text(x + width / 2, y - 40, "samples", fill=SAMPLES, size=13)
-    canvas.text(x, y - 18, f"grey line: 1 % of {name} are nearer", size=11, fill=GREY, room=width)
+    share = (compared < bound).mean()
+    canvas.text(x, y - 18, f"grey line: {100 * share:.0f} % of {name} are nearer", size=11, fill=GREY, room=width)
     canvas.text(x + width / 2, y + height + 34, "distance to the next training example", anchor="mm", room=width)

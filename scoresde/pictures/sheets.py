@@ -19,7 +19,7 @@ WIDTH = 560  # pixels of a block that small images are enlarged to
 LARGE = 1024  # pixels of a block that large images are made smaller for
 MOST_ROWS, MOST_IN_ROW = 20, 10  # of classes, and of images of a class
 SLICES, VOLUMES = 96, 6  # pixels of a slice, and volumes
-HEAD = 34
+HEAD, CAPTION = 34, 14
 
 
 def image_picture(shown: Shown) -> Canvas:
@@ -30,19 +30,23 @@ def image_picture(shown: Shown) -> Canvas:
     if shown.labels is not None:
         return _rows_of_classes(shown, samples, data)
     columns = math.ceil(math.sqrt(len(samples)))
-    parts = [("samples" + (f": {shown.note}" if shown.note else ""), samples, SAMPLES)]
+    parts = [("samples" + (f": {shown.note}" if shown.note else ""), samples, SAMPLES, shown.captions)]
     if data is not None:
-        parts.insert(0, ("data", data[: columns * math.ceil(len(samples) / columns)], DATA))
+        most = columns * math.ceil(len(samples) / columns)
+        parts.insert(0, ("data", data[:most], DATA, shown.data_captions))
     height, width = samples[0].shape[:2]
     size = _size(columns, width)
-    step, down = math.ceil(width * size) + 2, math.ceil(height * size) + 2
+    step, down = math.ceil(width * size) + 2, math.ceil(height * size) + 2 + (CAPTION if shown.captions else 0)
     block = max(columns * step + 24, 150)
     canvas = Canvas(block * len(parts) + 12, HEAD + math.ceil(len(samples) / columns) * down + 12, scale=1)
-    for place, (words, tiles, colour) in enumerate(parts):
+    for place, (words, tiles, colour, captions) in enumerate(parts):
         left = place * block + 12
         canvas.text(left, 10, words, size=15, fill=colour, room=block - 12)
         for index, pixels in enumerate(tiles):
-            canvas.paste(resized(pixels, size), left + index % columns * step, HEAD + index // columns * down)
+            x, y = left + index % columns * step, HEAD + index // columns * down
+            canvas.paste(resized(pixels, size), x, y)
+            if captions is not None:
+                canvas.text(x + step / 2, y + down - CAPTION, captions[index], size=10, anchor="ma", room=step)
     return canvas
 
 

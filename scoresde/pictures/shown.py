@@ -25,6 +25,7 @@ class Shown:
         labels, data_labels: Classes of the samples and of the data, (N,); None if there are none.
         classes: Names of the classes; None: their numbers.
         note: A few words on the samples.
+        captions, data_captions: Words below each image, as what it is conditioned on; None: none.
         ranges: Samples by which axes are chosen in place of those that are drawn, for animations.
     """
 
@@ -37,6 +38,8 @@ class Shown:
     data_labels: NDArray[np.integer[Any]] | None = None
     classes: Sequence[str] | None = None
     note: str = ""
+    captions: Sequence[str] | None = None
+    data_captions: Sequence[str] | None = None
     ranges: NDArray[Any] | None = None
 
     def limited(self, most: int | None = None) -> Shown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from scoresde.cli import sample_main, train_main
 from scoresde.commands.looks import of_each_class, shown, spread, stored_values
 from scoresde.data import Column, Names, Quantized, Split, Standardized
+from scoresde.pictures import picture
 
 SMALL = ["logger=csv", "model=mlp", "model.width=8", "model.depth=1", "trainer.steps=6", "trainer.warmup=0",
          "trainer.log_every=2", "trainer.sample_every=3", "trainer.progress=false", "batch_size=16"]  # fmt: skip
@@ -56,6 +58,21 @@ def test_names_of_columns_and_classes_are_shown() -> None:
     assert look.data is not None and len(look.data) == 30
     wide = shown(codec, np.zeros((4, 2, 5)), names=names)
     assert (wide.kind, wide.names, wide.data) == ("series", None, None)
+
+
+def test_conditions_are_columns_of_tables_and_written_below_images() -> None:
+    names = Names(conditions=(Column(name="age"), Column(name="kind", categories=("a", "b"))))
+    codec = Standardized(mean=torch.zeros(2), std=torch.ones(2))
+    condition = torch.tensor([[1.5, 1.0], [20.0, 0.0]])
+    split = Split(x=torch.zeros(3, 2), condition=torch.tensor([[7.0, 0.0], [8.0, 1.0], [9.0, 1.0]]))
+    table = shown(codec, np.zeros((2, 2)), names=names, split=split, condition=condition)
+    assert [table.name(k) for k in range(4)] == ["x0", "x1", "age", "kind"] and table.categories == {3: ("a", "b")}
+    assert table.columns[:, 2].tolist() == [1.5, 20.0] and np.asarray(table.data)[:, 2].tolist() == [7.0, 8.0, 9.0]
+    images = replace(split, x=torch.zeros(3, 1, 4, 4))
+    seen = shown(codec, np.zeros((2, 1, 4, 4)), names=names, split=images, condition=condition)
+    assert (seen.captions, seen.data_captions) == (["1.5, b", "20, a"], ["7, a", "8, b"])
+    alone = picture(shown(codec, np.zeros((2, 1, 4, 4)), names=names, split=images))
+    assert picture(seen).height == alone.height + 14
 
 
 def test_levels_are_shown_as_bytes_whatever_their_number() -> None:
