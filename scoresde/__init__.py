@@ -23,7 +23,8 @@ _HOMES = {
     "losses": "DenoisingLoss uniform_times lognormal_times simple_weighting likelihood_weighting edm_weighting",
     "models": "NCSNpp DDPMUNet MLP",
     "training": "Trainer EMA",
-    "commands": "load",
+    "commands": "load load_run",
+    "cli": "fit",
 }
 _HOME_OF = {name: f"scoresde.{home}" for home, names in _HOMES.items() for name in names.split()}
 _PACKAGES = (*_HOMES, "covariance", "integrate", "fitting", "diagnostics", "pictures", "data", "interop", "testing")

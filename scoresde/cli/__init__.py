@@ -15,10 +15,11 @@ from typing import Any
 
 from scoresde.cli.help import group_help, help_asked, help_text
 from scoresde.cli.keys import check_choices, check_keys, config_dir, with_added
+from scoresde.cli.on_arrays import fit
 from scoresde.cli.sentences import explain
 from scoresde.streams import make_streams_safe
 
-__all__ = ["config_dir", "explain", "help_text", "sample_main", "train_main"]
+__all__ = ["config_dir", "explain", "fit", "help_text", "sample_main", "train_main"]
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # each says how OpenMP's threads wait
 
 

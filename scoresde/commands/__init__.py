@@ -19,6 +19,7 @@ from scoresde.commands.interfaces import (
 )
 from scoresde.commands.likelihood import NoLikelihood
 from scoresde.commands.load import TrainedModel, load
+from scoresde.commands.notebook import TrainedRun, load_run
 from scoresde.commands.reflow import TrainReflow
 from scoresde.commands.solver_grid import CalibratedTimes, OptimalGrid, OptimisedTimes, OwnGrid
 from scoresde.commands.suit import AutoModel
@@ -32,5 +33,5 @@ __all__ = [
     "ModelTask", "NoDiagnostics", "NoGuidance", "NoLikelihood", "NoVariance", "OptimalGrid", "OptimisedTimes",
     "OwnData", "OwnGrid", "ProbedVariance", "Scores", "SolverGrid", "StoredBatch", "TableVariance", "Task",
     "TrainClassifier", "TrainDenoiser", "TrainDequantization", "TrainReflow", "TrainVarianceHead",
-    "TrainedModel", "TrainedVariance", "Variance", "load",
+    "TrainedModel", "TrainedRun", "TrainedVariance", "Variance", "load", "load_run",
 ]  # fmt: skip

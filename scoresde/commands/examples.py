@@ -119,6 +119,15 @@ def given_examples(
         if levels is None and isinstance(trained.codec, Quantized):
             levels = 0
     _check_levels(trained, levels)
+    return fitting_examples(trained, name, stored, index)
+
+
+def fitting_examples(trained: TrainedModel, name: str, stored: Split, index: Tensor) -> Examples:
+    """Rows of the user's as those of a run, with the reasons why some cannot be scored.
+
+    Raises:
+        ConfigError: If they are of another shape, or none can be scored.
+    """
     x = stored.x
     if x.shape[1:] == trained.shape[1:] and trained.shape[:1] == (1,):
         x = x.unsqueeze(1)  # pictures in one colour are often kept without an axis for it
@@ -164,15 +173,9 @@ def _rows_of(path: Path, node: Mapping[str, Any]) -> Split:
     label_key = node.get("label_key")
     stored = read_arrays(path, label_key, node.get("key"))
     key = examples_key(path, stored, label_key, node.get("key"))
-    x = np.asarray(stored[key])
-    if x.dtype.kind not in "biuf" or x.ndim == 0 or x.size == 0:
-        raise ConfigError(f"{path} needs real numbers of shape (N, *), got {x.dtype} of shape {x.shape}.")
-    x = x[:, None] if x.ndim == 1 else x
-    x = np.moveaxis(x, -1, 1) if node.get("channels_last") else x
-    wanted: Any = np.int64 if x.dtype.kind != "f" else np.float64 if x.dtype.itemsize > 4 else np.float32
     label, condition = (stored.get(name) if name and name != key else None for name in (label_key, "condition"))
     return Split(
-        x=torch.from_numpy(np.array(x, dtype=wanted, order="C")),
+        x=(x := stored_rows(str(path), stored[key], channels_last=bool(node.get("channels_last")))),
         label=None if label is None else class_labels(path, label_key, label, len(x)),
         condition=None if condition is None else given_conditions(path, condition, len(x)),
     )
@@ -188,6 +191,17 @@ def _table_rows(path: Path, node: Mapping[str, Any], trained: TrainedModel) -> S
     of_run = (trained.config.get("data") or {}).get("label") or node.get("label")
     label = None if names.classes is None or of_run is None else Column(name=of_run, categories=names.classes)
     return rows_of(path, stored, Layout(names.columns, names.conditions or (), label))
+
+
+def stored_rows(where: str, values: Any, *, channels_last: bool) -> Tensor:
+    """The rows of an array as they are, good or not, (N, C, *); whole numbers as such."""
+    x = np.asarray(values)
+    if x.dtype.kind not in "biuf" or x.ndim == 0 or x.size == 0:
+        raise ConfigError(f"{where} needs real numbers of shape (N, *), got {x.dtype} of shape {x.shape}.")
+    x = x[:, None] if x.ndim == 1 else x
+    x = np.moveaxis(x, -1, 1) if channels_last else x
+    wanted: Any = np.int64 if x.dtype.kind != "f" else np.float64 if x.dtype.itemsize > 4 else np.float32
+    return torch.from_numpy(np.array(x, dtype=wanted, order="C"))
 
 
 def _check_levels(trained: TrainedModel, levels: int | None) -> None:

@@ -17,7 +17,7 @@ from scoresde.checks import check_choice, check_flags, check_whole
 from scoresde.commands.build import ConfigError, build, build_as
 from scoresde.commands.call_counter import CountedExamples
 from scoresde.commands.conditions import with_conditions
-from scoresde.commands.examples import SPLITS, given_examples, own_examples
+from scoresde.commands.examples import SPLITS, Examples, given_examples, own_examples
 from scoresde.commands.interfaces import Likelihood, Scorer, Scores, StoredBatch, Variance
 from scoresde.commands.likelihood_words import Unit, means, print_summary, with_error
 from scoresde.commands.load import TrainedModel
@@ -106,6 +106,18 @@ def check_idle(options: EvaluationOptions, likelihood: Likelihood) -> None:
                 f"likelihood.{field.name}={value} has no effect: this likelihood is evaluated with solver=ode or "
                 f"data=... only. Add likelihood.when=always, or name one, as likelihood=hutchinson."
             )
+
+
+def stored_batch(trained: TrainedModel, examples: Examples, positions: Sequence[int], seed: int) -> StoredBatch:
+    """The examples at these positions, as an estimator takes them."""
+    rows = torch.as_tensor(positions)
+    cond: dict[str, Tensor] = {}
+    if trained.classes is not None and examples.label is not None:
+        cond["label"] = examples.label[rows].to(trained.device)
+    if examples.condition is not None:
+        cond["condition"] = examples.condition[rows].to(trained.device)
+    seeds = [stream_seed(seed, "example", index) for index in examples.index[rows].tolist()]
+    return StoredBatch(examples.x[rows].to(trained.device), cond, seeds)
 
 
 class Evaluation:
@@ -198,22 +210,12 @@ class Evaluation:
         if not positions:
             return {}
         try:
-            scores = self.score(self._batch(positions))
+            scores = self.score(stored_batch(self.trained, self.examples, positions, self.seed))
         except FloatingPointError as error:
             if len(positions) == 1:
                 return {positions[0]: {"status": " ".join(str(error).split())}}
             return {k: row for position in positions for k, row in self._values([position]).items()}
         return {k: self._cells(scores, place) for place, k in enumerate(positions)}
-
-    def _batch(self, positions: Sequence[int]) -> StoredBatch:
-        rows, examples = torch.as_tensor(positions), self.examples
-        cond: dict[str, Tensor] = {}
-        if self.trained.classes is not None and examples.label is not None:
-            cond["label"] = examples.label[rows].to(self.trained.device)
-        if examples.condition is not None:
-            cond["condition"] = examples.condition[rows].to(self.trained.device)
-        seeds = [stream_seed(self.seed, "example", index) for index in examples.index[rows].tolist()]
-        return StoredBatch(examples.x[rows].to(self.trained.device), cond, seeds)
 
     def _cells(self, scores: Scores, place: int) -> dict[str, Any]:
         nats = float(scores.nats[place])
