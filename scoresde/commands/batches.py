@@ -32,7 +32,16 @@ class Batches:
         if self.data.flip:
             x = random_flip(x, generator)
         cond = conditions_at(split, rows, labelled=self.labelled)
-        return self.data.codec.encode(x, generator=generator, dequantize=self.dequantize), cond
+        x = self.data.codec.encode(x, generator=generator, dequantize=self.dequantize)
+        if self.data.missing:
+            x, cond["concat"] = without_gaps(x)
+        return x, cond
+
+
+def without_gaps(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Examples in model space with 0 in place of NaN, and which entries these are, as `MissingEntries` takes them."""
+    gaps = x.isnan()
+    return x.masked_fill(gaps, 0.0), gaps.to(x.dtype)
 
 
 def own_conditions(data: Dataset, count: int, *, labelled: bool, training: bool = False) -> dict[str, Tensor]:

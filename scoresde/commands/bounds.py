@@ -176,6 +176,8 @@ def _of_the_mean(likelihood: Likelihood) -> list[str]:
 def _bound_scores(
     trained: TrainedModel, bound: Callable[..., Bound], covariance: CovarianceDenoiser | None, batch: StoredBatch
 ) -> Scores:
+    if "concat" in batch.cond:
+        raise ConfigError("bounds are of whole examples: use likelihood=exact or hutchinson with data.missing=mask.")
     codec, denoiser = trained.codec, trained.denoiser.given(**batch.cond)
     denoiser = denoiser if covariance is None else covariance.around(denoiser)
     generator = torch.Generator(batch.x.device).manual_seed(batch.seeds[0])

@@ -37,7 +37,7 @@ def unresolved(data: Dataset, sde: SDE) -> str | None:
     in the model's scaling. What does not vary at all has no density, and is passed over here.
     """
     x = data.codec.encode(data.train.x[:LOOKED_AT], dequantize=False).double()
-    variance = x.var(0, correction=0)
+    variance = (x - x.nanmean(0)).square().nanmean(0).nan_to_num(0.0)
     std = (variance if variance.ndim == 1 else variance.flatten(1).mean(1)).sqrt()
     end = torch.tensor(sde.t_min, dtype=torch.float64)
     with torch.no_grad():

@@ -88,6 +88,8 @@ class DenoiserDiagnostics(Diagnostics):
 
     def __call__(self, trained: TrainedModel, *, seed: int, batch_size: int, out: Path) -> dict[str, Any]:
         """See `Diagnostics`; the entry "diagnostics" has a number or two of each measure."""
+        if trained.takes_gaps:
+            raise ConfigError("diagnostics are of models of whole examples, and this one has data.missing=mask.")
         model, start = trained.denoiser, time.perf_counter()
         test = _Test(trained, seed, batch_size)
         edges = logsnr_edges(model.sde, self.bins)

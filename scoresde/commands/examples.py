@@ -227,7 +227,10 @@ def _checked(trained: TrainedModel, name: str, stored: Split, index: Tensor) -> 
     flat = x.flatten(1)
     bad: list[tuple[Tensor, str]] = []
     if x.is_floating_point():
-        bad.append((~flat.isfinite().all(1), "holds NaN or infinity"))
+        if trained.takes_gaps:
+            bad.append((flat.isinf().any(1) | flat.isnan().all(1), "holds infinity, or nothing at all"))
+        else:
+            bad.append((~flat.isfinite().all(1), "holds NaN or infinity"))
     if isinstance(codec, Quantized):
         if x.is_floating_point():
             bad.append(((flat != flat.round()).any(1), f"holds values that are not integers, as the {codec.levels} "
@@ -260,7 +263,7 @@ def _checked(trained: TrainedModel, name: str, stored: Split, index: Tensor) -> 
 
 def _warn(trained: TrainedModel, x: Tensor) -> None:
     """Say when continuous values are suspicious: in other units, or levels."""
-    size = trained.codec.encode(x[:10_000]).abs().median().item()
+    size = trained.codec.encode(x[:10_000]).abs().nanmedian().item()
     if size > FAR and not isinstance(trained.codec, Quantized):
         print(
             f"warning: the values are far from the training data of {trained.run.path}, {size:.3g} of its standard "

@@ -52,6 +52,8 @@ def fill(config: dict[str, Any], data: Dataset, *, labelled: bool, outputs: int 
         suited["out_channels"] = outputs * shape[0]
     if "image_size" in model:
         suited |= _suited_unet(shape, model.get("channel_mults"), model.get("patch", 1))
+    if data.missing:
+        _suit_gaps(model, config, shape[0])
     for key, value in suited.items():
         if key in model and model[key] is None:
             model[key] = value
@@ -74,6 +76,27 @@ def fill(config: dict[str, Any], data: Dataset, *, labelled: bool, outputs: int 
     if isinstance(config.get("data"), dict) and config["data"].get("levels", 0) is None and quantised:
         config["data"]["levels"] = quantised["levels"]
     return config
+
+
+def _suit_gaps(model: dict[str, Any], config: Mapping[str, Any], channels: int) -> None:
+    """Tell a network of which entries are missing.
+
+    Raises:
+        ConfigError: If network or task have no place for that.
+    """
+    task = config.get("task") or {}
+    if not str(task.get("_target_")).endswith("TrainDenoiser") or task.get("variance_output", "fixed") != "fixed":
+        raise ConfigError("data.missing=mask is for task=denoiser with variance_output=fixed.")
+    if "concat_channels" not in model:
+        raise ConfigError(
+            f"data.missing=mask needs a network with concat_channels, got {model['_target_']}: use model=mlp or "
+            f"model=ncsnpp."
+        )
+    if model.get("wiener") not in (None, "none"):
+        raise ConfigError("data.missing=mask needs model.wiener=none: the best linear denoiser is of whole examples.")
+    model["concat_channels"] = channels
+    if "wiener" in model:
+        model["wiener"] = "none"
 
 
 CONDITION_WIDTH = 64
@@ -204,5 +227,5 @@ def _standard_deviation(data: Dataset) -> float:
     """Standard deviation of the training data in model space over all entries, to three digits."""
     x = data.train.x[:4096]
     encoded = data.codec.encode(x, dequantize=False) if isinstance(data.codec, Quantized) else data.codec.encode(x)
-    value = encoded.double().std().item()
+    value = encoded[~encoded.isnan()].double().std().item()
     return float(f"{value:.3g}") if math.isfinite(value) and value > 0 else 1.0

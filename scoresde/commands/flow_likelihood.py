@@ -16,7 +16,7 @@ from scoresde.commands.auxiliary import load_dequantization
 from scoresde.commands.interfaces import DRAWS, Estimand, Likelihood, Scorer, Scores, StoredBatch, Variance
 from scoresde.commands.load import TrainedModel
 from scoresde.data import Quantized
-from scoresde.denoiser import Denoiser
+from scoresde.denoiser import Denoiser, MissingEntries
 from scoresde.integrate.torchdiffeq_backend import check_ode_arguments
 from scoresde.likelihood.chain import checked_start
 from scoresde.likelihood.dequantization import Dequantization, TruncatedNormalDequantization, UniformDequantization
@@ -107,9 +107,14 @@ class FlowLikelihood(Likelihood):
         return _joined(parts)
 
     def _density(self, trained: TrainedModel, batch: StoredBatch, twice: bool) -> Scores:
-        denoiser = trained.denoiser.given(**batch.cond)
-        found = summed([self._at(denoiser, x, batch, twice) for x in trained.codec.points(batch.x).x])
-        return found._replace(nats=found.nats + trained.codec.log_jacobian(batch.x))
+        denoiser, gaps = trained.denoiser, batch.x.isnan()
+        if "concat" in batch.cond:  # each gap, at 0, is standard normal by itself
+            denoiser = MissingEntries(denoiser, std=1.0)
+        denoiser = denoiser.given(**batch.cond)
+        points = trained.codec.points(batch.x).x.masked_fill(gaps, 0.0)
+        found = summed([self._at(denoiser, x, batch, twice) for x in points])
+        filled = 0.5 * math.log(2 * math.pi) * gaps.flatten(1).sum(1)
+        return found._replace(nats=found.nats + trained.codec.log_jacobian(batch.x) + filled)
 
     def _at(self, denoiser: Denoiser, x: Tensor, batch: StoredBatch, twice: bool) -> Scores:
         """log p of the model at its own points x, one for each example of a batch."""

@@ -117,7 +117,10 @@ def stored_batch(trained: TrainedModel, examples: Examples, positions: Sequence[
     if examples.condition is not None:
         cond["condition"] = examples.condition[rows].to(trained.device)
     seeds = [stream_seed(seed, "example", index) for index in examples.index[rows].tolist()]
-    return StoredBatch(examples.x[rows].to(trained.device), cond, seeds)
+    x = examples.x[rows].to(trained.device)
+    if trained.takes_gaps:
+        cond["concat"] = x.isnan().float()
+    return StoredBatch(x, cond, seeds)
 
 
 class Evaluation:

@@ -96,6 +96,11 @@ class TrainedModel:
         return self.config["model"].get("num_classes")
 
     @property
+    def takes_gaps(self) -> bool:
+        """Whether it was trained with `data.missing=mask`, and is told which entries are missing."""
+        return (self.config["data"] or {}).get("missing") is not None
+
+    @property
     def seen_classes(self) -> list[int] | None:
         """The classes that had examples, of those that its network is given; None if it is given none."""
         if self.classes is None:

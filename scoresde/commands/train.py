@@ -30,7 +30,7 @@ from scoresde.commands.suit import suit
 from scoresde.commands.warm_start import start_from
 from scoresde.covariance import LearnedRange
 from scoresde.data import Dataset
-from scoresde.denoiser import Denoiser, NetworkDenoiser
+from scoresde.denoiser import Denoiser, MissingEntries, NetworkDenoiser
 from scoresde.guidance import NoisyClassifier
 from scoresde.losses import ClassifierLoss, DenoisingLoss, Loss
 from scoresde.losses.loss import check_law
@@ -191,7 +191,10 @@ def build_model(
     node = config["parameterization"]
     rule: Parameterization = build_as(Parameterization, node, "parameterization", extensions)
     net = build_as(nn.Module, config["model"], "model", extensions)
-    return require(task.model(net, sde, rule), task.makes, "task"), net
+    model = require(task.model(net, sde, rule), task.makes, "task")
+    if isinstance(model, Denoiser) and (config.get("data") or {}).get("missing") is not None:
+        model = MissingEntries(model)
+    return model, net
 
 
 def fit(

@@ -27,7 +27,7 @@ from scoresde.data.dataset import (
     take,
 )
 from scoresde.data.hdf5_files import hdf5_names, is_hdf5, read_hdf5
-from scoresde.data.scaling import check_scaling, check_transforms, chosen_transforms, fit_codec
+from scoresde.data.scaling import check_missing, check_scaling, check_transforms, chosen_transforms, fit_codec
 
 LABELS = "y"  # name of the labels in .npz
 
@@ -37,6 +37,7 @@ def array(
     test_fraction: float = TEST_FRACTION, seed: int = 0, label_key: str | None = LABELS, levels: int | None = None,
     num_classes: int | None = None, channels_last: bool = False, transform: str | Mapping[str, str] | None = None,
     circular: Mapping[str, float] | None = None, key: str | None = None,
+    missing: str | None = None,
 ) -> Dataset:  # fmt: skip
     """Examples in a .npy, .npz or HDF5 file, of any shape (N, *); an array of shape (N,) is read as (N, 1).
 
@@ -55,6 +56,8 @@ def array(
         channels_last: The last axis holds channels, as in (N, H, W, C), and moves to the front of each event.
         transform: log, asinh or quantile, of all values, or of columns or channels by number, as {0: log}; its Jacobian
             is in log p. See `scoresde.data.Transformed`.
+        missing: "mask": NaN are gaps, of which the model knows that they are there and nothing else; its likelihood is
+            that of what is observed. None: NaN are refused.
         key: Name of the examples in .npz or HDF5, with their group as in run1/x. None: `x`, or the only array.
         circular: Columns of angles by number, with their period, as {2: 360}. See `scoresde.data.Circular`.
     """
@@ -65,10 +68,11 @@ def array(
     for name, word in (("label_key", label_key), ("test_path", test_path), ("key", key)):
         check_text("data=array", name, word)
     check_scaling("data=array", transform, circular)
+    check_missing("data=array", missing, levels)
     if levels is not None and (transform or circular):
         raise ValueError(f"data=array with levels={levels} has no use for transform or circular: leave them out.")
     found = find(path, "data=array needs a .npy, .npz or HDF5 file; set data.path to it")
-    train = _read_split(found, label_key, levels, channels_last, key)
+    train = _read_split(found, label_key, levels, channels_last, key, gaps=missing is not None)
     names = [str(column) for column in range(train.x.shape[1])]
     scaling: dict[str, Any] = {"transform": transform, "circular": circular}
     check_transforms(str(found), train.x, names, chosen_transforms("data=array", names, **scaling)[0])
@@ -77,7 +81,7 @@ def array(
     else:
         check_no_split("data=array with a test_path", test_fraction)
         test_found = find(test_path, "data=array needs the file of data.test_path")
-        test = _read_split(test_found, label_key, levels, channels_last, key)
+        test = _read_split(test_found, label_key, levels, channels_last, key, gaps=missing is not None)
     if num_classes is None and train.label is not None:
         num_classes = int(train.label.max()) + 1
         if num_classes > len(train):
@@ -90,10 +94,14 @@ def array(
         codec = Quantized(levels=levels)
     else:
         codec = fit_codec("data=array", train.x, names, standardize=standardize, **scaling)
-    return Dataset(name=found.stem, train=train, test=test, codec=codec, num_classes=num_classes)
+    return Dataset(
+        name=found.stem, train=train, test=test, codec=codec, num_classes=num_classes, missing=missing is not None
+    )
 
 
-def _read_split(path: Path, label_key: str | None, levels: int | None, channels_last: bool, key: str | None) -> Split:
+def _read_split(
+    path: Path, label_key: str | None, levels: int | None, channels_last: bool, key: str | None, *, gaps: bool
+) -> Split:
     stored = read_arrays(path, label_key, key)
     x_key = examples_key(path, stored, label_key, key)
     x = stored[x_key]
@@ -102,7 +110,7 @@ def _read_split(path: Path, label_key: str | None, levels: int | None, channels_
     x = x[:, None] if x.ndim == 1 else x
     x = np.moveaxis(x, -1, 1) if channels_last else x
 
-    values = _continuous(path, x) if levels is None else _integers(path, x, levels)
+    values = _continuous(path, x, gaps) if levels is None else _integers(path, x, levels)
     if label_key not in (None, LABELS, *stored):
         raise ValueError(f"{path} has no array {label_key}, which data.label_key names: there is {', '.join(stored)}")
     label = None if label_key is None or label_key == x_key else stored.get(label_key)
@@ -157,11 +165,11 @@ def _real(path: Path, what: str, x: NDArray[np.generic]) -> None:
         raise ValueError(f"{path} needs real numbers in {what}, got {x.dtype}")
 
 
-def _continuous(path: Path, x: NDArray[np.generic]) -> Tensor:
+def _continuous(path: Path, x: NDArray[np.generic], gaps: bool) -> Tensor:
     _real(path, "x", x)
     single = np.result_type(x.dtype, np.float32) == np.float32
     values = torch.from_numpy(np.array(x, dtype=np.float32 if single else np.float64, order="C"))
-    check_finite(values, str(path))
+    check_finite(values, str(path), gaps=gaps)
     return values
 
 

@@ -189,6 +189,8 @@ class Standardized(Codec):
                 f"check the array, or pass standardize=false"
             )
         over = (0, *range(2, x.ndim))
+        if bool((gaps := x.isnan()).any()):
+            return cls._fit_with_gaps(x.double(), gaps, over, x.dtype, names)
         constant = x.amin(over) == x.amax(over)
         if constant.any():
             parts, first = "columns" if x.ndim == 2 else "channels", int(constant.nonzero()[0])
@@ -201,6 +203,22 @@ class Standardized(Codec):
         std = wide.std(over, correction=0).masked_fill(constant, 1.0)
         mean = torch.where(constant, wide.amin(over), wide.mean(over))
         return cls(mean=mean.reshape(places).to(x.dtype), std=std.reshape(places).to(x.dtype), shape=shape)
+
+    @classmethod
+    def _fit_with_gaps(
+        cls, x: Tensor, gaps: Tensor, over: tuple[int, ...], dtype: torch.dtype, names: Sequence[str] | None
+    ) -> Standardized:
+        """The same of data with NaN, which are left out; a column that is constant where it is there has std 1."""
+        count = (~gaps).sum(over)
+        if bool((count == 0).any()):
+            first = int((count == 0).nonzero()[0])
+            raise ValueError(f"column {first if names is None else names[first]} of the training data has no value")
+        places = (-1, *[1] * (x.ndim - 2))
+        mean = x.nansum(over) / count
+        std = (x - mean.reshape(places)).square().nansum(over).div(count).sqrt()
+        std = std.masked_fill(std <= 1e-12 * mean.abs(), 1.0)
+        shape = tuple(x.shape[1:])
+        return cls(mean=mean.reshape(places).to(dtype), std=std.reshape(places).to(dtype), shape=shape)
 
     @property
     def log_det(self) -> float:
@@ -218,7 +236,10 @@ class Standardized(Codec):
         return x.to(dtype) * self.std.to(x.device, dtype) + self.mean.to(x.device, dtype)
 
     def log_jacobian(self, x: Tensor) -> Tensor:
-        """−log_det for every example."""
+        """−log_det for every example, and of its observed entries if some are NaN."""
+        if x.is_floating_point() and bool((gaps := x.isnan()).any()):
+            log_std = self.std.double().log().expand(x.shape[1:]).to(x.device)
+            return -torch.where(gaps, 0.0, log_std).flatten(1).sum(1)
         return torch.full((len(x),), -self.log_det, dtype=torch.float64, device=x.device)
 
     def state(self) -> dict[str, Any]:

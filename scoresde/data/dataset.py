@@ -61,6 +61,7 @@ class Dataset:
         num_classes: Labels are 0..num_classes−1; None if there are none.
         flip: Mirror training images at random, by `random_flip`.
         names: What classes, columns and conditions are called.
+        missing: NaN in x are entries that are not known, see `MissingEntries`; otherwise they are refused.
     Raises:
         ValueError: If the splits disagree, or hold values or labels that the codec or num_classes exclude.
     """
@@ -72,6 +73,7 @@ class Dataset:
     num_classes: int | None = None
     flip: bool = False
     names: Names = NO_NAMES
+    missing: bool = False
 
     def __post_init__(self) -> None:
         if len(self.train) == 0:
@@ -132,7 +134,7 @@ class Dataset:
                 raise ValueError(
                     f"data {self.name!r} is continuous and needs floating-point values, got {split.x.dtype}"
                 )
-            check_finite(split.x, f"data {self.name!r}, {part} split")
+            check_finite(split.x, f"data {self.name!r}, {part} split", gaps=self.missing)
             for rows, reason in self.codec.refusals(split.x):
                 row = int(rows.nonzero()[0])
                 raise ValueError(f"data {self.name!r} {reason}: {int(rows.sum())} {part} examples (first: {row})")
@@ -211,9 +213,10 @@ def take(split: Split, index: Tensor) -> Split:
     return Split(x=split.x[index], label=label, condition=condition)
 
 
-def check_finite(x: Tensor, where: str) -> None:
-    """Raise ValueError with the number of rows that hold NaN or infinity, and the first of them."""
-    bad = ~x.flatten(1).isfinite().all(1)
+def check_finite(x: Tensor, where: str, *, gaps: bool = False) -> None:
+    """Raise ValueError with the number of rows that hold NaN or infinity, and the first of them; `gaps`: NaN may be."""
+    flat = x.flatten(1)
+    bad = flat.isinf().any(1) | flat.isnan().all(1) if gaps else ~flat.isfinite().all(1)
     if bad.any():
         raise ValueError(
             f"{where}: {int(bad.sum())} of {len(x)} rows hold NaN or infinity "

@@ -50,8 +50,10 @@ def _of_split(split: Split) -> dict[str, Any]:
 
 def _mean_and_std(x: Tensor) -> tuple[float, float]:
     """To six digits; two passes, one number for all entries."""
-    chunks = x.flatten().split(CHUNK)
-    count = max(x.numel(), 1)
+    flat = x.flatten()
+    if x.is_floating_point() and bool(x.isnan().any()):
+        flat = flat[~flat.isnan()]  # gaps
+    chunks, count = flat.split(CHUNK), max(flat.numel(), 1)
     mean = math.fsum(float(chunk.sum(dtype=torch.float64)) for chunk in chunks) / count
     square = math.fsum(float((chunk.double() - mean).square().sum()) for chunk in chunks) / count
     return float(f"{mean:.6g}"), float(f"{math.sqrt(square):.6g}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from scoresde.checks import check_numbers
+from scoresde.checks import check_choice, check_numbers
 from scoresde.data.circular import MOST_CIRCULAR
 from scoresde.data.codec import Codec, Standardized
 from scoresde.data.transforms import TRANSFORMS, Transformed
@@ -32,6 +32,14 @@ def check_scaling(owner: str, transform: object, circular: object) -> None:
             raise ValueError(f"{owner} needs the period of the circular column {name} to be a number, got true.")
 
 
+def check_missing(owner: str, missing: object, levels: int | None = None) -> None:
+    """Raise ValueError unless `missing` is "mask" or None, and of continuous values."""
+    if missing is not None:
+        check_choice(owner, "missing", missing, ("mask", None))
+        if levels is not None:
+            raise ValueError(f"{owner} with levels={levels} has no use for missing=mask: leave it out.")
+
+
 def fit_codec(
     owner: str, x: Tensor, names: Sequence[str], *, standardize: bool,
     transform: str | Mapping[str, str] | None = None, circular: Mapping[str, float] | None = None,
@@ -51,6 +59,8 @@ def fit_codec(
         raise ValueError(f"{owner} has circular columns of tables alone, and these are events of {tuple(x.shape[1:])}.")
     if len(periods) > MOST_CIRCULAR:
         raise ValueError(f"{owner} takes {MOST_CIRCULAR} circular columns at most, got {len(periods)}.")
+    if periods and bool(x[:, list(periods)].isnan().any()):
+        raise ValueError(f"{owner} with missing=mask takes no gaps in circular columns.")
     if transforms or periods:
         return Transformed.fit(x, transforms, periods, standardize=standardize, names=names)
     if standardize:

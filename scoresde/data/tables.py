@@ -16,7 +16,7 @@ from scoresde.checks import check_flag, check_text
 from scoresde.data.columns import Column, Names
 from scoresde.data.conditions import stored_condition
 from scoresde.data.dataset import TEST_FRACTION, Dataset, Split, check_no_split, check_split, find, split_indices, take
-from scoresde.data.scaling import check_scaling, check_transforms, chosen_transforms, fit_codec
+from scoresde.data.scaling import check_missing, check_scaling, check_transforms, chosen_transforms, fit_codec
 from scoresde.data.table_files import SEPARATORS, Columns, read_columns
 from scoresde.spelling import did_you_mean, nearest
 
@@ -48,6 +48,7 @@ def table(
     condition: Sequence[str] | None = None, categories: Sequence[str] | None = None, label: str | None = None,
     separator: str | None = None, standardize: bool = True, transform: str | Mapping[str, str] | None = None,
     circular: Mapping[str, float] | None = None, test_fraction: float = TEST_FRACTION, seed: int = 0,
+    missing: str | None = None,
 ) -> Dataset:  # fmt: skip
     """The rows of a CSV file with a header, or of a parquet file; column names are kept with a run.
 
@@ -66,6 +67,8 @@ def table(
         transform: log, asinh or quantile, of all columns of x, or of some by name, as {mass: log}; its Jacobian is in
             log p.
         circular: Columns of angles by name, with their period, as {phase: 360}.
+        missing: "mask": cells of x without a value are gaps, of which the model knows that they are there and nothing
+            else; its likelihood is that of what is observed. None: they are refused.
         test_fraction: Share of the rows kept for the test split, when there is no test_path.
         seed: Seed of that split.
     """
@@ -78,12 +81,13 @@ def table(
     if separator is not None and not _is_separator(separator):
         raise ValueError(f"{OWNER} needs separator to be one letter, or {', '.join(SEPARATORS)}, got {separator!r}.")
     check_scaling(OWNER, transform, circular)
+    check_missing(OWNER, missing)
     found = find(path, f"{OWNER} needs a CSV or parquet file; set data.path to it")
     stored = read_columns(found, separator)
     layout = layout_of(found, stored, columns, condition or (), categories or (), label)
     whole = rows_of(found, stored, layout)
     names = [column.name for column in layout.columns]
-    _check_values(found, whole.x, names)
+    _check_values(found, whole.x, names, gaps=missing is not None)
     scaling: dict[str, Any] = {"transform": transform, "circular": circular}
     check_transforms(str(found), whole.x, names, chosen_transforms(OWNER, names, **scaling)[0])
     if test_path is None:
@@ -92,11 +96,12 @@ def table(
         check_no_split(f"{OWNER} with a test_path", test_fraction)
         other = find(test_path, f"{OWNER} needs the CSV or parquet file of data.test_path")
         train, test = whole, rows_of(other, read_columns(other, separator), layout)
-        _check_values(other, test.x, names)
+        _check_values(other, test.x, names, gaps=missing is not None)
     classes = layout.names.classes
     return Dataset(
         name=found.stem, train=train, test=test, num_classes=None if classes is None else len(classes),
         codec=fit_codec(OWNER, train.x, names, standardize=standardize, **scaling), names=layout.names,
+        missing=missing is not None,
     )  # fmt: skip
 
 
@@ -214,13 +219,13 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _check_values(path: Path, x: Tensor, names: Sequence[str]) -> None:
-    bad = ~x.isfinite()
+def _check_values(path: Path, x: Tensor, names: Sequence[str], *, gaps: bool) -> None:
+    bad = x.isinf() | x.isnan().all(1, keepdim=True) if gaps else ~x.isfinite()
     if bool(bad.any()):
         row, column = bad.nonzero()[0].tolist()
         raise ValueError(
             f"{path}: {int(bad.any(1).sum())} of {len(x)} rows lack a value or hold infinity (first: row {row}, "
-            f"counted from 0, column {names[column]}); remove or repair them"
+            f"counted from 0, column {names[column]}); remove or repair them, or set data.missing=mask"
         )
 
 

@@ -248,7 +248,8 @@ class Transformed(Codec):
     def log_jacobian(self, x: Tensor) -> Tensor:
         found = self.standardized.log_jacobian(x)
         for part in self.transforms:
-            found = found + part.log_slope(x[:, list(part.columns)].double()).flatten(1).sum(1)
+            own = x[:, list(part.columns)].double()
+            found = found + part.log_slope(own).masked_fill(own.isnan(), 0.0).flatten(1).sum(1)
         return found
 
     def refusals(self, x: Tensor) -> list[tuple[Tensor, str]]:

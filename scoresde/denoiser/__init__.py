@@ -3,8 +3,17 @@
 from scoresde.denoiser.denoiser import Denoiser, KnowsCovariance, KnowsFullCovariance, PredictsRange
 from scoresde.denoiser.denoiser import as_time as as_time
 from scoresde.denoiser.devices import devices_named as devices_named
+from scoresde.denoiser.missing_entries import MissingEntries
 from scoresde.denoiser.network_denoiser import NetworkDenoiser
 from scoresde.denoiser.network_denoiser import check_signal as check_signal
 from scoresde.denoiser.on_process import OnProcess
 
-__all__ = ["Denoiser", "KnowsCovariance", "KnowsFullCovariance", "NetworkDenoiser", "OnProcess", "PredictsRange"]
+__all__ = [
+    "Denoiser",
+    "KnowsCovariance",
+    "KnowsFullCovariance",
+    "MissingEntries",
+    "NetworkDenoiser",
+    "OnProcess",
+    "PredictsRange",
+]

@@ -37,6 +37,7 @@ class MLP(nn.Module):
         condition_dim: Accept `condition`, (B, condition_dim), in the data's own units.
         condition_mean, condition_std, condition_categories, condition_width, condition_optional: See
             `ConditionEmbedding`.
+        concat_channels: Accept `concat`, (B, concat_channels, *shape[1:]), appended to x; None is zeros.
         wiener: What F is, "edm", "epsilon" or "data", for a `WienerFilter` around the network; None or "none": none.
         data_scale: The parameterization's sigma_data, for the filter.
     """
@@ -47,10 +48,11 @@ class MLP(nn.Module):
         condition_dim: int | None = None, condition_mean: Sequence[float] | None = None,
         condition_std: Sequence[float] | None = None, condition_categories: Sequence[int] | None = None,
         condition_width: int | None = None, condition_optional: bool | None = None,
-        wiener: str | None = None, data_scale: float = 1.0,
+        wiener: str | None = None, data_scale: float = 1.0, concat_channels: int | None = None,
     ) -> None:  # fmt: skip
-        sizes = {"out_channels": out_channels, "width": width, "depth": depth}
-        check_whole("MLP", "out_channels >= 1 or null", "width >= 2", "depth >= 1", **sizes)
+        sizes = {"out_channels": out_channels, "width": width, "depth": depth, "concat_channels": concat_channels}
+        limits = ("out_channels >= 1 or null", "width >= 2", "depth >= 1", "0 <= concat_channels <= 65536 or null")
+        check_whole("MLP", *limits, **sizes)
         rates = {"fourier_scale": fourier_scale, "dropout": dropout, "data_scale": data_scale}
         check_numbers("MLP", "0 < fourier_scale <= 1e9", "0 <= dropout < 1", "0 < data_scale <= 1e9", **rates)
         super().__init__()
@@ -63,21 +65,23 @@ class MLP(nn.Module):
             condition_categories=condition_categories, condition_width=condition_width,
             condition_optional=condition_optional,
         )  # fmt: skip
-        self.input = linear(math.prod(self.shape), width)
+        self.concat_shape = (concat_channels or 0, *self.shape[1:])
+        self.input = linear(math.prod(self.shape) + math.prod(self.concat_shape), width)
         self.blocks = nn.ModuleList(MLPBlock(width, dropout) for _ in range(depth))
         self.output = linear(width, math.prod(self.out_shape))
         nn.init.zeros_(self.output.weight)
         self.wiener = wiener_filter(self.shape, wiener, data_scale)
 
     def forward(
-        self, x: Tensor, c_noise: Tensor | float, *, label: Tensor | None = None, condition: Tensor | None = None
-    ) -> Tensor:
+        self, x: Tensor, c_noise: Tensor | float, *, label: Tensor | None = None, condition: Tensor | None = None,
+        concat: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Evaluate the network.
 
         Args:
             x: Shape (B, *shape).
             c_noise: Shape () or (B,).
-            label, condition: Conditions, see the class.
+            label, condition, concat: Conditions, see the class.
         Returns:
             F (B, *shape), with the first axis of `shape` replaced by out_channels, in the dtype of x.
         """
@@ -87,15 +91,26 @@ class MLP(nn.Module):
         embedding = self.embed(self.fourier(levels).to(x.dtype))
         conditions = self.conditions(x, label, condition)
         embedding = F.silu(embedding if conditions is None else embedding + conditions)
-        network = partial(self._network, embedding=embedding)
+        network = partial(self._network, embedding=embedding, concat=concat)
         return network(x) if self.wiener is None else self.wiener(x, levels, network)
 
-    def _network(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.input(x.flatten(1))
+    def _network(self, x: Tensor, embedding: Tensor, concat: Tensor | None) -> Tensor:
+        h = self.input(x.flatten(1) if concat is None and self.concat_shape[0] == 0 else self._with(x, concat))
         for block in self.blocks:
             h = block(h, embedding)
         out: Tensor = self.output(F.silu(h))
         return out.reshape(x.shape[0], *self.out_shape).to(x.dtype)
+
+    def _with(self, x: Tensor, concat: Tensor | None) -> Tensor:
+        """x and what is appended to it, flat."""
+        shape = (len(x), *self.concat_shape)
+        concat = x.new_zeros(shape) if concat is None else concat
+        if concat.shape != shape or self.concat_shape[0] == 0:
+            raise ValueError(
+                f"MLP with concat_channels={self.concat_shape[0]} needs concat of shape {shape} for x of shape "
+                f"{tuple(x.shape)}, got {tuple(concat.shape)}."
+            )
+        return torch.cat([x.flatten(1), concat.to(x.dtype).flatten(1)], 1)
 
 
 class MLPBlock(nn.Module):

@@ -51,7 +51,7 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
         "dropout": (0, 0.5, None),
         "width": (None,), "channel_mults": (None,), "num_res_blocks": (None,),
         "sigma_min": (0.5,), "sigma_max": (0.5,), "fourier_scale": (0.5,), "init_scale": (0, 0.5),
-        "data_scale": (0.5,), "concat_channels": (0,), "attention_resolutions": ([], None), "depth": (0, None),
+        "data_scale": (0.5,), "concat_channels": (0, None), "attention_resolutions": ([], None), "depth": (0, None),
         "fir_kernel": ([1, 0],), "fourier_features": ([], [0.5], [1, 0]), "resample_with_conv": FLAG,
         "checkpoint": FLAG, "centered": FLAG, "time_conditional": FLAG, "skip_rescale": FLAG,
         "scale_by_sigma": FLAG, "fir": FLAG, "condition_mean": ([0.5], None), "condition_std": ([0.5], None),
@@ -63,7 +63,7 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
         "label_key": ("abc", None), "num_classes": (None,), "standardize": FLAG, "channels_last": FLAG,
         "test_path": ("abc", None), "levels": (None,), "splits": (*FLAG, None),
         "transform": (None, {}), "circular": (None, {}), "columns": (None,), "condition": (None,),
-        "categories": (None,), "label": ("abc", None), "separator": (None,), "key": ("abc", None),
+        "categories": (None,), "label": ("abc", None), "separator": (None,), "missing": (None,), "key": ("abc", None),
     },
     "optimizer": {"lr": (0.5,), "eps": (0, 0.5), "weight_decay": (0, 0.5), "fused": (*FLAG, None)},
     "trainer": {

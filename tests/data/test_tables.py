@@ -73,7 +73,7 @@ def test_samples_are_written_with_their_names_and_scored_as_they_are(tmp_path: P
     data = table(**node)  # type: ignore[arg-type]
     trained: Any = SimpleNamespace(
         names=data.names, config={"data": node, "model": {"num_classes": 3}}, codec=data.codec, shape=data.shape,
-        run=SimpleNamespace(path="r"),
+        run=SimpleNamespace(path="r"), takes_gaps=False,
     )  # fmt: skip
     content = samples_csv(data.test.x.numpy(), data.test.condition, data.test.label, trained)
     assert content is not None and content.decode().splitlines()[0] == "mass,city,age,ward"
