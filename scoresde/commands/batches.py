@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scoresde.data import Dataset, Split, batch_indices, random_flip
+from scoresde.data import Dataset, Split, batch_indices, random_crop, random_flip
 from scoresde.noise import stream_generator
 
 
@@ -15,7 +15,7 @@ class Batches:
     Args:
         data: Where from.
         batch_size: Examples per batch.
-        seed: Of the order, flips and dequantisation.
+        seed: Of the order, flips, crops and dequantisation.
         labelled: Whether to hand on labels.
         dequantize: Whether levels are spread over their cells; otherwise they lie at the centres.
     """
@@ -31,6 +31,8 @@ class Batches:
         x = split.x[rows]
         if self.data.flip:
             x = random_flip(x, generator)
+        if self.data.crop:
+            x = random_crop(x, self.data.crop, generator)
         cond = conditions_at(split, rows, labelled=self.labelled)
         x = self.data.codec.encode(x, generator=generator, dequantize=self.dequantize)
         if self.data.missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from scoresde.commands.cost import Cost, mlp_cost, unet_cost
 from scoresde.commands.device import pick_device
 from scoresde.commands.fill import stage_sizes, stages_of
 from scoresde.data import Dataset
+from scoresde.models import MLP
 
 AUTO = "scoresde.commands.AutoModel"
 NETWORKS = ("unet", "mlp")  # of conf/model/auto.yaml
@@ -22,17 +24,23 @@ NOUNS = {"table": "rows", "series": "series", "image": "pictures", "volume": "vo
 SMALLEST = 6  # places along the longest axis, below which there is no U-Net
 NOMINAL_MINUTES = 10.0  # of a training without a budget
 NOMINAL_SPEED = {"cpu": 4e10, "gpu": 1e13}  # operations per second; never measured, so that a command finds its run
-AFFORDABLE = 3.5e8  # operations per example that NOMINAL_MINUTES of a CPU allow; with more, of as many more examples
+AFFORDABLE = 4e8  # operations per example that NOMINAL_MINUTES of a CPU allow; with more, of as many more examples
 PARAMETERS_PER_EXAMPLE = 1e4  # times n^0.8, which is 2.3 million for 900 examples
 FEWEST_EXAMPLES = 10_000  # seen in training, below which no network makes pictures
-RUNGS = (  # patch, width, num_res_blocks: from the cheapest to the best, of which a shape has those of its patches
-    (8, 24, 1), (4, 16, 1), (4, 24, 1), (4, 32, 1), (4, 48, 1), (2, 16, 1), (2, 24, 1), (2, 32, 1), (2, 48, 1),
-    (1, 16, 1), (1, 24, 1), (1, 32, 1), (1, 48, 1), (1, 48, 2), (1, 64, 2), (1, 96, 2), (1, 128, 2), (1, 128, 4),
+COARSE = 16  # places along the longest axis, to which shallow networks are halved, and where they attend
+RUNGS = (  # patch, width, num_res_blocks, whether shallow: from the cheapest to the best, as far as a shape has them
+    (4, 32, 1, True), (4, 48, 2, True), (2, 16, 1, True), (2, 24, 1, True), (2, 32, 2, True), (2, 48, 1, False),
+    (1, 16, 1, False), (1, 24, 1, False), (1, 32, 1, False), (1, 48, 1, False), (1, 48, 2, False),
+    (1, 64, 2, False), (1, 96, 2, False), (1, 128, 2, False), (1, 128, 4, False),
 )  # fmt: skip
-FEWEST_PATCHES = {1: math.inf, 2: 14, 3: 8}  # along the longest axis, by the number of axes: series have none
+FEWEST_PATCHES = {1: math.inf, 2: 14, 3: math.inf}  # along the longest axis, by the number of axes: images only
 NARROWEST_MLP, WIDEST_MLP, DEPTH_OF_MLP = 128, 2048, 4
 OF_UNET = ("channel_mults", "num_res_blocks", "attention_resolutions")
 OF_MLP = ("depth",)
+PLAIN = {"fir": False, "progressive_input": "none"}  # what makes a U-Net fast
+
+
+MLP_DEFAULTS = inspect.signature(MLP).parameters
 
 
 class Means(NamedTuple):
@@ -130,16 +138,20 @@ class AutoModel:
     def _unets(self, shape: Sequence[int], node: dict[str, Any]) -> Iterator[Choice]:
         """NCSN++ from the cheapest to the best."""
         channels, sizes = shape[0], list(shape[1:])
-        for patch, width, blocks in self._rungs(sizes):
-            mults = list(self.channel_mults or [1] + [2] * (stages_of(sizes, patch) - 1))
+        for patch, width, blocks, shallow in self._rungs(sizes):
+            stages = stages_of(sizes, patch)
+            if shallow:
+                stages = next(n for n, size in enumerate(stage_sizes(sizes, 16, patch), 1) if size <= COARSE)
+            mults = list(self.channel_mults or [1] + [2] * (stages - 1))
             at = stage_sizes(sizes, len(mults), patch)
             attention = _attention(at) if self.attention_resolutions is None else list(self.attention_resolutions)
             options: dict[str, Any] = {"width": width, "channel_mults": mults, "num_res_blocks": blocks, "patch": patch}
             cost = unet_cost(channels, sizes, attends=[size in attention for size in at], **options)
             patches = f"patches of {patch}, " if patch > 1 else ""
             words = f"NCSNpp, {patches}width {width}, stages {' '.join(map(str, mults))}, {_attention_words(attention)}"
-            plain = {"fir": False, "progressive_input": "none", "attention_resolutions": attention}
-            yield Choice(self._filled(node, **plain, **options), cost, words)
+            plain = {key: value for key, value in PLAIN.items() if node.get(key) is None}
+            filled = self._filled(node, attention_resolutions=attention, **plain, **options)
+            yield Choice(filled, cost, words)
 
     def _mlp(self, shape: Sequence[int], node: dict[str, Any]) -> Choice:
         """An MLP that is wider than the entries are many: otherwise their noise does not pass through it."""
@@ -149,13 +161,13 @@ class AutoModel:
         words = f"MLP, width {width}, depth {options['depth']}"
         return Choice(self._filled(node, **options), mlp_cost(entries, **options), words)
 
-    def _rungs(self, sizes: Sequence[int]) -> list[tuple[int, int, int]]:
-        """Patches, widths and numbers of blocks, with what is fixed in place; small patches only in wide networks."""
+    def _rungs(self, sizes: Sequence[int]) -> list[tuple[int, int, int, bool]]:
+        """Those of a shape, with what is fixed in place; small patches only in wide networks."""
         rungs, widest = [], 0
-        for patch, width, blocks in RUNGS:
+        for patch, width, blocks, shallow in RUNGS:
             if (patch == 1 or max(sizes) >= patch * FEWEST_PATCHES[len(sizes)]) and width >= widest:
                 widest = width
-                rungs.append((patch, self.width or width, self.num_res_blocks or blocks))
+                rungs.append((patch, self.width or width, self.num_res_blocks or blocks, shallow))
         return list(dict.fromkeys(rungs))
 
     def _filled(self, node: dict[str, Any], **options: Any) -> dict[str, Any]:
@@ -190,6 +202,7 @@ def suit(config: dict[str, Any], data: Dataset) -> dict[str, Any]:
     given = minutes(config.get("budget")) or (config.get("trainer") or {}).get("minutes")
     device = "cpu" if pick_device(config.get("device")).type == "cpu" else "gpu"
     means = Means(given or NOMINAL_MINUTES, device, len(data.train))
+    _check_inside(node)
     choice = auto(data.shape, means, **{name: node[name] for name in NETWORKS})
     print(f"model=auto: {choice.words}: {_millions(choice.cost)} M parameters, {_passes(config, data, means, choice)}")
     if given and (seen := means.seen(choice.cost)) < FEWEST_EXAMPLES:
@@ -198,6 +211,17 @@ def suit(config: dict[str, Any], data: Dataset) -> dict[str, Any]:
             f"for good samples: give about {math.ceil(given * FEWEST_EXAMPLES / seen)} min, or smaller examples."
         )
     return config | {"model": choice.node}
+
+
+def _check_inside(node: Mapping[str, Any]) -> None:
+    """Raise if a network inside model=auto says what is chosen for it."""
+    defaults = {"unet": {"patch": 1}, "mlp": {name: MLP_DEFAULTS[name].default for name in ("width", "depth")}}
+    for network, known in defaults.items():
+        for name in ("width", *(OF_UNET if network == "unet" else OF_MLP), "dropout", "patch"):
+            value = node[network].get(name)
+            if value not in (None, 0.0, known.get(name)):
+                where = "model=ncsnpp" if name == "patch" else f"model.{name}"
+                raise ConfigError(f"model.{network}.{name}={shown(value)} is what model=auto chooses: give {where}.")
 
 
 def takes_unet(shape: Sequence[int]) -> bool:

@@ -5,7 +5,7 @@ from scoresde.data.cifar import cifar10
 from scoresde.data.circular import Circular
 from scoresde.data.codec import Codec, Quantized, Standardized
 from scoresde.data.columns import Column, Names
-from scoresde.data.dataset import Dataset, Split, batch_indices, random_flip
+from scoresde.data.dataset import Dataset, Split, batch_indices, random_crop, random_flip
 from scoresde.data.folder import image_folder
 from scoresde.data.handwritten import digits, mnist
 from scoresde.data.stored_codec import codec_from_state, codec_state
@@ -15,6 +15,7 @@ from scoresde.data.transforms import Transformed
 
 __all__ = [
     "Circular", "Codec", "Column", "Dataset", "Names", "Quantized", "Split", "Standardized", "Transformed", "array",
-    "batch_indices", "cifar10", "codec_from_state", "codec_state", "digits", "image_folder", "mnist", "random_flip",
+    "batch_indices", "cifar10", "codec_from_state", "codec_state", "digits", "image_folder", "mnist", "random_crop",
+    "random_flip",
     "table", "toy",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from scoresde.checks import check_numbers, check_whole
@@ -60,6 +61,7 @@ class Dataset:
         codec: Map between stored values and model space.
         num_classes: Labels are 0..num_classes−1; None if there are none.
         flip: Mirror training images at random, by `random_flip`.
+        crop: Cut up to this share of the side off training images at random, by `random_crop`; 0: nothing.
         names: What classes, columns and conditions are called.
         missing: NaN in x are entries that are not known, see `MissingEntries`; otherwise they are refused.
     Raises:
@@ -72,6 +74,7 @@ class Dataset:
     codec: Codec
     num_classes: int | None = None
     flip: bool = False
+    crop: float = 0.0
     names: Names = NO_NAMES
     missing: bool = False
 
@@ -205,6 +208,27 @@ def random_flip(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     device = x.device if generator is None else generator.device
     coin = torch.rand(len(x), generator=generator, device=device).to(x.device) < 0.5
     return torch.where(coin.reshape(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
+
+
+def random_crop(x: Tensor, share: float, generator: torch.Generator | None = None) -> Tensor:
+    """A random window of each image, scaled back to the size of the whole, by linear interpolation.
+
+        side = (1 − share u) of each axis at a uniform place,      u ~ U(0, 1), one per image
+
+    Args:
+        x: Images, (B, C, H, W); stored levels are rounded to levels.
+        share: Largest share of the side that is cut off, in [0, 1).
+        generator: Source of the windows.
+    """
+    device = x.device if generator is None else generator.device
+    u, across, down = torch.rand(3, len(x), generator=generator, device=device).to(x.device)
+    zero, side = torch.zeros_like(u), 1 - share * u
+    across, down = (2 * across - 1) * (1 - side), (2 * down - 1) * (1 - side)  # middles of windows of [-1, 1]
+    rows = torch.stack([side, zero, across, zero, side, down], dim=1).reshape(-1, 2, 3)
+    wide = x if x.is_floating_point() else x.float()
+    places = F.affine_grid(rows.to(wide.dtype), list(x.shape), align_corners=False)
+    cut = F.grid_sample(wide, places, padding_mode="border", align_corners=False)
+    return cut if x.is_floating_point() else cut.round().to(x.dtype)
 
 
 def take(split: Split, index: Tensor) -> Split:

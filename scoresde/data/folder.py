@@ -12,7 +12,7 @@ from warnings import warn
 import torch
 from torch import Tensor
 
-from scoresde.checks import check_choice, check_flag, check_whole
+from scoresde.checks import check_choice, check_flag, check_numbers, check_whole
 from scoresde.data.codec import Quantized
 from scoresde.data.columns import Names
 from scoresde.data.dataset import TEST_FRACTION, Dataset, Split, check_no_split, check_split, find, split_indices, take
@@ -29,6 +29,7 @@ _NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 def image_folder(
     path: str | Path | None = None, size: int | None = None, channels: int = 3, test_fraction: float = TEST_FRACTION,
     seed: int = 0, flip: bool = False, levels: int | None = None, splits: bool | None = None,
+    crop: float = 0.0,
 ) -> Dataset:  # fmt: skip
     """Pictures (png, jpg, bmp, webp, tiff, gif) in a folder, at any depth; names that start with a dot are passed over.
 
@@ -47,6 +48,7 @@ def image_folder(
         flip: Mirror training images at random.
         levels: Levels per entry, 2 to 65536: floor(value · levels / 256). None: those of the pictures, 256, or 65536 if
             one has 16 bits.
+        crop: Cut up to this share of the side off training images at random, and scale the rest back; 0: nothing.
         splits: Whether the folders train, val and test are splits rather than classes; None: as their names say, if all
             or none are such names.
     """
@@ -55,6 +57,7 @@ def image_folder(
     check_whole("data=image_folder", "1 <= size <= 65536 or null", "2 <= levels <= 65536 or null", **sizes)
     check_split("data=image_folder", test_fraction, seed)
     check_flag("data=image_folder", "flip", flip)
+    check_numbers("data=image_folder", "0 <= crop < 1", crop=crop)
     check_flag("data=image_folder", "splits", splits, optional=True)
     root = find(path, "data=image_folder needs a folder of pictures; set data.path to it")
     if not root.is_dir():
@@ -83,7 +86,7 @@ def image_folder(
     _say(root, passed_over, frames)
     return Dataset(
         name=root.resolve().name or "image_folder", train=train, test=test, codec=Quantized(levels=pictures.levels),
-        num_classes=len(classes) or None, flip=flip, names=Names(classes=tuple(classes) or None),
+        num_classes=len(classes) or None, flip=flip, crop=crop, names=Names(classes=tuple(classes) or None),
     )  # fmt: skip
 
 

@@ -230,6 +230,7 @@ LEGAL: dict[str, Rule] = {
     "data=*.num_classes": either(null, count),
     "data=*.channels_last": flag,
     "data=*.flip": flag,
+    "data=*.crop": number(0, below=1),
     "data=image_folder.size": either(null, count),
     "data=image_folder.channels": one(1, 3),  # type: ignore[arg-type]
     "data=toy.name": one("moons", "checkerboard", "spirals", "eight_gaussians", "swiss_roll"),

@@ -170,6 +170,8 @@ EXPERIMENTS = {
     "digits_classifier": UNET,
     "digits_likelihood": UNET,
     "digits_vdm": UNET,
+    "mnist": (f"data.path={FILES['mnist']}", "budget=null", *UNET),
+    "photos": (f"data.path={FILES['image_folder']}", "data.size=8", "budget=null", *UNET),
     **{
         path.stem: ("data.path=cifar-10-batches-py", *UNET)
         for path in (config_dir() / "experiment").glob("cifar10_*.yaml")

@@ -60,6 +60,7 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "data": {
         "size": (None,), "noise": (0, 0.5, None), "seed": (0,), "test_fraction": (0, 0.5), "flip": FLAG,
+        "crop": (0, 0.5),
         "label_key": ("abc", None), "num_classes": (None,), "standardize": FLAG, "channels_last": FLAG,
         "test_path": ("abc", None), "levels": (None,), "splits": (*FLAG, None),
         "transform": (None, {}), "circular": (None, {}), "columns": (None,), "condition": (None,),

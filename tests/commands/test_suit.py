@@ -20,7 +20,8 @@ from scoresde.cli import config_dir, train_main
 from scoresde.commands import AutoModel
 from scoresde.commands.build import ConfigError
 from scoresde.commands.cost import PASSES, Cost, mlp_cost, unet_cost
-from scoresde.commands.suit import Choice, Means
+from scoresde.commands.suit import AUTO, Choice, Means, suit
+from scoresde.data import digits
 
 UNET, PERCEPTRON = (yaml.safe_load((config_dir() / "model" / f"{name}.yaml").read_text()) for name in ("ncsnpp", "mlp"))
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 128, 128), (1, 31, 31), (1, 16, 32), (3, 128),
@@ -79,7 +80,7 @@ def test_networks_grow_with_time_and_examples_within_their_limits(shape: tuple[i
 def test_three_hundred_photos_get_a_network_of_ten_minutes(size: int) -> None:
     choice = picked((3, size, size), n=300)
     assert choice.cost.parameters < 1.2e6
-    assert Means(10, "cpu", 300).seen(choice.cost) > 30_000, "a hundred passes"
+    assert Means(10, "cpu", 300).seen(choice.cost) > (30_000 if size < 128 else 10_000), "passes: at least 100, or 30"
     assert choice.node["_target_"] == "scoresde.NCSNpp"
     assert picked((3, size, size), 60, "gpu", 50_000).cost.parameters > 3 * choice.cost.parameters
 
@@ -97,6 +98,14 @@ def test_the_mlp_of_vectors_is_wider_than_their_entries(entries: int) -> None:
 def test_what_the_network_does_not_have_is_refused(shape: tuple[int, ...], fixed: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         picked(shape, **fixed)
+
+
+def test_networks_inside_are_left_to_the_choice() -> None:
+    config = {"model": {"_target_": AUTO, "unet": UNET, "mlp": PERCEPTRON | {"width": 64}}, "device": "cpu"}
+    with pytest.raises(ConfigError, match=r"model.mlp.width=64 is what model=auto chooses: give model.width\."):
+        suit(config, digits())
+    config["model"] |= {"unet": UNET | {"fir": True}, "mlp": PERCEPTRON}
+    assert suit({"batch_size": 4, **config}, digits())["model"]["fir"] is True
 
 
 def test_what_is_fixed_stays() -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoresde.data import Dataset, Quantized, Split, Standardized, batch_indices, digits, random_flip, toy
+from scoresde.data import Dataset, Quantized, Split, Standardized, batch_indices, digits, random_crop, random_flip, toy
 
 
 def levels_split(n: int = 4, top: int = 16, labels: list[int] | None = None) -> Split:
@@ -48,6 +48,23 @@ def test_random_flip_mirrors_half_of_the_images_and_nothing_else() -> None:
     assert (mirrored | (y == x).flatten(1).all(1)).all()
     assert 430 < int(mirrored.sum()) < 570
     assert torch.equal(y, random_flip(x, torch.Generator().manual_seed(0)))
+
+
+def test_random_crop_is_a_window_of_each_image_at_its_own_place() -> None:
+    """Of a ramp along each axis the window is a ramp of smaller slope: 1 − share u, the same along both."""
+    ramps = torch.stack(torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")).expand(500, 2, 32, 32)
+    y = random_crop(ramps, 0.25, torch.Generator().manual_seed(0))
+    down, across = y[:, 0, 16, 16] - y[:, 0, 15, 16], y[:, 1, 16, 16] - y[:, 1, 16, 15]
+    torch.testing.assert_close(down, across, atol=1e-4, rtol=0)
+    assert 0.75 <= down.min() < 0.76
+    assert 0.99 < down.max() <= 1.0001
+    room = 16 * (1 - down)  # of the middle, to either side
+    middle = y[:, :, 15:17, 15:17].mean((2, 3)) - 15.5
+    assert (middle.abs() <= room[:, None] + 1e-3).all()
+    assert ((middle / room[:, None]).std(0) - 3**-0.5).abs().max() < 0.05, "uniform in its room, along both axes"
+    assert torch.equal(random_crop(ramps, 0.0), ramps)
+    levels = random_crop(torch.randint(0, 256, (9, 3, 8, 8), dtype=torch.uint8), 0.3)
+    assert levels.dtype == torch.uint8
 
 
 def test_properties_of_images_and_of_continuous_data() -> None:
