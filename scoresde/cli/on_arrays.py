@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,15 +76,19 @@ def fit(
 
 def recipe(arrays: dict[str, NDArray[Any]], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The configuration of `train.py` for examples of this shape and type, without their place."""
+    from scoresde.data import array
+
     x, own = arrays["x"], []
     kind = {3: "series", 4: "image", 5: "volume"}.get(x.ndim, "table")
-    name = RECIPES[kind] if RECIPES[kind] in options("experiment") else "array"
+    known = RECIPES[kind] in options("experiment")
+    words = [f"experiment={RECIPES[kind]}" if known else "model=auto", "data=array", "logger=csv"]
     if x.dtype == "uint8":
         own.append("data.levels=256")
         if x.ndim == PICTURE and x.shape[-1] in COLOURS and x.shape[1] not in COLOURS:
             own.append("data.channels_last=true")
     check_choices("train", overrides)
-    return composed("train", [f"experiment={name}", "data=array", "logger=csv", *own, *overrides])
+    config, taken = composed("train", [*words, *own, *overrides]), {"_target_", *signature(array).parameters}
+    return {**config, "data": {key: value for key, value in config["data"].items() if key in taken}}  # not of folders
 
 
 def composed(name: str, overrides: Sequence[str]) -> dict[str, Any]:
