@@ -75,19 +75,9 @@ class CallCounter:
         self.calls += 1
         if self._progress.due:
             if self._ends is not None:
-                self._way = max(self._way, self._share(arguments[1]))
+                way = share_of(arguments[1], *self._ends, self.batches[self._finished])
+                self._way = max(self._way, way)
             self._show()
-
-    def _share(self, label: Tensor) -> float:
-        """How much of its way the batch in hand has gone; samples that have arrived are no longer in it."""
-        assert self._ends is not None
-        noisy, clean = self._ends
-        try:
-            gone = (float(label.detach().double().mean()) - noisy) / (clean - noisy)
-        except RuntimeError:  # inside torch.func, where no number can be read
-            return 0.0
-        left = min(len(label) / self.batches[self._finished], 1.0)
-        return 1 - left * (1 - min(max(gone, 0.0), 1.0))
 
     def _show(self) -> None:
         calls = self._before + self.calls
@@ -107,16 +97,23 @@ class CountedExamples:
         net: What is called.
         total: Number of examples.
         done: How many were done before.
+        batch: Examples at a time.
+        ends: Noise labels at both ends of the way that a batch goes once, from data to noise; None: there is none.
     """
 
-    def __init__(self, net: nn.Module, total: int, done: int = 0) -> None:
+    def __init__(
+        self, net: nn.Module, total: int, done: int = 0, *, batch: int = 1, ends: tuple[float, float] | None = None
+    ) -> None:
         self.total, self.calls, self._result = total, 0, ""
+        self._batch, self._ends, self._way = batch, ends, 0.0
+        self._done = done
         self._progress = Progress("likelihood", total, "examples", done=done)
         self._hook = net.register_forward_pre_hook(self._count)
 
     def finish(self, done: int, result: str) -> None:
         """So many examples are done in all, and this is what is known from them."""
-        self.calls, self._result = 0, f", {result}"
+        self.calls, self._way, self._result = 0, 0.0, f", {result}"
+        self._done = done
         self._progress.to(done, self._words(done))
 
     def __enter__(self) -> CountedExamples:
@@ -126,10 +123,17 @@ class CountedExamples:
         self._hook.remove()
         self._progress.close()
 
-    def _count(self, net: nn.Module, arguments: object) -> None:
+    def _count(self, net: nn.Module, arguments: tuple[Any, ...]) -> None:
         self.calls += 1
-        done = int(self._progress.done)
-        self._progress.to(done, f"{self._words(done)}, calls for the next ones: {self.calls:,}")
+        if not self._progress.due:
+            return
+        words = f"{self._words(self._done)}, calls for the next ones: {self.calls:,}"
+        if self._ends is not None:
+            noisy, clean = self._ends
+            self._way = max(self._way, share_of(arguments[1], clean, noisy, min(self._batch, self.total - self._done)))
+            words += f", {100 * self._way:.0f} % of their way"
+        ahead = self._way * min(self._batch, self.total - self._done)
+        self._progress.to(self._done + min(ahead, 0.99 * (self.total - self._done)), words)
 
     def _words(self, done: int) -> str:
         return f"{done:,} of {self.total:,} examples{self._result}"
@@ -143,6 +147,16 @@ def calls_counted(net: nn.Module, progress: Progress) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def share_of(label: Tensor, start: float, end: float, batch: int) -> float:
+    """How much of its way a batch has gone, by its noise labels; samples that have arrived are no longer in it."""
+    try:
+        gone = (float(label.detach().double().mean()) - start) / (end - start)
+    except RuntimeError:  # inside torch.func, where no number can be read
+        return 0.0
+    left = min(len(label) / batch, 1.0)
+    return 1 - left * (1 - min(max(gone, 0.0), 1.0))
 
 
 def labels_of_ends(model: nn.Module, sde: SDE, t_end: float) -> tuple[float, float] | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scoresde.checks import check_choice, check_flags, check_whole
 from scoresde.commands.build import ConfigError, build, build_as
-from scoresde.commands.call_counter import CountedExamples
+from scoresde.commands.call_counter import CountedExamples, labels_of_ends
 from scoresde.commands.conditions import with_conditions
 from scoresde.commands.examples import SPLITS, Examples, given_examples, own_examples
 from scoresde.commands.interfaces import Likelihood, Scorer, Scores, StoredBatch, Variance
@@ -174,7 +174,9 @@ class Evaluation:
             print(f"{self.table.path} has {min(done, count)} of {count} rows already")
         mean = means(self.table.rows, self.unit)
         try:
-            with CountedExamples(self.trained.net, count, done) as counter:
+            sde = self.trained.denoiser.sde
+            ends = labels_of_ends(self.trained.model, sde, sde.t_min) if self.likelihood.per_example else None
+            with CountedExamples(self.trained.net, count, done, batch=size, ends=ends) as counter:
                 for first in range(done, count, size):
                     self.table.append(self._rows(range(first, min(first + size, count))))
                     summary = means(self.table.rows[first:], self.unit, mean).summary()

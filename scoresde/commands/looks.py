@@ -26,6 +26,7 @@ from scoresde.training import CheckpointError
 if TYPE_CHECKING:
     from scoresde.commands.load import TrainedModel
 
+FOLDER, MOST_FILES = "scoresde.data.image_folder", 20_000
 MOST_WRITTEN = 3  # numbers that are written below an image
 
 
@@ -53,8 +54,16 @@ def stored_values(codec: Any, x: Tensor) -> NDArray[Any]:
     return x.numpy()
 
 
-def data_of(trained: TrainedModel) -> tuple[Dataset | None, str]:
-    """The data of a run, or why they cannot be shown, in one sentence; what reading them says is not repeated."""
+def data_of(trained: TrainedModel, *, needed: bool = False) -> tuple[Dataset | None, str]:
+    """The data of a run, or why they cannot be shown, in one sentence; what reading them says is not repeated.
+
+    Args:
+        trained: The run.
+        needed: Read them even if they are very many files.
+    """
+    files = ((trained.fingerprint or {}).get("train") or {}).get("count", 0)
+    if not needed and files > MOST_FILES and (trained.config["data"] or {}).get("_target_") == FOLDER:
+        return None, f"the pictures show samples alone: reading {files:,} pictures of the data would take long.\n"
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
             return trained.data(), ""

@@ -39,7 +39,7 @@ class Preview:
 
     def __call__(self, denoiser: nn.Module, step: int) -> Path | None:
         assert isinstance(denoiser, Denoiser)
-        save_loss_curve(self.run)
+        keep_loss_curve(self.run)
         device = next(denoiser.parameters()).device
         latent = denoiser.sde.prior_sample((self.count, *self.data.shape), generator=torch.Generator().manual_seed(0))
         cond = {key: value.to(device) for key, value in self._conditions().items()}

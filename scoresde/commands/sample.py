@@ -186,7 +186,8 @@ def look(
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
     """Pictures of samples, with the run's data beside them; returns what there is to say."""
     found: dict[str, Any] = {}
-    data, words = data_of(trained)
+    wanted = config.get("neighbours")
+    data, words = data_of(trained, needed=wanted is not None)
     split = None if data is None else data.train
     samples = model_values(trained.codec, x)
     seen = shown(
@@ -197,9 +198,11 @@ def look(
     if trajectory is not None:
         save_trajectory(out / "trajectory.gif", trajectory.states, trained, split)
         words += f"{len(trajectory.states)} frames from noise to data: {out / 'trajectory.gif'}\n"
-    if data is not None and config.get("neighbours") is not None:
-        found, sentence = look_for_neighbours(trained, data, x, config["neighbours"], out, config["seed"])
+    if wanted is not None and data is not None:
+        found, sentence = look_for_neighbours(trained, data, x, wanted, out, config["seed"])
         words += sentence
+    elif wanted is not None:
+        words += "neighbours are those among the data: none are looked for.\n"
     return found, words
 
 

@@ -41,10 +41,11 @@ def test_samples_have_data_beside_them_or_a_sentence(work: Path, capsys: pytest.
     command(sample_main, "run=run", "num_samples=20", "solver.steps=2", "out=beside")
     assert "samples alone" not in capsys.readouterr().out
     (work / "table.npy").rename(work / "elsewhere.npy")
-    command(sample_main, "run=run", "num_samples=20", "solver.steps=2", "out=alone")
+    command(sample_main, "run=run", "num_samples=20", "solver.steps=2", "neighbours=2", "out=alone")
     said = capsys.readouterr().out
     (work / "elsewhere.npy").rename(work / "table.npy")
     assert said.count("the pictures show samples alone, as their data cannot be read: ") == 1
+    assert said.count("neighbours are those among the data: none are looked for.") == 1
     with Image.open(work / "beside/samples.png") as beside, Image.open(work / "alone/samples.png") as alone:
         assert beside.width == 2 * alone.width and beside.height == alone.height
 
