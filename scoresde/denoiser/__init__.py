@@ -1,6 +1,6 @@
 """The one object that solvers, likelihoods and losses consume: E[x0 | x_t = x]."""
 
-from scoresde.denoiser.denoiser import Denoiser, KnowsCovariance, KnowsFullCovariance, PredictsRange
+from scoresde.denoiser.denoiser import Denoiser, KnowsCovariance, KnowsDirections, KnowsFullCovariance, PredictsRange
 from scoresde.denoiser.denoiser import as_time as as_time
 from scoresde.denoiser.devices import devices_named as devices_named
 from scoresde.denoiser.missing_entries import MissingEntries
@@ -11,6 +11,7 @@ from scoresde.denoiser.on_process import OnProcess
 __all__ = [
     "Denoiser",
     "KnowsCovariance",
+    "KnowsDirections",
     "KnowsFullCovariance",
     "MissingEntries",
     "NetworkDenoiser",

@@ -189,6 +189,15 @@ class KnowsFullCovariance(Protocol):
 
 
 @runtime_checkable
+class KnowsDirections(Protocol):
+    """A part of a denoiser that knows directions, the same at every level, in which its Jacobian is nearly diagonal."""
+
+    def in_directions(self, coordinates: Tensor) -> Tensor:
+        """What has these coordinates (B, *shape) along the directions, an orthogonal map; in the same shape."""
+        ...
+
+
+@runtime_checkable
 class PredictsRange(Protocol):
     """A denoiser that predicts where between β̃ (v = 0) and β (v = 1) the reverse variance lies, as Improved DDPM's."""
 

@@ -21,7 +21,7 @@ from scoresde.integrate.torchdiffeq_backend import adaptive_method, check_ode_ar
 from scoresde.likelihood.chain import checked_start
 from scoresde.likelihood.decoder import Decoder, gaussian_decoder
 from scoresde.likelihood.intervals import interval
-from scoresde.likelihood.trace import Trace, check_trace, mean_and_error, trace_of
+from scoresde.likelihood.trace import Trace, along_directions, check_trace, mean_and_error, trace_of
 from scoresde.noise.keyed import deliver, keyed_normals
 from scoresde.noise.streams import sample_seeds, stream_seed
 from scoresde.sde import expand
@@ -142,6 +142,7 @@ def log_prob(
     _check_resolution(flow, x)
     seeds = sample_seeds(_drawn_seeds(x, generator) if seeds is None else seeds, len(x), "log_prob")
     trace, entries = trace_of(divergence, x, probes, probe, seeds), x.shape[1:].numel()
+    trace = along_directions(trace, probe, denoiser)
 
     with devices_named("log_prob", denoiser, x=x), nullcontext() if create_graph else torch.no_grad():
         start, decoder_term = x, x.new_zeros(len(x), dtype=torch.float64)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoresde.checks import check_choice, check_whole
+from scoresde.denoiser import KnowsDirections
 from scoresde.noise.keyed import deliver, keyed_normals
 from scoresde.noise.streams import stream_seed
 
@@ -74,6 +75,18 @@ def trace_of(divergence: str, x: Tensor, probes: int, probe: str, seeds: Sequenc
     sketch = min(probes // 3, x.shape[1:].numel())
     directions = draw_probes("gaussian", x, sketch, seeds, "sketch")
     return Trace(draw_probes(probe, x, probes - 2 * sketch, seeds), directions, orthogonal)
+
+
+def along_directions(trace: Trace, probe: str, denoiser: nn.Module) -> Trace:
+    """Rademacher probes as signs along the directions that a part of the denoiser knows, see `KnowsDirections`.
+
+    v = Σ_k v_k r_k,  r_k = ±1:       E v vᵀ = I,   and vᵀA v = tr A without error if A is diagonal there
+    """
+    known = next((part for part in denoiser.modules() if isinstance(part, KnowsDirections)), None)
+    if known is None or trace.probes is None or probe != "rademacher":
+        return trace
+    turned = [known.in_directions(probes) for probes in trace.probes.unbind(1)]
+    return replace(trace, probes=torch.stack(turned, 1))
 
 
 def check_trace(owner: str, divergence: str, probes: int, probe: str) -> None:

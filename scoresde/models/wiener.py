@@ -95,6 +95,10 @@ class WienerFilter(nn.Module):
         filtered = filtered + (of_mean * self.mean).reshape(-1, *self.shape)
         return torch.cat([filtered, others], 1) if others.shape[1] else filtered
 
+    def in_directions(self, coordinates: Tensor) -> Tensor:
+        """Σ_k v_k c_k of coordinates c (B, *shape)."""
+        return self._back(coordinates.reshape(-1, *self.mean.shape).to(self.mean)).to(coordinates)
+
     def _coefficients(self, s: Tensor, c_in: Tensor, root: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of z − c_in μ, of N and of μ in F."""
         variance, d = self.variance, self.data_scale

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoresde import EDM, SDE, VESDE, VPSDE, Data, Epsilon, GaussianDenoiser, NCSNpp, NetworkDenoiser
+from scoresde import EDM, SDE, VESDE, VPSDE, Data, Epsilon, GaussianDenoiser, NCSNpp, NetworkDenoiser, log_prob
 from scoresde.models import MLP, WienerFilter
 from scoresde.models.karhunen_loeve import karhunen_loeve, rotate, rotate_back
 
@@ -146,3 +146,16 @@ def test_data_on_a_plane_have_a_floor_and_one_example_no_direction() -> None:
 def test_errors_name_the_option() -> None:
     with pytest.raises(ValueError, match="needs wiener None, none, edm, epsilon or data, got 'v'"):
         MLP(wiener="v")
+
+
+def test_one_probe_along_the_directions_is_exact_for_gaussian_data() -> None:
+    """Signs along the axes have an error of many nats there; a denoiser with a condition knows the directions too."""
+    shape, rough = (2, 3), {"method": "rk4", "steps": 25, "seeds": 0}
+    x = correlated(shape).float()
+    net = MLP(shape=shape, width=8, depth=1, num_classes=2, wiener="edm")
+    net.wiener.fit(x)
+    model = NetworkDenoiser(net, VPSDE(), EDM(sigma_data=1.0)).given(label=torch.tensor(1))
+    exact = log_prob(model, x[:2], divergence="exact", **rough)
+    two = log_prob(model, x[:2], probes=2, **rough)
+    assert (two.log_prob - exact.log_prob).abs().max() < 0.02 and two.std_error.max() < 1e-3
+    assert log_prob(model, x[:2], probes=2, probe="gaussian", **rough).std_error.max() > 0.3
