@@ -210,6 +210,8 @@ def suit(config: dict[str, Any], data: Dataset) -> dict[str, Any]:
             f"warning: {given:g} min on {device} are about {_rounded(seen)} examples of shape {data.shape}, too few "
             f"for good samples: give about {math.ceil(given * FEWEST_EXAMPLES / seen)} min, or smaller examples."
         )
+    if data.is_image and choice.node.get("wiener", "") is None:
+        choice.node["wiener"] = "none"
     return config | {"model": choice.node}
 
 

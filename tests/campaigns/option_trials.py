@@ -47,6 +47,8 @@ TRAINED = ("npr", "sn", "dequantization")  # in the folder of the run that they 
 FILES = {
     "array": "x.npy",
     "table": "x.csv",
+    "series": "series.npy",
+    "volume": "volume.npy",
     "image_folder": "pictures",
     "cifar10": "cifar-10-batches-py",
     "mnist": "mnist",
@@ -167,6 +169,11 @@ def training(group: str, option: str) -> Base:
 EXPERIMENTS = {
     "toy": ("data.size=64", "model.width=8", "model.depth=1"),
     "array": ("data.path=x.npy", "model.width=8", "model.depth=1"),
+    "table": ("data.path=x.npy", "model.width=8", "model.depth=1"),
+    **{
+        kind: (f"data.path={kind}.npy", "budget=null", "model.width=8", "model.channel_mults=[1]")
+        for kind in ("series", "volume")
+    },
     "digits_classifier": UNET,
     "digits_likelihood": UNET,
     "digits_vdm": UNET,

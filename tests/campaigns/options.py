@@ -67,6 +67,8 @@ def make_files(folder: Path) -> None:
     numbers = np.random.default_rng(0)
     np.save(folder / "x.npy", numbers.normal(size=(64, 3)).astype("float32"))
     np.savetxt(folder / "x.csv", numbers.integers(1, 9, size=(64, 3)), delimiter=",", header="a,b,c", comments="")
+    np.save(folder / "series.npy", numbers.normal(size=(64, 2, 8)).astype("float32"))
+    np.save(folder / "volume.npy", numbers.normal(size=(64, 1, 6, 6, 6)).astype("float32"))
     for name in "ab":
         (folder / "pictures" / name).mkdir(parents=True)
         for k in range(8):
