@@ -99,7 +99,7 @@ def _suit_gaps(model: dict[str, Any], config: Mapping[str, Any], channels: int) 
         model["wiener"] = "none"
 
 
-CONDITION_WIDTH = 64
+CONDITION_WIDTH = 128
 
 
 def _suited_conditions(model: Mapping[str, Any], loss: Mapping[str, Any], data: Dataset) -> dict[str, Any]:

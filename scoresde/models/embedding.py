@@ -146,7 +146,7 @@ class ConditionEmbedding(nn.Module):
         columns: dict[str, Any] = {"mean": condition_mean, "std": condition_std, "categories": condition_categories}
         if condition_dim is not None:
             self.features = ConditionFeatures(owner, condition_dim, **columns)
-            self.vector = _layers(self.features.features, condition_width or 0, dim)
+            self.vector = _layers(self.features, condition_width or 0, dim)
         elif said := [name for name, value in columns.items() if value is not None]:
             raise ValueError(f"{owner} without condition_dim has no use for condition_{said[0]}.")
         optional = condition_dim is not None and bool(condition_optional)
@@ -222,8 +222,16 @@ class ConditionEmbedding(nn.Module):
         return embedded.expand(x.shape[0], -1)
 
 
-def _layers(features: int, width: int, dim: int) -> nn.Module:
-    """One linear layer, or with a hidden width two and a silu between them."""
+def _layers(features: ConditionFeatures, width: int, dim: int) -> nn.Module:
+    """One linear layer, or with a hidden width two and a silu between them.
+
+    The two start with units and an embedding of size about one, like that of a label, from columns of size one: DDPM's
+    initialisation, which is for many inputs, learns from a few several times more slowly.
+    """
     if width == 0:
-        return linear(features, dim)
-    return nn.Sequential(linear(features, width), nn.SiLU(), linear(width, dim))
+        return linear(features.features, dim)
+    first, second = linear(features.features, width), linear(width, dim)
+    nn.init.normal_(first.weight, std=features.dim**-0.5)
+    nn.init.uniform_(first.bias, -1, 1)
+    nn.init.normal_(second.weight, std=(2 / width) ** 0.5)
+    return nn.Sequential(first, nn.SiLU(), second)
