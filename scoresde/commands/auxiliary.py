@@ -83,6 +83,8 @@ class AuxiliaryTask(Task):
         device = pick_device(config["device"])
         of = newest_run(Denoiser, extensions=config["extensions"]).path if self.of is None else self.of
         trained = load_run(of, device=device, extensions=config["extensions"])
+        if trained.takes_gaps:
+            raise ConfigError(f"the {self.noun} is of whole examples, and {trained.run.path} has data.missing=mask.")
         data = trained.data()
         options = {**self.options(trained, config.get("model"), data), "step": trained.step}
         torch.manual_seed(config["seed"])

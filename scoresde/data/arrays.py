@@ -169,7 +169,7 @@ def _continuous(path: Path, x: NDArray[np.generic], gaps: bool) -> Tensor:
     _real(path, "x", x)
     single = np.result_type(x.dtype, np.float32) == np.float32
     values = torch.from_numpy(np.array(x, dtype=np.float32 if single else np.float64, order="C"))
-    check_finite(values, str(path), gaps=gaps)
+    check_finite(values, str(path), gaps=gaps, hint=", or set data.missing=mask")
     return values
 
 

@@ -237,14 +237,21 @@ def take(split: Split, index: Tensor) -> Split:
     return Split(x=split.x[index], label=label, condition=condition)
 
 
-def check_finite(x: Tensor, where: str, *, gaps: bool = False) -> None:
-    """Raise ValueError with the number of rows that hold NaN or infinity, and the first of them; `gaps`: NaN may be."""
+def check_finite(x: Tensor, where: str, *, gaps: bool = False, hint: str = "") -> None:
+    """Raise ValueError with the number of rows that hold NaN or infinity, and the first of them.
+
+    Args:
+        x: Values, (N, *).
+        where: What holds them.
+        gaps: NaN may be, but not alone in a row.
+        hint: What else can be done.
+    """
     flat = x.flatten(1)
     bad = flat.isinf().any(1) | flat.isnan().all(1) if gaps else ~flat.isfinite().all(1)
     if bad.any():
         raise ValueError(
             f"{where}: {int(bad.sum())} of {len(x)} rows hold NaN or infinity "
-            f"(first at index {int(bad.nonzero()[0])}); remove or repair them"
+            f"(first at index {int(bad.nonzero()[0])}); remove or repair them{hint}"
         )
 
 

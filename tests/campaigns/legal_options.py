@@ -225,7 +225,7 @@ LEGAL: dict[str, Rule] = {
     "data=table.separator": either(null, one("comma", "semicolon", "tab", "bar", ",", ";", "\t", "|", "x")),
     "data=*.missing": either(null, one("mask")),
     "data=array.key": either(null, text),
-    "data=*.transform": either(null, one("log", "asinh", "quantile", "none")),
+    "data=*.transform": either(null, one("log", "asinh", "quantile", "none"), lambda value: value == {}),
     "data=*.circular": either(null, lambda value: value == {}),
     "data=*.num_classes": either(null, count),
     "data=*.channels_last": flag,
