@@ -78,7 +78,7 @@ def test_the_labels_of_others_are_those_of_the_table() -> None:
 
 
 def test_commands_name_options_that_exist() -> None:
-    for group in ("data", "model"):
+    for group in ("experiment", "data", "model"):
         for option in re.findall(rf"[ `]{group}=(\w+)", PAGE):
             assert (ROOT / "conf" / group / f"{option}.yaml").is_file(), f"{group}={option}"
     files = (ROOT / "conf").rglob("*.yaml")

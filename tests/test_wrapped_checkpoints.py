@@ -19,8 +19,8 @@ CONFIG = {
 }  # fmt: skip
 
 
-def network(seed: int) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Published names and weights, and the trained ones in their order."""
+def network(seed: int) -> tuple[dict[str, Tensor], list[Tensor], dict[str, str]]:
+    """Published names and weights, the trained ones in their order, and our names of the published ones."""
     from scoresde.interop.score_sde import _build_network, _section
 
     net = _build_network({name: _section(CONFIG, name) for name in ("training", "model", "data")})
@@ -28,11 +28,12 @@ def network(seed: int) -> tuple[dict[str, Tensor], list[Tensor]]:
     for parameter in net.parameters():
         parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
     trained = [parameter.data for parameter in net.parameters() if parameter.requires_grad]
-    return {keys[name]: value for name, value in net.state_dict().items()}, trained
+    state = {keys[name]: value for name, value in net.state_dict().items()}
+    return state, trained, {theirs: ours for ours, theirs in keys.items()}
 
 
-STATE, TRAINED = network(0)
-AVERAGED, AVERAGE = network(1)
+STATE, TRAINED, OURS = network(0)
+AVERAGED, AVERAGE, _ = network(1)
 SHADOW = {"decay": 0.999, "num_updates": 1, "shadow_params": AVERAGE}
 
 
@@ -47,6 +48,7 @@ def prefixed(prefix: str) -> dict[str, Tensor]:
             "module.", "module.module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.net.module.",
         )],
         ({key.replace("all_modules.", "all_modules._orig_mod.", 1): value for key, value in STATE.items()}, STATE),
+        ({"module." + OURS[key]: value for key, value in STATE.items()}, STATE),  # names of our own networks
         ({"state_dict": STATE, "epoch": 3, "step": torch.tensor(3)}, STATE),
         ({"checkpoint": None, "state_dict": {"model": prefixed("_orig_mod.")}}, STATE),
         ({"model": STATE, "ema": SHADOW, "step": 3}, AVERAGED),

@@ -10,7 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scoresde.cli.keys import check_choices, check_keys, config_dir, options
+from scoresde.cli.keys import check_choices, check_keys, config_dir
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,8 +80,7 @@ def recipe(arrays: dict[str, NDArray[Any]], overrides: Sequence[str] = ()) -> di
 
     x, own = arrays["x"], []
     kind = {3: "series", 4: "image", 5: "volume"}.get(x.ndim, "table")
-    known = RECIPES[kind] in options("experiment")
-    words = [f"experiment={RECIPES[kind]}" if known else "model=auto", "data=array", "logger=csv"]
+    words = [f"experiment={RECIPES[kind]}", "data=array", "logger=csv"]
     if x.dtype == "uint8":
         own.append("data.levels=256")
         if x.ndim == PICTURE and x.shape[-1] in COLOURS and x.shape[1] not in COLOURS:

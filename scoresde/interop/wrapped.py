@@ -21,8 +21,8 @@ def weights_by_name(content: Mapping[str, Any], net: NCSNpp, ema: bool, source: 
     """The weights in a checkpoint, by their published names.
 
     Args:
-        content: Of the file: weights by name, or such a mapping under one of `PLACES`; averaged weights by name, or in
-            the order of the parameters as `shadow_params`, under one of `AVERAGES`.
+        content: Of the file: weights by their published names, or by ours, or such a mapping under one of `PLACES`;
+            averaged weights by name, or in the order of the parameters as `shadow_params`, under one of `AVERAGES`.
         net: The network of the config.
         ema: Take the averaged weights where there are some.
         source: What the content is called in messages.
@@ -35,11 +35,11 @@ def weights_by_name(content: Mapping[str, Any], net: NCSNpp, ema: bool, source: 
         raise ValueError(f"{source} has no weights by name, at its top or under {', '.join(PLACES)}: it holds {held}.")
     if named is None and not ema:
         raise ValueError(f"{source} holds averaged weights alone: load them with ema=True.")
-    weights = _unwrapped(named or {}, source)
+    weights, published = _unwrapped(named or {}, source), score_sde_keys(net)
     if ema and average is not None:
         weights |= _averaged(average, net, source)
+    weights = {published.get(name, name): value for name, value in weights.items()}  # ours are taken too
     if named is None:  # buffers follow from the config
-        published = score_sde_keys(net)
         weights = {published[name]: value for name, value in net.named_buffers() if name in published} | weights
     return weights
 
