@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import command
+from command_line import command, inside
 
 from scoresde import DDIM, VPSDE, GaussianMixtureDenoiser, StraightSDE
 from scoresde.cli import sample_main, train_main
@@ -38,6 +38,17 @@ def test_example_trains_samples_and_gives_likelihoods(capsys: pytest.CaptureFixt
     run(example.replace("range(2000)", "range(20)"), "README.md", {})
     shown = capsys.readouterr().out
     assert len(re.findall(r"[-\d.]+e?[-+\d]*", shown)) >= 11  # three points and five log-likelihoods
+
+
+def test_five_lines_from_an_array_to_samples_and_log_p(tmp_path: Path) -> None:
+    small = 'overrides=["trainer.steps=2", "model.width=8", "model.depth=1", "trainer.progress=false"]'
+    example, variables = block("README.md", "scoresde.fit"), {"x": torch.rand(300, 3)}
+    assert len(example.strip().splitlines()) <= 6
+    with inside(tmp_path):
+        run(example.replace('budget="2min"', small), "README.md", variables)
+    again: Any = variables["again"]
+    assert variables["samples"].shape == (1000, 3) and variables["log_p"].shape == (10,)
+    assert (again.sample(4) == variables["samples"][:4]).all()
 
 
 def test_example_of_a_users_process_passes_the_check() -> None:
