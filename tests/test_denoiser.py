@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scoresde import (
     EDM,
+    MLP,
     SDE,
     VESDE,
     VPSDE,
@@ -202,3 +203,14 @@ def test_times_inside_vmap_are_taken_as_they_are() -> None:
     t = torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)
     each = torch.func.vmap(lambda row, time: denoiser(row[None], time)[0])(x, t)
     torch.testing.assert_close(each, denoiser(x, t))
+
+
+def test_a_single_condition_as_long_as_the_batch_is_shared_by_all_rows() -> None:
+    """An adaptive solver goes on with one row of two: a vector stays whole, and rows are chosen of what has rows."""
+    net = MLP(width=4, depth=1, condition_dim=2)
+    torch.nn.init.normal_(net.output.weight)
+    model, x, c = NetworkDenoiser(net, VPSDE(), EDM()), torch.ones(2, 2), torch.tensor([[1.0, -3.0], [2.0, 0.5]])
+    for condition, expected in ((c[0], c[:1]), (c, c[1:])):
+        part = model.given(condition=condition).select(torch.tensor([1]), 2)
+        assert part is not None
+        torch.testing.assert_close(part(x[1:], 0.5), model(x[1:], 0.5, condition=expected))
