@@ -207,7 +207,7 @@ def suit(config: dict[str, Any], data: Dataset) -> dict[str, Any]:
     print(f"model=auto: {choice.words}: {_millions(choice.cost)} M parameters, {_passes(config, data, means, choice)}")
     if given and (seen := means.seen(choice.cost)) < FEWEST_EXAMPLES:
         print(
-            f"warning: {given:g} min on {device} are about {_rounded(seen)} examples of shape {data.shape}, too few "
+            f"warning: {_length(given)} on {device} are about {_rounded(seen)} examples of shape {data.shape}, too few "
             f"for good samples: give about {math.ceil(given * FEWEST_EXAMPLES / seen)} min, or smaller examples."
         )
     if data.is_image and choice.node.get("wiener", "") is None:
@@ -249,9 +249,13 @@ def _passes(config: Mapping[str, Any], data: Dataset, means: Means, choice: Choi
             f"{steps:,} {'step' if steps == 1 else 'steps'}",
         )
     else:
-        seen, when = means.seen(choice.cost), f"{means.minutes:g} min on {means.device}"
+        seen, when = means.seen(choice.cost), f"{_length(means.minutes)} on {means.device}"
     passes = seen / len(data.train)
     return f"about {_rounded(passes)} {'pass' if _rounded(passes) == '1' else 'passes'} over {what} in {when}"
+
+
+def _length(minutes: float) -> str:
+    return f"{minutes:.3g} min" if minutes >= 1 else f"{60 * minutes:.3g} s"
 
 
 def _rounded(number: float) -> str:

@@ -148,3 +148,13 @@ def test_digits_have_the_network_that_they_had(tmp_path: Path, monkeypatch: pyte
     command(train_main, "run=auto", *options)
     command(train_main, "run=named", "model=ncsnpp", *options)
     assert Path("auto/config.yaml").read_text() == Path("named/config.yaml").read_text()
+
+
+def test_a_budget_that_cannot_give_samples_says_so_before_it_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    config = {"model": {"_target_": AUTO, "unet": UNET, "mlp": PERCEPTRON}, "device": "cpu", "batch_size": 4}
+    suit({**config, "budget": "6s", "trainer": {"minutes": 0.1, "steps": None}}, digits())
+    assert re.search(
+        r"in 6 s on cpu\nwarning: 6 s on cpu are about [\d,]+ examples of .* give about 1 min", capsys.readouterr().out
+    )
+    suit({**config, "budget": "10min"}, digits())
+    assert "warning" not in capsys.readouterr().out
