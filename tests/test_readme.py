@@ -41,7 +41,7 @@ def test_example_trains_samples_and_gives_likelihoods(capsys: pytest.CaptureFixt
 
 
 def test_five_lines_from_an_array_to_samples_and_log_p(tmp_path: Path) -> None:
-    small = 'overrides=["trainer.steps=2", "model.width=8", "model.depth=1", "trainer.progress=false"]'
+    small = 'budget=None, overrides=["trainer.steps=2", "model.width=8", "model.depth=1", "trainer.progress=false"]'
     example, variables = block("README.md", "scoresde.fit"), {"x": torch.rand(300, 3)}
     assert len(example.strip().splitlines()) <= 6
     with inside(tmp_path):

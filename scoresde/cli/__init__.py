@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from scoresde.cli.help import group_help, help_asked, help_text
-from scoresde.cli.keys import check_choices, check_keys, config_dir, with_added
+from scoresde.cli.keys import check_choices, check_keys, config_dir, with_added, with_one_length
 from scoresde.cli.on_arrays import fit
 from scoresde.cli.sentences import explain
 from scoresde.streams import make_streams_safe
@@ -47,7 +47,7 @@ def share_cores() -> None:
 def _train(config: dict[str, Any]) -> None:
     from scoresde.commands.train import train
 
-    train(config)
+    train(with_one_length(config, sys.argv[1:]))
 
 
 def _sample(config: dict[str, Any]) -> None:

@@ -86,6 +86,22 @@ def check_choices(name: str, arguments: Sequence[str]) -> None:
             raise ValueError(f"{argument} removes {removed}, which {name}.py needs: write {removed}=... to change it.")
 
 
+def with_one_length(config: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """The configuration of a training, in which `trainer.steps=...` of the command stands above an experiment's time.
+
+    Raises:
+        ValueError: If the command itself gives both a number of steps and a time.
+    """
+    given = {argument.lstrip("+").partition("=")[0]: argument for argument in arguments}
+    times = [given[key] for key in ("budget", "trainer.minutes") if key in given and not given[key].endswith("=null")]
+    steps = given.get("trainer.steps", "")
+    if not steps or steps.endswith("=null"):
+        return config
+    if times:
+        raise ValueError(f"{steps} and {times[0]} are two lengths of one training: give one of them.")
+    return config | {"budget": None, "trainer": {**config["trainer"], "minutes": None}}
+
+
 def check_keys(name: str, cfg: Any) -> None:
     """Raise if a composed configuration has a key at the top that nothing takes, unless another key refers to it.
 

@@ -58,6 +58,10 @@ def fit(
     from scoresde.commands.notebook import load_run
     from scoresde.commands.train import train
 
+    if budget is not None and any(word.startswith("trainer.steps=") for word in overrides):
+        raise ValueError(
+            f"fit needs one length of training, got budget={budget!r} and trainer.steps: give budget=None."
+        )
     arrays = _arrays(x, condition, label)
     path = Path(tempfile.mkdtemp(prefix="scoresde-")) / "run" if run is None else Path(run)
     config = recipe(arrays, overrides)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from scoresde.checks import check_numbers, check_whole, is_number, is_whole
 
 TOLERANCE = 0.03  # of the budget, by which the end may miss before the number of steps is corrected
+PAUSES = 0.1  # of the time, which pictures on the way may take
 SEEN = 0.05  # of the budget, from when on steps count more than the trial
 TRIAL = 0.02  # of the budget, and at most TRIAL_SECONDS, for updates that only measure
 TRIAL_SECONDS = 3.0
@@ -34,8 +35,9 @@ class Length:
 
         steps = step + (time left − time of the last picture and checkpoint) / (seconds per step)
 
-    The seconds per step are first those of a few trial updates; later those of all steps of this process, with their
-    pictures and checkpoints, whenever with them the end would miss by more than 3 % of the budget.
+    The seconds per step are first those of a few trial updates; later those of all steps of this process, with a share
+    for pictures and checkpoints, whenever the end would miss by more than 3 % of the budget. Pictures on the way take
+    at most a tenth of the time.
 
     Args:
         steps: Number of steps; None with `minutes`.
@@ -50,7 +52,7 @@ class Length:
             check_numbers("Trainer", "0 < minutes < 1e6", minutes=minutes)
         self.steps, self.minutes = steps, minutes  # steps are None until they are planned
         self._spent = 0.0  # seconds, in earlier processes
-        self._longest_pause = 0.0
+        self._paused = self._longest_pause = 0.0
         self.start(0)
 
     @property
@@ -115,11 +117,19 @@ class Length:
         if self.minutes is None or self.finished(step):
             return
         budget, now = 60 * self.minutes, time.perf_counter()
-        self._longest_pause = max(self._longest_pause, pause)
-        seconds, left = (now - self._since) / (step - self._first), budget - self.elapsed - self._longest_pause
+        self._longest_pause, self._paused = max(self._longest_pause, pause), self._paused + pause
+        passed, left = now - self._since, budget - self.elapsed - self._longest_pause
+        seconds = (passed - self._paused) / (step - self._first)
+        seconds /= 1 - min(PAUSES, self._paused / passed if passed > 0 else 0.0)
         misses = abs((self.known - step) * seconds - left) > TOLERANCE * budget
-        if misses and now - self._since > SEEN * budget:
+        if misses and passed > SEEN * budget:
             self.steps = step + max(1, int(left / seconds))
+
+    def has_time_for_a_picture(self, step: int) -> bool:
+        """Whether a picture may be drawn after a step: the last one always is, and the first."""
+        if self.minutes is None or self.finished(step):
+            return True
+        return self._paused + self._longest_pause <= PAUSES * (time.perf_counter() - self._since) or self._paused == 0
 
     def state(self) -> dict[str, Any] | None:
         """What a checkpoint keeps; None without a time."""

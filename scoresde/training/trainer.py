@@ -73,7 +73,8 @@ class Trainer:
             with a method path(step) only if that file is missing.
         steps: Number of updates; None with `minutes`.
         minutes: How long to train instead, in all: the number of steps follows from how long the first ones take, is
-            corrected on the way, and is kept on resuming. The warm-up is then at most a fifth of it.
+            corrected on the way, and is kept on resuming. The warm-up is then at most a fifth of it, and previews that
+            would take more than a tenth of the time are left out.
         warmup: Updates over which the learning rate grows from 0.
         decay: Learning rate after the warm-up: "constant", or to zero as "cosine" or "linear".
         clip: Largest global gradient norm; None or negative: no clipping.
@@ -219,7 +220,7 @@ class Trainer:
                 self._save(lambda run: run.snapshot(self.step))
             if self._due(self.checkpoint_every, at_the_end=True) or stopped_by is not None:
                 self._save(lambda run: run.last)
-            if self._due(self.sample_every):
+            if self._due(self.sample_every) and self.length.has_time_for_a_picture(self.step):
                 with network.eager():
                     self._show(self._draw())
             pause = time.perf_counter() - paused

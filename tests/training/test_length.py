@@ -78,9 +78,22 @@ def test_pictures_and_checkpoints_count(clock: Clock) -> None:
         drawn.append(step)
         clock.now += 5.0
 
+    trainer = trainer_of(clock, minutes=2, sample_every=0.2, preview=preview)
+    trainer.fit()
+    assert clock.now == pytest.approx(120, rel=0.04)
+    assert drawn[-1] == trainer.steps and len(drawn) <= 4  # a tenth of two minutes, the first and the last
+
+
+def test_pictures_that_cost_little_are_all_drawn(clock: Clock) -> None:
+    drawn = []
+
+    def preview(denoiser: nn.Module, step: int) -> None:
+        drawn.append(step)
+        clock.now += 0.5
+
     trainer_of(clock, minutes=2, sample_every=0.2, preview=preview).fit()
-    assert 5 <= len(drawn) <= 7
-    assert clock.now == pytest.approx(120, rel=0.05)
+    assert 5 <= len(drawn) <= 6
+    assert clock.now == pytest.approx(120, rel=0.04)
 
 
 def test_measuring_leaves_no_trace(clock: Clock) -> None:
