@@ -131,7 +131,8 @@ NARROW = {"width": 8, "norm_groups": 4}
 
 def node_of(group: str, name: str) -> dict[str, Any]:
     node = yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8")) or {}
-    node.pop("defaults", None)
+    for part in ("defaults", "unet", "mlp"):  # the last two of model=auto: nodes of their own
+        node.pop(part, None)
     if group == "data" and "path" in node:
         node["path"] = "nowhere"  # found missing after the options are looked at
     return filled(node) if group in ("parameterization", "loss", "model") else node
