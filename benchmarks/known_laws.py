@@ -7,7 +7,7 @@ defaults, scores --held examples that training has not seen by `sample.py likeli
 
     gap      mean of true log p less mean of the model's, nats per entry
     row      correlation of the two over examples
-    auc      of telling planted anomalies from other examples by the model's log p, and by the true one
+    auc      of telling planted anomalies from other examples by the model's log p
     std      largest relative error of a standard deviation of the samples, and largest error of a correlation between
              entries, of those of as many true examples in brackets
 
