@@ -243,9 +243,10 @@ def _attention_words(attention: Sequence[int]) -> str:
 def _passes(config: Mapping[str, Any], data: Dataset, means: Means, choice: Choice) -> str:
     """How often the training sees the examples, in words."""
     trainer, what = config.get("trainer") or {}, f"{len(data.train):,} {NOUNS[data.kind]}"
-    if steps := trainer.get("steps"):
+    steps, accumulate = (trainer.get(key, 1) for key in ("steps", "accumulate"))
+    if isinstance(steps, int) and isinstance(accumulate, int):  # what else they are is refused when they are used
         seen, when = (
-            steps * trainer.get("accumulate", 1) * config["batch_size"],
+            steps * accumulate * config["batch_size"],
             f"{steps:,} {'step' if steps == 1 else 'steps'}",
         )
     else:

@@ -235,6 +235,7 @@ LEGAL: dict[str, Rule] = {
     "data=image_folder.channels": one(1, 3),  # type: ignore[arg-type]
     "data=toy.name": one("moons", "checkerboard", "spirals", "eight_gaussians", "swiss_roll"),
     "data=toy.size": whole(2),
+    "data=ANY.size": either(null, count),  # of experiment=photos
     "data=toy.noise": either(null, number(0)),
     # optimizer, trainer, logger, task
     "optimizer=*.lr": positive,

@@ -63,7 +63,7 @@ def drawn(run: str, solver: Solver, denoiser: Any) -> np.ndarray[Any, Any]:
     latents = [denoiser.sde.prior_sample((1, 8, 8), generator=stream_generator(0, "latent", k)) for k in range(3)]
     x = torch.stack(latents)
     y = solver(denoiser, x, noise=per_sample_noise(x, [stream_seed(0, "noise", k) for k in range(3)]))
-    return trained.codec.to_uint8(y)[:, 0].numpy()  # type: ignore[union-attr]
+    return trained.codec.decode(y)[:, 0].numpy()
 
 
 def written() -> np.ndarray[Any, Any]:

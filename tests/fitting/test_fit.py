@@ -499,14 +499,15 @@ def test_gradients_reach_the_times_through_the_network(network: tuple[NetworkDen
     finally:
         fit._fit = original
     logits, run = captured
-    slope = torch.autograd.grad(run(x).sum(), logits)[0]
+    watched = Watching()
+    slope = torch.autograd.grad(run(watched, x).sum(), logits)[0]
     assert seen == [True] * 4
     for k in range(len(logits)):
         with torch.no_grad():
             values = []
             for move in (1e-4, -1e-4):
                 logits[k] += move
-                values.append(float(run(x).sum()))
+                values.append(float(run(watched, x).sum()))
                 logits[k] -= move
         assert float(slope[k]) == pytest.approx((values[0] - values[1]) / 2e-4, rel=1e-4, abs=1e-7)
     denoiser.float()

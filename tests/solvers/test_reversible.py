@@ -34,6 +34,7 @@ from scoresde import (
 )
 from scoresde.denoiser import NetworkDenoiser
 from scoresde.sde.grids import Start, StartedGrid
+from scoresde.solvers import heun
 from scoresde.solvers.obelm import OBELM
 from scoresde.solvers.reversible import Reversible, ReversibleSolver, ReversibleState
 from scoresde.testing import convergence_order
@@ -177,6 +178,13 @@ def test_second_order_on_a_mixture(sde: SDE, solver: ReversibleSolver) -> None:
     assert convergence_order(solve, fine, steps=(80, 160)) == pytest.approx(2, abs=0.3)
 
 
+@pytest.fixture
+def formulas_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of a run are not shortened, however long: see `scoresde.solvers.long_steps`."""
+    monkeypatch.setattr(heun, "too_long", lambda t, s, *factors: torch.zeros_like(factors[0], dtype=torch.bool))
+
+
+@pytest.mark.usefixtures("formulas_alone")
 @pytest.mark.parametrize("sde", SDES, ids=name)
 @pytest.mark.parametrize("coupling", [1.0, 0.8])
 def test_reversible_is_the_papers_pair_of_updates_in_scaled_coordinates(sde: SDE, coupling: float) -> None:
@@ -256,6 +264,7 @@ def test_obelm_is_second_order_on_a_grid_that_never_becomes_smooth(step: str) ->
     assert order == pytest.approx(2, abs=0.25)
 
 
+@pytest.mark.usefixtures("formulas_alone")
 @pytest.mark.parametrize("solver", SOLVERS, ids=kind)
 def test_steps_by_hand_are_the_run_and_times_may_differ_by_sample(solver: ReversibleSolver) -> None:
     sde = VESDE()

@@ -34,8 +34,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def trainer_of(clock: Clock, seconds: Callable[[int], float] = lambda index: 0.1, **options: Any) -> Trainer:
-    """A tiny network whose micro-batch number k takes seconds(k)."""
+def trainer_of(clock: Clock, seconds: Callable[[int], float] = lambda index: 0.5, **options: Any) -> Trainer:
+    """A tiny network whose micro-batch number k takes seconds(k), half a second by default."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 1))
     x = torch.randn(4, 2, generator=torch.Generator().manual_seed(1))
@@ -60,15 +60,15 @@ def test_a_training_ends_in_its_time(clock: Clock, capsys: pytest.CaptureFixture
     trainer = trainer_of(clock, minutes=2)
     last = trainer.fit()
     assert clock.now == pytest.approx(120, rel=0.01)
-    assert last["step"] == trainer.steps == pytest.approx(1200, rel=0.03)  # the trial takes 2 % of it
-    assert "budget of 2 min: 0.1 s a step, so 1," in capsys.readouterr().out
+    assert last["step"] == trainer.steps == pytest.approx(240, rel=0.03)  # the trial takes 2 % of it
+    assert "budget of 2 min: 0.5 s a step, so 23" in capsys.readouterr().out
 
 
 def test_a_machine_that_slows_down_does_fewer_steps(clock: Clock) -> None:
-    trainer = trainer_of(clock, lambda index: 0.1 if index < 400 else 0.3, minutes=2)
+    trainer = trainer_of(clock, lambda index: 0.5 if index < 80 else 1.5, minutes=2)
     trainer.fit()
     assert clock.now == pytest.approx(120, rel=0.04)
-    assert trainer.steps == pytest.approx(400 + 77 / 0.3, rel=0.05)
+    assert trainer.steps == pytest.approx(80 + 77 / 1.5, rel=0.06)
 
 
 def test_pictures_and_checkpoints_count(clock: Clock) -> None:
@@ -97,16 +97,16 @@ def test_pictures_that_cost_little_are_all_drawn(clock: Clock) -> None:
 
 
 def test_measuring_leaves_no_trace(clock: Clock) -> None:
-    timed = trainer_of(clock, minutes=0.5, ema_decay=None)
+    timed = trainer_of(clock, minutes=0.5, ema_decay=None, warmup=5)
     timed.fit()
-    counted = trainer_of(clock, steps=timed.steps, ema_decay=None)
+    counted = trainer_of(clock, steps=timed.steps, ema_decay=None, warmup=5)
     counted.fit()
     assert torch.equal(weights(timed), weights(counted))
     assert all(map(torch.equal, timed.ema.shadow_params, counted.ema.shadow_params))
 
 
 def test_a_stopped_training_goes_on_with_its_steps_and_its_time(clock: Clock, tmp_path: Path) -> None:
-    whole = trainer_of(clock, lambda index: 0.125, minutes=1)  # exact in binary
+    whole = trainer_of(clock, minutes=1)  # half a second is exact in binary
     whole.fit()
     run = RunDirectory.create(tmp_path / "run", "a: 1\n")
 
@@ -114,17 +114,17 @@ def test_a_stopped_training_goes_on_with_its_steps_and_its_time(clock: Clock, tm
         pass
 
     def seconds(index: int) -> float:
-        if index >= 300:
+        if index >= 60:
             raise Stop
-        return 0.125
+        return 0.5
 
     with pytest.raises(Stop):
-        trainer_of(clock, seconds, minutes=1, run=run, checkpoint_every=100).fit()
+        trainer_of(clock, seconds, minutes=1, run=run, checkpoint_every=20).fit()
     began = clock.now
-    resumed = trainer_of(clock, lambda index: 0.125, minutes=1, run=run, checkpoint_every=100)
+    resumed = trainer_of(clock, minutes=1, run=run, checkpoint_every=20)
     resumed.fit()
     assert resumed.steps == whole.steps and torch.equal(weights(resumed), weights(whole))
-    assert clock.now - began == pytest.approx(60 - 300 * 0.125 - 1.25, abs=1)
+    assert clock.now - began == pytest.approx(60 - 60 * 0.5 - 2, abs=2)
     state = load_checkpoint(run.last)["length"]
     assert state["minutes"] == 1 and state["elapsed"] == pytest.approx(60, rel=0.03)
 
@@ -137,11 +137,11 @@ def test_more_time_on_resuming_is_planned_anew(clock: Clock, tmp_path: Path) -> 
     second = trainer_of(clock, minutes=3, run=run)
     second.fit()
     assert clock.now - began == pytest.approx(120, rel=0.04)
-    assert second.steps == pytest.approx(first.steps + 1200, rel=0.04)
+    assert second.steps == pytest.approx(first.steps + 240, rel=0.04)
 
 
 @pytest.mark.parametrize(
-    "minutes, words", [(0.3, "so 1.. steps, too few for good samples.* take 30 s"), (10, "steps.$")]
+    "minutes, words", [(0.5, "so 5. steps, too few for good samples.* take 2.5 min"), (3, "steps.$")]
 )
 def test_a_time_that_is_too_short_is_said_before(
     clock: Clock, capsys: pytest.CaptureFixture[str], minutes: float, words: str
@@ -151,7 +151,7 @@ def test_a_time_that_is_too_short_is_said_before(
 
 
 def test_a_time_without_room_for_training_is_refused(clock: Clock) -> None:
-    with pytest.raises(ValueError, match=r"budget of 0.6 s: 0.1 s a step, so \d steps; a network needs 300"):
+    with pytest.raises(ValueError, match=r"budget of 0.6 s: 0.5 s a step, so \d steps; a network needs 300"):
         trainer_of(clock, minutes=0.01).fit()
 
 
