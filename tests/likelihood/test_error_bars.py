@@ -98,9 +98,7 @@ def test_a_draw_of_the_dequantisation_counts_as_the_estimator_s(samples: int, re
     check_estimator(values - values.mean(0), summaries)
 
 
-@pytest.mark.parametrize(
-    "sampling, samples", [("stratified", 2), ("stratified", 4), ("stratified", 16), ("antithetic", 2)]
-)
+@pytest.mark.parametrize("sampling, samples", [("stratified", 2), ("stratified", 8), ("antithetic", 2)])
 def test_the_sde_bound_s_error_is_the_scatter_of_the_batch_s_mean(sampling: str, samples: int) -> None:
     """The examples of a batch share out their noise levels, so that its mean is surer than they are by themselves."""
     x, means, errors, alone = examples()[0][:EXAMPLES], [], [], []
