@@ -27,7 +27,18 @@ _HOMES = {
     "cli": "fit",
 }
 _HOME_OF = {name: f"scoresde.{home}" for home, names in _HOMES.items() for name in names.split()}
-_PACKAGES = (*_HOMES, "covariance", "integrate", "fitting", "diagnostics", "pictures", "data", "interop", "testing")
+_PACKAGES = (
+    *_HOMES,
+    "inverse",
+    "covariance",
+    "integrate",
+    "fitting",
+    "diagnostics",
+    "pictures",
+    "data",
+    "interop",
+    "testing",
+)
 _RENAMED = {"Pilots": "ReferencePaths", "pilot_paths": "reference_paths"}
 __all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604
 
