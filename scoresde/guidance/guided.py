@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from scoresde.checks import check_list, check_numbers, check_pair
 from scoresde.denoiser import Denoiser
 from scoresde.denoiser.inference_mode import differentiates
+from scoresde.guidance.gradients import gradient
 from scoresde.sde.clock import last_signal, nearest_signal
 from scoresde.sde.levels import Level
 
@@ -159,8 +160,8 @@ class ClassifierGuided(Denoiser):
     def _shift(self, x: Tensor, level: Level) -> Tensor:
         """Of x̂0."""
         x, near = nearest_signal(self.sde, x, level, self.last)
-        gradient = _gradient(lambda x: self.log_prob(x, near.time), x, "ClassifierGuided")
-        return self.scale * near.sigma**2 / near.alpha * gradient
+        slope = gradient(lambda x: self.log_prob(x, near.time), x, "ClassifierGuided")
+        return self.scale * near.sigma**2 / near.alpha * slope
 
 
 class ReconstructionGuided(Denoiser):
@@ -196,28 +197,14 @@ class ReconstructionGuided(Denoiser):
             kept.append(self.denoiser.x0(x, level, **cond))
             return self.log_likelihood(kept[0])
 
-        gradient = _gradient(potential, x, "ReconstructionGuided")
+        slope = gradient(potential, x, "ReconstructionGuided")
         x0_hat = kept[0] if torch.is_grad_enabled() else kept[0].detach()
-        return x0_hat + self.scale * level.sigma**2 / level.alpha * gradient
+        return x0_hat + self.scale * level.sigma**2 / level.alpha * slope
 
 
 def _shifted_v(v: Tensor, shift: Tensor, level: Level) -> Tensor:
     """v̂ of a denoiser whose x̂0 is moved by a shift: v = α ε − σ x0 = (α x − (α² + σ²) x0)/σ."""
     return v - (level.alpha**2 + level.sigma**2) / level.sigma * shift
-
-
-def _gradient(log_prob: Callable[[Tensor], Tensor], x: Tensor, owner: str) -> Tensor:
-    """∇ₓ Σ_b log_prob(x)_b; keeps the graph only if the caller differentiates through x."""
-    through = torch.is_grad_enabled() and x.requires_grad
-    with torch.enable_grad():
-        x = x if through else x.detach().requires_grad_()
-        values = log_prob(x)
-        if values.shape != x.shape[:1]:
-            raise ValueError(
-                f"{owner} needs one log-probability per sample: expected shape ({x.shape[0]},), "
-                f"got {tuple(values.shape)}."
-            )
-        return torch.autograd.grad(values.sum(), x, create_graph=through, retain_graph=through or None)[0]
 
 
 def _require_same_sde(owner: str, first: Denoiser, second: Denoiser) -> None:

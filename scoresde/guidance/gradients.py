@@ -1,0 +1,30 @@
+"""The gradient of a log-probability with respect to the noisy data, as guidance takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def gradient(log_prob: Callable[[Tensor], Tensor], x: Tensor, owner: str) -> Tensor:
+    """∇ₓ Σ_b log_prob(x)_b, (B, *); keeps the graph only if the caller differentiates through x.
+
+    Args:
+        log_prob: Called as log_prob(x) -> (B,).
+        x: Where, (B, *).
+        owner: Whose gradient it is, for messages.
+    Raises:
+        ValueError: If there is not one value per sample.
+    """
+    through = torch.is_grad_enabled() and x.requires_grad
+    with torch.enable_grad():
+        x = x if through else x.detach().requires_grad_()
+        values = log_prob(x)
+        if values.shape != x.shape[:1]:
+            raise ValueError(
+                f"{owner} needs one log-probability per sample: expected shape ({x.shape[0]},), "
+                f"got {tuple(values.shape)}."
+            )
+        return torch.autograd.grad(values.sum(), x, create_graph=through, retain_graph=through or None)[0]
