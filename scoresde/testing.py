@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from scoresde.inverse import check_operator as check_operator  # of its own package, and found here too
 from scoresde.sde import SDE
 from scoresde.sde.quadrature import integrate
 

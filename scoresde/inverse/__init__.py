@@ -1,6 +1,39 @@
 """Inverse problems y = A(x0) + noise: operators, measurements, and the denoisers and samplers of p(x0 | y)."""
 
+from scoresde.inverse.blur import Blur, gaussian_kernel
+from scoresde.inverse.check_operator import check_operator
+from scoresde.inverse.compressed_sensing import CompressedSensing
+from scoresde.inverse.crop import Crop
+from scoresde.inverse.decomposed import DecomposedMatrix, decomposed
+from scoresde.inverse.down_sample import DownSample
+from scoresde.inverse.fourier_mask import FourierMask
+from scoresde.inverse.function import Function, LinearFunction
+from scoresde.inverse.grayscale import Grayscale
 from scoresde.inverse.measurement import GaussianNoise, Measurement, NoiseLaw
-from scoresde.inverse.operators import LinearOperator, Mask, Matrix, Operator
+from scoresde.inverse.noise_laws import PoissonNoise, QuantisedNoise
+from scoresde.inverse.operators import KnowsSingularValues, LinearOperator, Mask, Matrix, Operator
 
-__all__ = ["GaussianNoise", "LinearOperator", "Mask", "Matrix", "Measurement", "NoiseLaw", "Operator"]
+__all__ = [
+    "Blur",
+    "CompressedSensing",
+    "Crop",
+    "DecomposedMatrix",
+    "DownSample",
+    "FourierMask",
+    "Function",
+    "GaussianNoise",
+    "Grayscale",
+    "KnowsSingularValues",
+    "LinearFunction",
+    "LinearOperator",
+    "Mask",
+    "Matrix",
+    "Measurement",
+    "NoiseLaw",
+    "Operator",
+    "PoissonNoise",
+    "QuantisedNoise",
+    "check_operator",
+    "decomposed",
+    "gaussian_kernel",
+]

@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from scoresde.denoiser.inference_mode import differentiates
+
 SMALL = 1e-10  # of the largest singular value: what is below counts as 0 in a pseudo-inverse
 
 
@@ -41,6 +43,7 @@ class LinearOperator(Operator):
     operator with a formula of its own writes them again.
     """
 
+    @differentiates
     def adjoint(self, y: Tensor) -> Tensor:
         """Aᵀ y: (B, *measured) -> (B, *shape); here the gradient of ⟨A x, y⟩ by x."""
         with torch.enable_grad():
@@ -59,6 +62,48 @@ class LinearOperator(Operator):
         return self(basis).flatten(1).T
 
 
+class KnowsSingularValues(LinearOperator, ABC):
+    """A = U diag(s) Vᵀ with one s for every coordinate of an event, 0 where nothing is measured.
+
+        x = V c,   A x = U (s ∘ c),   Uᵀ A x = s ∘ Vᵀ x,   A⁺ y = V (Uᵀ y / s where s > 0)
+
+    V is orthogonal; the columns of U are orthonormal where s > 0. `decomposed` gives any linear operator of small
+    events these methods.
+    """
+
+    @abstractmethod
+    def singular_values(self, like: Tensor) -> Tensor:
+        """s, (1, d), or (B, d) of an operator with one matrix per sample, in the dtype and on the device of `like`."""
+
+    @abstractmethod
+    def event_coordinates(self, x: Tensor) -> Tensor:
+        """Vᵀ x: (B, *shape) -> (B, d)."""
+
+    @abstractmethod
+    def event(self, coordinates: Tensor) -> Tensor:
+        """V c: (B, d) -> (B, *shape)."""
+
+    @abstractmethod
+    def measurement_coordinates(self, y: Tensor) -> Tensor:
+        """Uᵀ y: (B, *measured) -> (B, d), 0 where s is 0."""
+
+    @abstractmethod
+    def measurement(self, coordinates: Tensor) -> Tensor:
+        """U c: (B, d) -> (B, *measured); coordinates where s is 0 have no effect."""
+
+    def forward(self, x0: Tensor) -> Tensor:
+        return self.measurement(self.singular_values(x0) * self.event_coordinates(x0))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.event(self.singular_values(y) * self.measurement_coordinates(y))
+
+    def pseudo_inverse(self, y: Tensor) -> Tensor:
+        s = self.singular_values(y)
+        least = max(SMALL, 10 * torch.finfo(s.dtype).eps)
+        inverse = torch.where(s > least * s.max(), 1 / s, 0)
+        return self.event(inverse * self.measurement_coordinates(y))
+
+
 class Matrix(LinearOperator):
     """y = A x of flattened events.
 
@@ -68,6 +113,7 @@ class Matrix(LinearOperator):
     """
 
     values: Tensor
+    inverse: Tensor | None
 
     def __init__(self, matrix: Tensor, shape: tuple[int, ...] | None = None) -> None:
         super().__init__()
@@ -80,6 +126,7 @@ class Matrix(LinearOperator):
                 f"Matrix needs events with one entry for each of its {matrix.shape[1]} columns, got {self.shape}."
             )
         self.register_buffer("values", matrix.double())
+        self.register_buffer("inverse", None, persistent=False)
 
     def forward(self, x0: Tensor) -> Tensor:
         return x0.flatten(1) @ self.values.to(x0).T
@@ -87,11 +134,17 @@ class Matrix(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return (y @ self.values.to(y)).reshape(len(y), *self.shape)
 
+    def pseudo_inverse(self, y: Tensor) -> Tensor:
+        if self.inverse is None:
+            with torch.inference_mode(False), torch.no_grad():
+                self.inverse = torch.linalg.pinv(self.values.clone(), rtol=SMALL)
+        return (y @ self.inverse.to(y).T).reshape(len(y), *self.shape)
+
     def matrix(self, like: Tensor) -> Tensor:
         return self.values.to(like)
 
 
-class Mask(LinearOperator):
+class Mask(KnowsSingularValues):
     """y = m ∘ x: some entries are observed, the others are 0 in y. Inpainting, missing values, a forecast.
 
     Args:
@@ -127,6 +180,23 @@ class Mask(LinearOperator):
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         return self(y)
+
+    def singular_values(self, like: Tensor) -> Tensor:
+        per_sample = self.mask.ndim > len(self.shape)
+        batch = len(self.mask) if per_sample else 1
+        return self.mask.expand(batch, *self.shape).flatten(1).to(like)
+
+    def event_coordinates(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+    def event(self, coordinates: Tensor) -> Tensor:
+        return coordinates.reshape(-1, *self.shape)
+
+    def measurement_coordinates(self, y: Tensor) -> Tensor:
+        return self(y).flatten(1)
+
+    def measurement(self, coordinates: Tensor) -> Tensor:
+        return self(self.event(coordinates))
 
     def select(self, index: Tensor, batch: int) -> Operator:
         per_sample = self.mask.ndim > len(self.shape) and len(self.mask) == batch
