@@ -13,6 +13,7 @@ from scoresde.checks import check_list, check_numbers, check_pair
 from scoresde.denoiser import Denoiser
 from scoresde.denoiser.inference_mode import differentiates
 from scoresde.guidance.gradients import gradient
+from scoresde.guidance.potential import on_process
 from scoresde.sde.clock import last_signal, nearest_signal
 from scoresde.sde.levels import Level
 
@@ -136,7 +137,8 @@ class ClassifierGuided(Denoiser):
 
     Args:
         denoiser: The prior.
-        log_prob: Called as log_prob(x, t) -> (B,); log p(y | x_t) up to a constant. It must see noisy data.
+        log_prob: Called as log_prob(x, t) -> (B,); log p(y | x_t) up to a constant. It must see noisy data. A
+            `Potential` of another process is asked at equal σ/α.
         scale: Guidance scale.
 
     References:
@@ -147,7 +149,8 @@ class ClassifierGuided(Denoiser):
     def __init__(self, denoiser: Denoiser, log_prob: LogProbability, scale: float = 1.0) -> None:
         super().__init__()
         _check_scale(self, scale)
-        self.sde, self.denoiser, self.log_prob, self.scale = denoiser.sde, denoiser, log_prob, scale
+        self.sde, self.denoiser, self.scale = denoiser.sde, denoiser, scale
+        self.log_prob = on_process(log_prob, self.sde)
         self.last = last_signal(self.sde)
 
     def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:

@@ -11,6 +11,7 @@ from scoresde.solvers.er_sde import ERSDE, er_sde_scale, power_scale
 from scoresde.solvers.euler_maruyama import EulerMaruyama, ReverseDiffusion
 from scoresde.solvers.heun import Heun
 from scoresde.solvers.langevin import AnnealedLangevin, Langevin, PredictorCorrector
+from scoresde.solvers.mean_shift import GaussianStepSolver, MeanShift
 from scoresde.solvers.obelm import OBELM
 from scoresde.solvers.ode import ProbabilityFlowODE
 from scoresde.solvers.reverse_sde import ReverseSDE
@@ -37,9 +38,11 @@ __all__ = [
     "ERSDE",
     "EulerMaruyama",
     "ExponentialAdams",
+    "GaussianStepSolver",
     "Heun",
     "IPNDM",
     "Langevin",
+    "MeanShift",
     "OBELM",
     "Plan",
     "PredictorCorrector",

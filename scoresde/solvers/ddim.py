@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from scoresde.checks import check_numbers
 from scoresde.covariance.reverse_variance import check_variance, limited_std, optimal
 from scoresde.denoiser import Denoiser
-from scoresde.noise.sources import NoiseSource
 from scoresde.sde.grids import Grid, balanced_grid
 from scoresde.sde.levels import Interval
-from scoresde.solvers.base import StepSolver, add_noise, linear
+from scoresde.solvers.base import linear
+from scoresde.solvers.mean_shift import GaussianStepSolver
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDIM(StepSolver):
+class DDIM(GaussianStepSolver):
     """Denoising diffusion implicit models.
 
         x_s = α_s x̂0 + √(σ_s² − λ²) ε̂ + λ z,      λ = η √β̃          (Song et al. 2021, eq. 12 and 16)
@@ -52,9 +53,7 @@ class DDIM(StepSolver):
     def deterministic(self) -> bool:
         return self.eta == 0 and self.variance == "small"
 
-    def step(
-        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
-    ) -> tuple[Tensor, None]:
+    def mean_and_std(self, denoiser: Denoiser, x: Tensor, interval: Interval) -> tuple[Tensor, Any]:
         t, s = interval.t, interval.s
         std = self.eta * s.sigma * interval.removed**0.5 if self.eta else 0.0  # λ
         direction = (s.sigma**2 - std**2) ** 0.5 / t.sigma  # √(σ_s² − λ²) ε̂ = direction (x − α_t x̂0)
@@ -65,4 +64,4 @@ class DDIM(StepSolver):
             x_s = x_s + s.alpha * (x0.clamp(*self.clip_denoised) - x0)
         if self.clip_last_noise is not None and interval.last_noise:
             std = limited_std(std, self.clip_last_noise, self.clip_denoised)
-        return add_noise(x_s, std, noise, interval), None
+        return x_s, std

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from scoresde.covariance.reverse_variance import check_variance, learned_std, limited_std, optimal
 from scoresde.denoiser import Denoiser
-from scoresde.noise.sources import NoiseSource
 from scoresde.sde.levels import Interval
-from scoresde.solvers.base import StepSolver, add_noise, linear
+from scoresde.solvers.base import linear
+from scoresde.solvers.mean_shift import GaussianStepSolver
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDPM(StepSolver):
+class DDPM(GaussianStepSolver):
     """Ancestral sampling from q(x_s | x_t, x0 = x̂0).
 
         mean = α_s (1 − r) x̂0 + (α_t σ_s²)/(α_s σ_t²) x_t,         r = SNR_t / SNR_s      (Ho et al. 2020, eq. 7)
@@ -46,9 +47,7 @@ class DDPM(StepSolver):
         super().__post_init__()
         check_variance(self, ("small", "large", "optimal", "learned"))
 
-    def step(
-        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
-    ) -> tuple[Tensor, None]:
+    def mean_and_std(self, denoiser: Denoiser, x: Tensor, interval: Interval) -> tuple[Tensor, Any]:
         t, s, removed = interval.t, interval.s, interval.removed  # 1 − r
         gain = s.alpha * removed
         std = (t if self.variance == "large" else s).sigma * removed**0.5 * (s.sigma > 0)  # √β or √β̃; none to noise 0
@@ -62,4 +61,4 @@ class DDPM(StepSolver):
         mean = linear((gain, x0), (t.alpha / s.alpha * (s.sigma / t.sigma) ** 2, x))
         if self.clip_last_noise is not None and interval.last_noise:
             std = limited_std(std, self.clip_last_noise, self.clip_denoised)
-        return add_noise(mean, std, noise, interval), None
+        return mean, std

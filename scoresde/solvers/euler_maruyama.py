@@ -9,14 +9,14 @@ from torch import Tensor
 
 from scoresde.checks import check_numbers
 from scoresde.denoiser import Denoiser
-from scoresde.noise.sources import NoiseSource
 from scoresde.sde.levels import Interval, Levels, Weights
-from scoresde.solvers.base import StepSolver, add_noise, linear
+from scoresde.solvers.base import linear
 from scoresde.solvers.exponential import choose
+from scoresde.solvers.mean_shift import GaussianStepSolver
 
 
 @dataclass(frozen=True, kw_only=True)
-class EulerMaruyama(StepSolver):
+class EulerMaruyama(GaussianStepSolver):
     """Euler-Maruyama for the reverse SDE, and for the family between it and the probability-flow ODE.
 
         x_s = x − (f x − ½ (1 + η²) g² score) (t − s) + η g √(t − s) z          (Song et al. 2021, eq. 6 and 13)
@@ -37,21 +37,19 @@ class EulerMaruyama(StepSolver):
         super().__post_init__()
         check_numbers(self, "0 <= eta <= 1")
 
-    def step(
-        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
-    ) -> tuple[Tensor, None]:
+    def mean_and_std(self, denoiser: Denoiser, x: Tensor, interval: Interval) -> tuple[Tensor, Any]:
         t = interval.t
         if interval.denoising:
-            return denoiser.x0(x, t), None
+            return denoiser.x0(x, t), 0.0
         dt = t.t - interval.s.t
         if (silent := t.alpha == 0) is True:
-            return add_noise(*self._from_no_signal(denoiser, x, interval, dt), noise, interval), None
+            return self._from_no_signal(denoiser, x, interval, dt)
         push = 0.5 * (1 + self.eta**2) * t.g**2 * dt
         x_s = linear((1 - t.f * dt, x), (push, denoiser.score_at(x, t)))
         std = self.eta * t.g * dt**0.5 if self.eta else 0.0
         if silent is not False and denoiser.sde.ends_silent:
             x_s, std = choose(silent, self._from_no_signal(denoiser, x, interval, dt), (x_s, std))
-        return add_noise(x_s, std, noise, interval), None
+        return x_s, std
 
     def _from_no_signal(self, denoiser: Denoiser, x: Tensor, interval: Interval, dt: Any) -> tuple[Tensor, Any]:
         if not self.eta:
@@ -60,7 +58,7 @@ class EulerMaruyama(StepSolver):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReverseDiffusion(StepSolver):
+class ReverseDiffusion(GaussianStepSolver):
     """Reverse of the forward process's own discretisation.
 
         x_t = a x_s + b z  forward, the exact transition from s to t
@@ -86,21 +84,19 @@ class ReverseDiffusion(StepSolver):
         a, b = levels.sde.transition(levels.t[1:], levels.t[:-1])
         return {"a": a, "b": b}
 
-    def step(
-        self, denoiser: Denoiser, x: Tensor, interval: Interval, noise: NoiseSource, state: None
-    ) -> tuple[Tensor, None]:
+    def mean_and_std(self, denoiser: Denoiser, x: Tensor, interval: Interval) -> tuple[Tensor, Any]:
         t = interval.t
         if interval.denoising:
-            return denoiser.x0(x, t), None
+            return denoiser.x0(x, t), 0.0
         if (silent := t.alpha == 0) is True:
-            return add_noise(*self._from_no_signal(denoiser, x, interval), noise, interval), None
+            return self._from_no_signal(denoiser, x, interval)
         forward = interval.weights(self)
         a, b = forward.a, forward.b
         x_s = linear((2 - a, x), (0.5 * (1 + self.eta**2) * b**2, denoiser.score_at(x, t)))
         std = self.eta * b if self.eta else 0.0
         if silent is not False and denoiser.sde.ends_silent:
             x_s, std = choose(silent, self._from_no_signal(denoiser, x, interval), (x_s, std))
-        return add_noise(x_s, std, noise, interval), None
+        return x_s, std
 
     def _from_no_signal(self, denoiser: Denoiser, x: Tensor, interval: Interval) -> tuple[Tensor, Any]:
         t, s = interval.t, interval.s
