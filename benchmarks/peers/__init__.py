@@ -9,8 +9,10 @@ from importlib.util import find_spec
 from types import ModuleType
 
 from mixture import CountedModel
+from posterior_rows import Row
 from torch import Tensor
 
+POSTERIOR = {"scoresde": "ours_posterior", "azula": "peers.azula_posterior", "deepinv": "peers.deepinv_posterior"}
 LIBRARIES = {"diffusers": "diffusers", "k-diffusion": "kdiffusion", "azula": "azula"}
 
 
@@ -45,3 +47,13 @@ def adaptor(library: str) -> ModuleType:
 def candidates(library: str, stochastic: bool) -> list[Candidate]:
     found: list[Candidate] = list(adaptor(library).stochastic() if stochastic else adaptor(library).deterministic())
     return found
+
+
+def posterior_methods(library: str) -> list[Row]:
+    """The posterior samplers of a library, ours included."""
+    if library not in POSTERIOR:
+        raise SystemExit(f"--libraries needs some of {', '.join(POSTERIOR)}, got {library!r}.")
+    if find_spec(library) is None:
+        raise SystemExit(f"--libraries {library} needs the package: pip install {library}")
+    rows: list[Row] = import_module(POSTERIOR[library]).ROWS
+    return rows
