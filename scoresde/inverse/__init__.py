@@ -8,12 +8,16 @@ from scoresde.inverse.decomposed import DecomposedMatrix, decomposed
 from scoresde.inverse.down_sample import DownSample
 from scoresde.inverse.fourier_mask import FourierMask
 from scoresde.inverse.function import Function, LinearFunction
+from scoresde.inverse.gaussian_posterior import GaussianPosterior
 from scoresde.inverse.grayscale import Grayscale
 from scoresde.inverse.measurement import GaussianNoise, Measurement, NoiseLaw
+from scoresde.inverse.mmps import MMPS
 from scoresde.inverse.noise_laws import PoissonNoise, QuantisedNoise
 from scoresde.inverse.operators import KnowsSingularValues, LinearOperator, Mask, Matrix, Operator
+from scoresde.inverse.posterior_denoiser import PosteriorDenoiser
 
 __all__ = [
+    "MMPS",
     "Blur",
     "CompressedSensing",
     "Crop",
@@ -22,6 +26,7 @@ __all__ = [
     "FourierMask",
     "Function",
     "GaussianNoise",
+    "GaussianPosterior",
     "Grayscale",
     "KnowsSingularValues",
     "LinearFunction",
@@ -32,6 +37,7 @@ __all__ = [
     "NoiseLaw",
     "Operator",
     "PoissonNoise",
+    "PosteriorDenoiser",
     "QuantisedNoise",
     "check_operator",
     "decomposed",

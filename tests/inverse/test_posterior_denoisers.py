@@ -1,0 +1,169 @@
+"""Denoisers of p(x0 | y) against the exact posteriors of Gaussian priors."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from scoresde import EDMSDE, SDE, VPSDE, Denoiser, GaussianDenoiser, ProbabilityFlowODE, StraightSDE, log_prob
+from scoresde.inverse import MMPS, GaussianNoise, GaussianPosterior, Mask, Matrix, Measurement, Operator
+
+Method = Callable[..., Denoiser]
+SDES = [VPSDE(), EDMSDE(), StraightSDE()]
+
+
+def problem(d: int = 4, m: int = 2, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean and covariance of a Gaussian prior, A, and the covariance of the noise."""
+    g = torch.Generator().manual_seed(seed)
+    mean, root, a, noise = (torch.randn(s, generator=g).double() for s in ((d,), (d, d), (m, d), (m, m)))
+    return mean, root @ root.T / d + 0.05 * torch.eye(d), a, 0.1 * noise @ noise.T + 0.02 * torch.eye(m)
+
+
+def conditioned(mean: Tensor, cov: Tensor, a: Tensor, noise: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of x0 given y = A x0 + n, by Bayes' rule in the form of precisions."""
+    precision = torch.linalg.inv(cov) + a.T @ torch.linalg.solve(noise, a)
+    posterior = torch.linalg.inv(precision)
+    return posterior @ (torch.linalg.solve(cov, mean) + a.T @ torch.linalg.solve(noise, y)), posterior
+
+
+@pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
+@pytest.mark.parametrize("method", [MMPS, GaussianPosterior])
+def test_of_a_gaussian_they_are_the_exact_denoiser_of_the_posterior(method: Method, sde: SDE) -> None:
+    mean, cov, a, noise = problem()
+    y = a @ mean + torch.tensor([1.0, -0.7])
+    guided = method(GaussianDenoiser(sde, mean, cov=cov), Measurement(Matrix(a), y[None], GaussianNoise(cov=noise)))
+    posterior_mean, posterior_cov = conditioned(mean, cov, a, noise, y)
+    exact = GaussianDenoiser(sde, posterior_mean, cov=posterior_cov)
+
+    t = torch.tensor([0.99, 0.7, 0.3, 0.05, 1e-3]).double()
+    x = sde.alpha(t)[:, None] * mean + sde.sigma(t)[:, None] * torch.randn(5, 4).double()
+    for ask in ("__call__", "score", "v", "velocity"):
+        torch.testing.assert_close(getattr(guided, ask)(x, t), getattr(exact, ask)(x, t), rtol=1e-8, atol=1e-8)
+        alone = torch.cat([getattr(guided, ask)(x[row : row + 1], t[row]) for row in range(5)])
+        torch.testing.assert_close(getattr(guided, ask)(x, t), alone, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", [MMPS, GaussianPosterior])
+def test_the_flow_of_a_gaussian_ends_in_the_exact_posterior(method: Method) -> None:
+    """The flow is affine: four starts give it, and with it mean and covariance at the data, without sampling."""
+    mean, cov, a, noise = problem(d=3)
+    sde, y = EDMSDE(sigma_min=1e-4), a @ mean + torch.tensor([1.0, -0.7])
+    guided = method(GaussianDenoiser(sde, mean, cov=cov), Measurement(Matrix(a), y[None], GaussianNoise(cov=noise)))
+    exact_mean, exact_cov = conditioned(mean, cov, a, noise, y)
+
+    ends = ProbabilityFlowODE(rtol=1e-7, atol=1e-9)(guided, torch.cat([torch.zeros(1, 3), torch.eye(3)]).double())
+    offset, slope = ends[0], (ends[1:] - ends[0]).T
+
+    start = exact_cov + 80.0**2 * torch.eye(3)
+    torch.testing.assert_close(offset + slope @ exact_mean, exact_mean, rtol=0, atol=1e-6)
+    torch.testing.assert_close(slope @ start @ slope.T, exact_cov, rtol=0, atol=1e-6)
+
+
+def test_log_prob_of_the_posterior() -> None:
+    mean, cov, a, noise = problem(d=2, m=1)
+    sde, y = VPSDE(), a @ mean + 1.0
+    guided = MMPS(GaussianDenoiser(sde, mean, cov=cov), Measurement(Matrix(a), y[None], GaussianNoise(cov=noise)))
+    posterior_mean, posterior_cov = conditioned(mean, cov, a, noise, y)
+    x = torch.distributions.MultivariateNormal(posterior_mean, posterior_cov).sample((2,))
+
+    ours = log_prob(guided, x, divergence="exact", rtol=1e-5, atol=1e-5).log_prob
+
+    exact = GaussianDenoiser(sde, posterior_mean, cov=posterior_cov)
+    exact_density = log_prob(exact, x, divergence="exact", rtol=1e-5, atol=1e-5).log_prob
+    torch.testing.assert_close(ours, exact_density, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [MMPS, GaussianPosterior])
+@pytest.mark.parametrize("std", [0.0, 0.3])
+def test_masks_of_each_sample_and_measurements_without_noise(method: Method, std: float) -> None:
+    """Of a coordinate that is observed without noise nothing is left to estimate."""
+    mean, cov, _, _ = problem(d=3)
+    mask = torch.tensor([[1, 0, 1], [0, 1, 0], [0, 0, 0]])
+    truth = mean + torch.randn(3, 3).double()
+    measurement = Measurement(Mask(mask, shape=(3,)), mask * truth, std)
+    guided, x = method(GaussianDenoiser(VPSDE(), mean, cov=cov), measurement), torch.randn(3, 3).double()
+    t = torch.tensor(0.4).double()
+    for row in range(3):
+        a = torch.eye(3).double()[mask[row].bool()]
+        law = conditioned(mean, cov, a, max(std, 1e-4) ** 2 * torch.eye(len(a)).double(), a @ truth[row])
+        exact = GaussianDenoiser(VPSDE(), law[0], cov=0.5 * (law[1] + law[1].T)) if len(a) else guided.denoiser
+        torch.testing.assert_close(guided(x, t)[row], exact(x, t)[row], rtol=1e-6, atol=1e-6)
+        part = guided.select(torch.tensor([row]), 3)
+        torch.testing.assert_close(part(x[row : row + 1], t)[0], guided(x, t)[row], rtol=1e-9, atol=1e-9)
+    with torch.inference_mode():
+        inside = guided(x, t)
+    torch.testing.assert_close(inside, guided(x, t))
+    assert guided(x.float(), t.float()).dtype == torch.float32 and not guided(x, t).requires_grad
+
+
+@pytest.mark.parametrize("method", [MMPS, GaussianPosterior])
+def test_where_there_is_no_signal(method: Method) -> None:
+    mean, cov, a, noise = problem()
+    y, sde = a @ mean + 0.5, StraightSDE()
+    guided = method(GaussianDenoiser(sde, mean, cov=cov), Measurement(Matrix(a), y[None], GaussianNoise(cov=noise)))
+    posterior_mean, _ = conditioned(mean, cov, a, noise, y)
+    x = torch.randn(3, 4).double()
+    for t in (torch.ones(()), torch.tensor([1.0, 1.0, 1 - 1e-9]).double()):
+        torch.testing.assert_close(guided(x, t), posterior_mean.expand(3, 4), rtol=0, atol=1e-2)
+        torch.testing.assert_close(guided.v(x, t), -guided(x, t), rtol=0, atol=1e-7)
+
+
+class Squares(Operator):
+    shape = (4,)
+
+    def forward(self, x0: Tensor) -> Tensor:
+        return x0[:, :2].square()
+
+
+@pytest.mark.parametrize("method", [MMPS, GaussianPosterior])
+def test_a_function_is_linearised_at_the_estimate(method: Method) -> None:
+    mean, cov, _, _ = problem()
+    prior, x, t = GaussianDenoiser(VPSDE(), mean, cov=cov), torch.randn(3, 4).double(), torch.tensor(0.3).double()
+    y = torch.tensor([[0.5, 2.0]]).double()
+    guided, x0 = method(prior, Measurement(Squares(), y, 0.1)), prior(x, t)
+    for row in range(3):
+        a = torch.diag(2 * x0[row, :2]) @ torch.eye(4).double()[:2]
+        tangent = Measurement(Matrix(a), (y - x0[row, :2].square() + a @ x0[row]), 0.1)
+        torch.testing.assert_close(guided(x, t)[row], method(prior, tangent)(x, t)[row], rtol=1e-8, atol=1e-8)
+
+
+class Counted(Denoiser):
+    """A denoiser that counts its passes forward and backward."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.inner, self.sde, self.forward_passes, self.backward_passes = denoiser, denoiser.sde, 0, 0
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        self.forward_passes += 1
+        x0 = self.inner(x, t)
+        if x0.requires_grad:
+            x0.register_hook(self._count)
+        return x0
+
+    def _count(self, gradient: Tensor) -> None:
+        self.backward_passes += 1
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+def test_a_call_costs_a_forward_pass_and_a_backward_pass_per_iteration(iterations: int) -> None:
+    mean, cov, a, noise = problem(d=5, m=4)
+    counted = Counted(GaussianDenoiser(VPSDE(), mean, cov=cov))
+    measurement = Measurement(Matrix(a), (a @ mean)[None] + 1, GaussianNoise(cov=noise))
+    MMPS(counted, measurement, iterations=iterations)(torch.randn(3, 5).double(), 0.5)
+    assert (counted.forward_passes, counted.backward_passes) == (1, iterations)
+
+
+def test_bad_arguments_are_named() -> None:
+    mean, cov, a, _ = problem()
+    prior, measurement = GaussianDenoiser(VPSDE(), mean, cov=cov), Measurement(Matrix(a), torch.zeros(3, 2), 0.1)
+    with pytest.raises(ValueError, match="MMPS needs 1 <= iterations, a whole number, got iterations=0"):
+        MMPS(prior, measurement, iterations=0)
+    with pytest.raises(TypeError, match="MMPS needs measurement to be a Measurement"):
+        MMPS(prior, torch.zeros(3, 2))
+    with pytest.raises(TypeError, match="GaussianPosterior needs a denoiser with covariance"):
+        GaussianPosterior(Counted(prior), measurement)
+    with pytest.raises(ValueError, match=r"A measurement of 3 events of shape \(4,\) needs as many samples"):
+        MMPS(prior, measurement)(torch.zeros(2, 4), 0.5)
