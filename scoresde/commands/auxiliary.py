@@ -252,8 +252,9 @@ def paired_net(net: dict[str, Any], data: Dataset) -> dict[str, Any]:
 
 
 def _unconditional(net: Mapping[str, Any]) -> dict[str, Any]:
-    """A network's configuration without label and condition, which the denoiser beside it is given."""
-    return {key: None if key == "num_classes" or key.startswith("condition_") else net[key] for key in net}
+    """A network's configuration without conditions, which the denoiser beside it is given."""
+    of_conditions = ("num_classes", "image", "sequence")
+    return {key: None if key in of_conditions or key.startswith("condition_") else net[key] for key in net}
 
 
 def suited_net(net: dict[str, Any], data: Dataset) -> dict[str, Any]:

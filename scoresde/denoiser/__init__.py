@@ -1,5 +1,7 @@
 """The one object that solvers, likelihoods and losses consume: E[x0 | x_t = x]."""
 
+from scoresde.denoiser.absent import CONDITIONS as CONDITIONS
+from scoresde.denoiser.absent import without as without
 from scoresde.denoiser.denoiser import Denoiser, KnowsCovariance, KnowsDirections, KnowsFullCovariance, PredictsRange
 from scoresde.denoiser.denoiser import as_time as as_time
 from scoresde.denoiser.devices import devices_named as devices_named

@@ -29,7 +29,7 @@ class ClassifierLoss(Loss):
 
     def __call__(
         self, classifier: NoisyClassifier, x0: Tensor, *, label: Tensor, generator: torch.Generator | None = None,
-        condition: Tensor | None = None,
+        condition: Tensor | None = None, image: Tensor | None = None, sequence: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         t, noise = self.draw(classifier.sde, x0, generator)
         logits = classifier(classifier.sde.perturb(x0, t, noise), t)

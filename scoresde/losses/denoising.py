@@ -32,7 +32,7 @@ class DenoisingLoss(SampledLoss):
         time: Quantile function of t, (sde, u) -> t: `uniform_times`, `discrete_times`, `lognormal_times`,
             `logit_normal_times`, `shifted_times`, `mode_times`.
         reduction: Over the entries of an event: "mean", or "half_sum", the reference's `reduce_mean=False`.
-        sampling, label_dropout, condition_dropout: See `SampledLoss`.
+        sampling, label_dropout, condition_dropout, image_dropout, sequence_dropout, joint_dropout: See `SampledLoss`.
 
     References:
         Vincent, "A Connection Between Score Matching and Denoising Autoencoders", 2011.

@@ -78,7 +78,8 @@ class DequantizationLoss(SampledLoss):
 
     Args:
         sampling: How a batch draws the positions, as for `DenoisingLoss`.
-        label_dropout, condition_dropout: See `SampledLoss`; for joint training with guidance.
+        label_dropout, condition_dropout, image_dropout, sequence_dropout, joint_dropout: See `SampledLoss`;
+            for joint training with guidance.
 
     References:
         Ho et al., "Flow++", 2019, arXiv:1902.00275.

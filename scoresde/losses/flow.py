@@ -37,7 +37,7 @@ class FlowLoss(SampledLoss):
         coupling: "independent"; "optimal_transport": the noise of a batch is permuted among its examples so that
             Σ ‖ε − x0‖² is least (Pooladian et al. 2023, Tong et al. 2024), exact, O(B³) for B examples. Data and
             conditions stay in their places. Batches that bring their own noise are pairs already: see `reflow_pairs`.
-        sampling, label_dropout, condition_dropout: See `SampledLoss`.
+        sampling, label_dropout, condition_dropout, image_dropout, sequence_dropout, joint_dropout: See `SampledLoss`.
 
     References:
         Lipman et al., "Flow Matching for Generative Modeling", 2023, arXiv:2210.02747.

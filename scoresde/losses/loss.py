@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.checks import check_choice, check_flags, check_numbers
+from scoresde.denoiser import CONDITIONS, without
 from scoresde.losses.times import with_signal
 from scoresde.sde import SDE
 
@@ -56,17 +57,25 @@ class SampledLoss(Loss):
         sampling: How the uniforms u of a batch are drawn. "independent"; "stratified": one per cell of width 1/B;
             "antithetic": one draw shifted by multiples of 1/B (arXiv:2107.00630, App. I.1). Each u alone is uniform.
         label_dropout: Probability of replacing a label by −1 (no label), for classifier-free guidance.
-        condition_dropout: The same of a condition vector, which becomes NaN (none). One draw decides of both.
+        condition_dropout, image_dropout, sequence_dropout: The same of a condition vector, of an image and of a
+            sequence, see `scoresde.denoiser.without`. Each is dropped by itself, independently of the others.
+        joint_dropout: Probability of dropping all conditions at once, before that.
+
+    A condition with the rate r is dropped with probability j + (1 − j) r, and all of them with j + (1 − j) Π r.
     """
 
     sampling: str = "stratified"
     label_dropout: float = 0.0
     condition_dropout: float = 0.0
+    image_dropout: float = 0.0
+    sequence_dropout: float = 0.0
+    joint_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         check_flags(self)
         check_choice(self, "sampling", self.sampling, ("independent", "stratified", "antithetic"))
-        check_numbers(self, "0 <= label_dropout < 1", "0 <= condition_dropout < 1")
+        rates = ("label", "condition", "image", "sequence", "joint")
+        check_numbers(self, *(f"0 <= {name}_dropout < 1" for name in rates))
 
     @abstractmethod
     def times(self, sde: SDE, u: Tensor) -> Tensor:
@@ -95,22 +104,19 @@ class SampledLoss(Loss):
     def drop_conditions(
         self, cond: dict[str, Any], x0: Tensor, generator: torch.Generator | None = None
     ) -> dict[str, Any]:
-        """The conditions of a batch with some dropped: a label is −1 then, and a condition a row of NaN.
-
-        Which of two is dropped more often is dropped whenever the other is, so that a model learns to do without both.
-        """
-        rates = {"label": self.label_dropout, "condition": self.condition_dropout}
-        rates = {key: rate for key, rate in rates.items() if rate > 0 and cond.get(key) is not None}
-        if not rates:
+        """The conditions of a batch with some dropped, see `scoresde.denoiser.without`."""
+        rates = {key: getattr(self, f"{key}_dropout") for key in CONDITIONS if cond.get(key) is not None}
+        if not any(rates.values()) and (self.joint_dropout == 0 or not rates):
             return cond
-        u = torch.rand(x0.shape[0], generator=generator, device=x0.device)
-        dropped = dict(cond)
+
+        def drawn(rate: float) -> Tensor:
+            return torch.rand(x0.shape[0], generator=generator, device=x0.device) < rate
+
+        dropped, every = dict(cond), drawn(self.joint_dropout) if self.joint_dropout > 0 else None
         for key, rate in rates.items():
-            value, drop = cond[key], u < rate
-            if key == "condition" and not value.is_floating_point():
-                value = value.double()
-            none = -1 if key == "label" else float("nan")
-            dropped[key] = value.masked_fill(drop.reshape(-1, *[1] * (value.ndim - 1)), none)
+            rows = drawn(rate) if rate > 0 else None
+            rows = every if rows is None else rows if every is None else rows | every
+            dropped[key] = cond[key] if rows is None else without(key, cond[key], rows)
         return dropped
 
 

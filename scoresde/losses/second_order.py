@@ -38,7 +38,7 @@ class SecondOrderLoss(SampledLoss):
         weighting: w, as for `DenoisingLoss`.
         time: Distribution of t, as for `DenoisingLoss`; `logsnr_times` trains for likelihood.
         sampling: How a batch draws from it, as for `DenoisingLoss`.
-        label_dropout, condition_dropout: As for `DenoisingLoss`.
+        label_dropout, condition_dropout, image_dropout, sequence_dropout, joint_dropout: As for `DenoisingLoss`.
         weight: λ of the second-order term.
         order2: "trace" (the divergence alone, what a likelihood needs), "jacobian" or "both".
         probes: Probe vectors per example, one backward pass each; None: all d of them, the exact term.

@@ -46,7 +46,7 @@ class VDMLoss(SampledLoss):
         clock: "own": uniform t, for learned schedules. "logsnr": uniform log-SNR, for the others, whose own clock
             has γ' ~ 1/t near the data (`logsnr_times`). Where a process ends without signal, γ = ∞, the level of
             α/σ = 10⁻³ stands for less: of 10⁻⁶ E‖x0‖² nats.
-        sampling, label_dropout, condition_dropout: As of `DenoisingLoss`.
+        sampling, label_dropout, condition_dropout, image_dropout, sequence_dropout, joint_dropout: See `SampledLoss`.
 
     References:
         Kingma et al., "Variational Diffusion Models", 2021, arXiv:2107.00630.

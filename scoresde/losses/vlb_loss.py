@@ -42,7 +42,7 @@ class VLBLoss(SampledLoss):
         prior: Add KL(q(x_T | x0) ‖ π) to L_vlb: it makes the value a bound, and teaches only learned processes.
         resampling: Distribution of k, for "vlb": `LossSecondMoment`; its weights keep the expectation. None: uniform.
         sampling: How a batch draws from it, as for `DenoisingLoss`.
-        label_dropout, condition_dropout: As for `DenoisingLoss`.
+        label_dropout, condition_dropout, image_dropout, sequence_dropout, joint_dropout: As for `DenoisingLoss`.
 
     References:
         Ho et al., "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.11239.

@@ -114,6 +114,44 @@ class AttentionBlock(nn.Module):
         return add_skip(x, self.NIN_3(h), self.skip_rescale)
 
 
+class CrossAttentionBlock(nn.Module):
+    """Attention of the places of a feature map to the tokens of a sequence, single head.
+
+        y = x + NIN₁(softmax(q kᵀ / √C) v),   q = NIN₀(norm(x)),   k, v = K h, V h        over the tokens h
+
+    divided by √2 with skip_rescale. Padding has weight 0.
+
+    Args:
+        channels: Width C of x, shape (B, C, *).
+        width: Of the tokens.
+        init_scale, skip_rescale, norm_groups, checkpoint: As in `ResidualBlock`.
+
+    References:
+        Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", 2021, arXiv:2112.10752.
+    """
+
+    def __init__(
+        self, channels: int, width: int, *, init_scale: float = 0.0, skip_rescale: bool = True,
+        norm_groups: int | None = None, checkpoint: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.skip_rescale, self.checkpoint = skip_rescale, checkpoint
+        self.GroupNorm_0 = group_norm(channels, norm_groups)
+        self.NIN_0, self.NIN_1 = NIN(channels, channels), NIN(channels, channels, init_scale=init_scale)
+        self.keys, self.values = linear(width, channels), linear(width, channels)
+
+    def forward(self, x: Tensor, tokens: Tensor, present: Tensor) -> Tensor:
+        """Args: x (B, channels, *); tokens (B, L, width) or (1, L, width); which of them are no padding, (B, L)."""
+        return evaluate(self._y, x, tokens, present, checkpoint=self.checkpoint)
+
+    def _y(self, x: Tensor, tokens: Tensor, present: Tensor) -> Tensor:
+        q = self.NIN_0(self.GroupNorm_0(x)).flatten(2).transpose(1, 2)
+        scores = q @ (self.keys(tokens) * x.shape[1] ** -0.5).transpose(1, 2)
+        weights = torch.softmax(scores.masked_fill(~present[:, None], -torch.inf), dim=-1)
+        h = (weights @ self.values(tokens)).transpose(1, 2).reshape(x.shape)
+        return add_skip(x, self.NIN_1(h), self.skip_rescale)
+
+
 def add_skip(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
     """x + h, divided by √2 if rescale."""
     return (x + h) * 0.5**0.5 if rescale else x + h

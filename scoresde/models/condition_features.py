@@ -1,14 +1,15 @@
-"""What a network is conditioned on, in the data's own units, as features of size one."""
+"""What a network is conditioned on, in its own units, as features of size one."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from scoresde.checks import check_list, check_numbers, is_whole
+from scoresde.checks import check_list, is_whole
 
 
 class ConditionFeatures(nn.Module):
@@ -25,6 +26,7 @@ class ConditionFeatures(nn.Module):
         dim: Length of the condition vector.
         mean, std: One per column, or one for all; None: 0 and 1. Those of categories are not used.
         categories: Per column, 0 for a number or the number K of categories, which are 0..K−1; None: all are numbers.
+        prefix, size: What the network's options are called, for messages: prefix + "mean", and the length.
     """
 
     mean: Tensor
@@ -35,15 +37,19 @@ class ConditionFeatures(nn.Module):
 
     def __init__(
         self, owner: str, dim: int, mean: Sequence[float] | None, std: Sequence[float] | None,
-        categories: Sequence[int] | None,
+        categories: Sequence[int] | None, *, prefix: str = "condition_", size: str = "condition_dim",
     ) -> None:  # fmt: skip
         super().__init__()
-        self.owner, self.dim = owner, dim
-        self.categories = _checked_categories(owner, dim, categories)
-        scales = {"mean": _checked(owner, "condition_mean", mean, dim, 0.0),
-                  "std": _checked(owner, "condition_std", std, dim, 1.0)}  # fmt: skip
+        self.owner, self.dim, self.prefix = owner, dim, prefix
+        self.categories = _checked_categories(owner, f"{prefix}categories", categories, f"{size}={dim}", dim)
+        given = {"mean": (mean, 0.0), "std": (std, 1.0)}
+        scales = {
+            key: _checked(owner, f"{prefix}{key}", values, f"{size}={dim}", dim, default)
+            for key, (values, default) in given.items()
+        }
         for value in scales["std"]:
-            check_numbers(owner, "0 < condition_std < inf", condition_std=value)
+            if not 0 < value < math.inf:
+                raise ValueError(f"{owner} needs 0 < {prefix}std < inf, got {prefix}std={value!r}.")
         self.as_they_are = mean is None and std is None
         for name, values in scales.items():  # as bits, which .half() and .double() leave alone
             self._keep(name, torch.tensor(values, dtype=torch.float64).view(torch.int64))
@@ -72,58 +78,63 @@ class ConditionFeatures(nn.Module):
         one_hot = (wide[:, self.column_of] == self.value_of).to(scaled.dtype)
         return torch.cat([scaled[:, self.numbers], one_hot], 1)
 
-    def check(self, condition: Tensor, absent: Tensor | None) -> None:
+    def check(
+        self, condition: Tensor, absent: Tensor | None, what: str = "conditions", place: str = "column", each: int = 1
+    ) -> None:
         """Raise for values that are no condition; only the CPU's are looked at, which costs nothing there.
 
         Args:
-            condition: (B, dim).
-            absent: Rows that stand for no condition, (B,); None: there are none.
+            condition: (B · each, dim).
+            absent: Rows that stand for no condition, (B · each,); None: there are none.
+            what, place: What they are, and what an entry of a row is called.
+            each: Rows of one example.
         Raises:
-            ValueError: With the first of them, its row and its column.
+            ValueError: With the first of them, its example and its place.
         """
         if condition.device.type != "cpu" or torch.compiler.is_compiling():
             return
         try:
-            wrong = self._first_wrong(condition.detach(), absent)
+            wrong = self._first_wrong(condition.detach(), absent, what)
         except RuntimeError:  # of tensors inside torch.func.vmap
             return
         if wrong is not None:
             row, column, value, needs = wrong
-            raise ValueError(f"{self.owner} needs {needs}, got {value:g} in row {row}, column {column}.")
+            raise ValueError(f"{self.owner} needs {needs}, got {value:g} in row {row // each}, {place} {column}.")
 
-    def _first_wrong(self, condition: Tensor, absent: Tensor | None) -> tuple[int, int, float, str] | None:
+    def _first_wrong(self, condition: Tensor, absent: Tensor | None, what: str) -> tuple[int, int, float, str] | None:
         bad = ~condition.isfinite()
         if absent is not None:
             bad &= ~absent[:, None]
-        needs = "conditions that are finite numbers"
+        needs = f"{what} that are finite numbers"
         if any(self.categories) and not bool(bad.any()):
             counts = torch.tensor(self.categories)
             outside = (condition != condition.round()) | (condition < 0) | (condition >= counts)
             bad = outside & (counts > 0) & torch.isfinite(condition)
-            needs = "categories that are numbered from 0 up to those of condition_categories"
+            needs = f"categories that are numbered from 0 up to those of {self.prefix}categories"
         if not bool(bad.any()):
             return None
         row, column = bad.nonzero()[0].tolist()
         return row, column, float(condition[row, column]), needs
 
 
-def _checked(owner: str, name: str, values: Any, dim: int, default: float) -> tuple[float, ...]:
+def _checked(owner: str, name: str, values: Any, size: str, dim: int, default: float) -> tuple[float, ...]:
     if values is None:
         return (default,)
     numbers = check_list(owner, name, values)
     if len(numbers) not in (1, dim):
-        raise ValueError(f"{owner} needs {name} to be one number for each of condition_dim={dim}, or one for all, "
-                         f"got {len(numbers)}.")  # fmt: skip
+        raise ValueError(
+            f"{owner} needs {name} to be one number for each of {size}, or one for all, got {len(numbers)}."
+        )
     return numbers
 
 
-def _checked_categories(owner: str, dim: int, categories: Any) -> tuple[int, ...]:
+def _checked_categories(owner: str, name: str, categories: Any, size: str, dim: int) -> tuple[int, ...]:
     if categories is None:
         return (0,) * dim
-    counts = check_list(owner, "condition_categories", categories)
+    counts = check_list(owner, name, categories)
     if len(counts) != dim or not all(is_whole(count) and 0 <= count <= 2**20 for count in counts):
         raise ValueError(
-            f"{owner} needs condition_categories to be a whole number for each of condition_dim={dim}, 0 for a number "
-            f"and K for K categories, got {categories!r}."
+            f"{owner} needs {name} to be a whole number for each of {size}, 0 for a number and K for K categories, "
+            f"got {categories!r}."
         )
     return tuple(int(count) for count in counts)

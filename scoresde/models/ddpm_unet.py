@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from scoresde.models.ncsnpp import NCSNpp
 
@@ -18,6 +19,7 @@ def DDPMUNet(
     condition_mean: Sequence[float] | None = None, condition_std: Sequence[float] | None = None,
     condition_categories: Sequence[int] | None = None, condition_width: int | None = None,
     condition_optional: bool | None = None, concat_channels: int = 0,
+    image: Mapping[str, Any] | None = None, sequence: Mapping[str, Any] | None = None,
     checkpoint: bool = False,
 ) -> NCSNpp:  # fmt: skip
     """DDPM's network: `NCSNpp` with DDPM blocks, plain resampling, sinusoidal time and unscaled sums.
@@ -40,5 +42,6 @@ def DDPMUNet(
         sigma_min=sigma_min, sigma_max=sigma_max, norm_groups=norm_groups,
         num_classes=num_classes, condition_dim=condition_dim, condition_mean=condition_mean,
         condition_std=condition_std, condition_categories=condition_categories, condition_width=condition_width,
-        condition_optional=condition_optional, concat_channels=concat_channels, checkpoint=checkpoint,
+        condition_optional=condition_optional, concat_channels=concat_channels, image=image,
+        sequence=sequence, checkpoint=checkpoint,
     )  # fmt: skip

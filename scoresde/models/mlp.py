@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 from scoresde.checks import check_numbers, check_sizes, check_whole
 from scoresde.models.embedding import ConditionEmbedding, GaussianFourier, noise_levels
+from scoresde.models.image_condition import ImageCondition, image_channels
 from scoresde.models.layers import fan_avg_uniform_, linear
+from scoresde.models.sequence_condition import SequenceCondition, tokens_of
 from scoresde.models.wiener import wiener_filter
 
 
@@ -38,6 +41,10 @@ class MLP(nn.Module):
         condition_mean, condition_std, condition_categories, condition_width, condition_optional: See
             `ConditionEmbedding`.
         concat_channels: Accept `concat`, (B, concat_channels, *shape[1:]), appended to x; None is zeros.
+        image: Accept `image`, (B, channels, *) of any resolution, appended to x, which is an image then, a series or a
+            volume: options of `ImageCondition`, as {"channels": 3}.
+        sequence: Accept `sequence`, (B, L) or (B, L, dim), pooled by attention: options of `SequenceCondition`, as
+            {"vocabulary": 26}.
         wiener: What F is, "edm", "epsilon" or "data", for a `WienerFilter` around the network; None or "none": none.
         data_scale: The parameterization's sigma_data, for the filter.
     """
@@ -49,6 +56,7 @@ class MLP(nn.Module):
         condition_std: Sequence[float] | None = None, condition_categories: Sequence[int] | None = None,
         condition_width: int | None = None, condition_optional: bool | None = None,
         wiener: str | None = None, data_scale: float = 1.0, concat_channels: int | None = None,
+        image: Mapping[str, Any] | None = None, sequence: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         sizes = {"out_channels": out_channels, "width": width, "depth": depth, "concat_channels": concat_channels}
         limits = ("out_channels >= 1 or null", "width >= 2", "depth >= 1", "0 <= concat_channels <= 65536 or null")
@@ -66,7 +74,14 @@ class MLP(nn.Module):
             condition_optional=condition_optional,
         )  # fmt: skip
         self.concat_shape = (concat_channels or 0, *self.shape[1:])
-        self.input = linear(math.prod(self.shape) + math.prod(self.concat_shape), width)
+        if image is not None and not 2 <= len(self.shape) <= 4:
+            raise ValueError(
+                f"MLP with shape={self.shape} has no grid that an image could lie on: give the image as condition."
+            )
+        self.image = ImageCondition.of("MLP", len(self.shape) - 1, image)
+        self.sequence = SequenceCondition.of("MLP", width, sequence)
+        of_image = 0 if self.image is None else self.image.out_channels * math.prod(self.shape[1:])
+        self.input = linear(math.prod(self.shape) + math.prod(self.concat_shape) + of_image, width)
         self.blocks = nn.ModuleList(MLPBlock(width, dropout) for _ in range(depth))
         self.output = linear(width, math.prod(self.out_shape))
         nn.init.zeros_(self.output.weight)
@@ -74,14 +89,14 @@ class MLP(nn.Module):
 
     def forward(
         self, x: Tensor, c_noise: Tensor | float, *, label: Tensor | None = None, condition: Tensor | None = None,
-        concat: Tensor | None = None,
+        concat: Tensor | None = None, image: Tensor | None = None, sequence: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Evaluate the network.
 
         Args:
             x: Shape (B, *shape).
             c_noise: Shape () or (B,).
-            label, condition, concat: Conditions, see the class.
+            label, condition, concat, image, sequence: Conditions, see the class.
         Returns:
             F (B, *shape), with the first axis of `shape` replaced by out_channels, in the dtype of x.
         """
@@ -89,28 +104,32 @@ class MLP(nn.Module):
             raise ValueError(f"MLP with shape={self.shape} needs x of shape (B, *{self.shape}), got {tuple(x.shape)}.")
         levels = noise_levels(c_noise, x)
         embedding = self.embed(self.fourier(levels).to(x.dtype))
-        conditions = self.conditions(x, label, condition)
-        embedding = F.silu(embedding if conditions is None else embedding + conditions)
-        network = partial(self._network, embedding=embedding, concat=concat)
+        tokens = tokens_of("MLP", self.sequence, x, sequence)
+        for term in (self.conditions(x, label, condition), None if tokens is None else tokens.pooled):
+            embedding = embedding if term is None else embedding + term
+        beside = self._beside(x, concat, image)
+        network = partial(self._network, embedding=F.silu(embedding), beside=beside)
         return network(x) if self.wiener is None else self.wiener(x, levels, network)
 
-    def _network(self, x: Tensor, embedding: Tensor, concat: Tensor | None) -> Tensor:
-        h = self.input(x.flatten(1) if concat is None and self.concat_shape[0] == 0 else self._with(x, concat))
+    def _network(self, x: Tensor, embedding: Tensor, beside: list[Tensor]) -> Tensor:
+        h = self.input(torch.cat([x.flatten(1), *beside], 1) if beside else x.flatten(1))
         for block in self.blocks:
             h = block(h, embedding)
         out: Tensor = self.output(F.silu(h))
         return out.reshape(x.shape[0], *self.out_shape).to(x.dtype)
 
-    def _with(self, x: Tensor, concat: Tensor | None) -> Tensor:
-        """x and what is appended to it, flat."""
-        shape = (len(x), *self.concat_shape)
-        concat = x.new_zeros(shape) if concat is None else concat
-        if concat.shape != shape or self.concat_shape[0] == 0:
+    def _beside(self, x: Tensor, concat: Tensor | None, image: Tensor | None) -> list[Tensor]:
+        """What is appended to x, flat."""
+        beside, shape = [], (len(x), *self.concat_shape)
+        if concat is not None and (concat.shape != shape or self.concat_shape[0] == 0):
             raise ValueError(
                 f"MLP with concat_channels={self.concat_shape[0]} needs concat of shape {shape} for x of shape "
                 f"{tuple(x.shape)}, got {tuple(concat.shape)}."
             )
-        return torch.cat([x.flatten(1), concat.to(x.dtype).flatten(1)], 1)
+        if self.concat_shape[0]:
+            beside.append(x.new_zeros(shape) if concat is None else concat.to(x.dtype))
+        channels = image_channels("MLP", self.image, x, image)
+        return [part.flatten(1) for part in (beside if channels is None else [*beside, channels])]
 
 
 class MLPBlock(nn.Module):

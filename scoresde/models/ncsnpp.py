@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from scoresde.models.embedding import ConditionEmbedding, NoiseEmbedding, noise_levels
 from scoresde.models.fourier_features import with_fourier_features
+from scoresde.models.image_condition import ImageCondition, image_channels
 from scoresde.models.layers import conv3
 from scoresde.models.ncsnpp_options import (
     Block,
@@ -21,6 +23,7 @@ from scoresde.models.ncsnpp_options import (
     check_options,
 )
 from scoresde.models.resample import cropped, from_patches, padded, to_patches
+from scoresde.models.sequence_condition import SequenceCondition, Tokens, tokens_of
 from scoresde.models.stages import DownStage, Layers, UpStage
 from scoresde.models.wiener import wiener_filter
 
@@ -72,6 +75,10 @@ class NCSNpp(nn.Module):
         condition_mean, condition_std, condition_categories, condition_width, condition_optional: See
             `ConditionEmbedding`.
         concat_channels: Accept `concat`, (B, concat_channels, *), appended to x; None is zeros.
+        image: Accept `image`, (B, channels, *) of any resolution, appended to x: options of `ImageCondition`, as
+            {"channels": 3}.
+        sequence: Accept `sequence`, (B, L) or (B, L, dim), which stages with attention attend to: options of
+            `SequenceCondition`, as {"vocabulary": 26}.
         fourier_features: Exponents n of further inputs sin and cos of 2^n π data_scale x, see `FourierFeatures`.
         data_scale: Factor from x to the data: the parameterization's sigma_data.
         checkpoint: Recompute blocks in the backward pass, to save memory.
@@ -122,6 +129,8 @@ class NCSNpp(nn.Module):
         condition_width: int | None = None,
         condition_optional: bool | None = None,
         concat_channels: int = 0,
+        image: Mapping[str, Any] | None = None,
+        sequence: Mapping[str, Any] | None = None,
         fourier_features: Sequence[float] = (),
         data_scale: float = 1.0,
         checkpoint: bool = False,
@@ -138,6 +147,7 @@ class NCSNpp(nn.Module):
         self.fourier_features, self.data_scale = tuple(float(n) for n in fourier_features), float(data_scale)
         log_sigmas = torch.linspace(math.log(sigma_max), math.log(sigma_min), num_scales, dtype=torch.float64)
         self.register_buffer("sigmas", log_sigmas.exp())
+        self.image = ImageCondition.of("NCSNpp", self.dims, image)
 
         layers = Layers(
             dims=self.dims,
@@ -145,6 +155,7 @@ class NCSNpp(nn.Module):
             out_channels=self.out_channels * patch**self.dims,
             style=block,
             taps=tuple(fir_kernel) if fir else None,
+            token_width=None if sequence is None else 4 * width,
             resample_with_conv=resample_with_conv,
             dropout=dropout,
             progressive_output=progressive_output,
@@ -157,7 +168,8 @@ class NCSNpp(nn.Module):
         )
         widths = [width * mult for mult in mults]
         attends = [-(-max(sizes) // (patch * 2**stage)) in tuple(attention_resolutions) for stage in range(len(mults))]
-        pyramid_channels = (channels * (1 + 2 * len(self.fourier_features)) + concat_channels) * patch**self.dims
+        beside = concat_channels + (0 if self.image is None else self.image.out_channels)
+        pyramid_channels = (channels * (1 + 2 * len(self.fourier_features)) + beside) * patch**self.dims
 
         self.embed = NoiseEmbedding(embedding, width, fourier_scale, time_conditional)
         self.input = conv3(pyramid_channels, width, dims=self.dims)
@@ -181,6 +193,7 @@ class NCSNpp(nn.Module):
             condition_categories=condition_categories, condition_width=condition_width,
             condition_optional=condition_optional,
         )  # fmt: skip
+        self.sequence = SequenceCondition.of("NCSNpp", 4 * width, sequence)
         self.wiener = wiener_filter((channels, *sizes), wiener, self.data_scale)
 
     def forward(
@@ -191,59 +204,71 @@ class NCSNpp(nn.Module):
         label: Tensor | None = None,
         condition: Tensor | None = None,
         concat: Tensor | None = None,
+        image: Tensor | None = None,
+        sequence: Tensor | None = None,
     ) -> Tensor:
         """Evaluate the network.
 
         Args:
             x: Shape (B, C, *), with as many axes as `image_size` has.
             c_noise: Noise level as `embedding` understands it, shape () or (B,).
-            label, condition, concat: Conditions, see the class.
+            label, condition, concat, image, sequence: Conditions, see the class.
         Returns:
             F (B, out_channels, *), in the dtype of x.
         """
         self._check_input(x)
         c_noise = noise_levels(c_noise, x)
-        embedding = self._embed(x, c_noise, label, condition)
-        network = partial(self._network, c_noise=c_noise, embedding=embedding, concat=concat)
+        tokens = tokens_of("NCSNpp", self.sequence, x, sequence)
+        embedding = self._embed(x, c_noise, label, condition, tokens)
+        beside = self._beside(x, concat, image)
+        network = partial(self._network, c_noise=c_noise, embedding=embedding, beside=beside, tokens=tokens)
         return network(x) if self.wiener is None else self.wiener(x, c_noise, network)
 
-    def _network(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None, concat: Tensor | None) -> Tensor:
+    def _network(
+        self, x: Tensor, c_noise: Tensor, embedding: Tensor | None, beside: list[Tensor], tokens: Tokens | None
+    ) -> Tensor:
         image: Tensor | None = None
-        places = padded(self._prepare(x, concat), self.patch * 2 ** (len(self.down) - 1))
+        places = padded(self._prepare(x, beside), self.patch * 2 ** (len(self.down) - 1))
         pyramid = to_patches(places, self.patch)
         h = self.input(pyramid)
         skips = [h]
         for stage in self.down:
-            h, pyramid = stage(h, pyramid, skips, embedding)
+            h, pyramid = stage(h, pyramid, skips, embedding, tokens)
         for block in self.middle:
-            h = block(h, embedding)
+            h = block(h, embedding, tokens)
         for stage in self.up:
-            h, image = stage(h, image, skips, embedding)
+            h, image = stage(h, image, skips, embedding, tokens)
         if self.output is not None:
             image = self.output(h)
         assert image is not None  # without an output of its own the network has summed one on the way up
         out = cropped(from_patches(image, self.patch), x.shape[2:])
         return self._divide_by_sigma(out.to(x.dtype), c_noise)
 
-    def _embed(self, x: Tensor, c_noise: Tensor, label: Tensor | None, condition: Tensor | None) -> Tensor | None:
-        conditions = self.conditions(x, label, condition)
+    def _embed(
+        self, x: Tensor, c_noise: Tensor, label: Tensor | None, condition: Tensor | None, tokens: Tokens | None
+    ) -> Tensor | None:
         embedding: Tensor | None = self.embed(c_noise, x.dtype)
-        return embedding if conditions is None else embedding + conditions
+        for term in (self.conditions(x, label, condition), None if tokens is None else tokens.pooled):
+            embedding = embedding if term is None or embedding is None else embedding + term
+        return embedding
 
-    def _prepare(self, x: Tensor, concat: Tensor | None) -> Tensor:
-        x = x if self.centered else 2 * x - 1
-        x = with_fourier_features(x, self.fourier_features, self.data_scale) if self.fourier_features else x
-        if self.concat_channels == 0 and concat is None:
-            return x
-        shape = (x.shape[0], self.concat_channels, *x.shape[2:])
-        if concat is None:
-            return torch.cat([x, x.new_zeros(shape)], dim=1)
-        if concat.shape != shape or self.concat_channels == 0:
+    def _beside(self, x: Tensor, concat: Tensor | None, image: Tensor | None) -> list[Tensor]:
+        """What is appended to x."""
+        beside, shape = [], (x.shape[0], self.concat_channels, *x.shape[2:])
+        if concat is not None and (concat.shape != shape or self.concat_channels == 0):
             raise ValueError(
                 f"NCSNpp with concat_channels={self.concat_channels} needs concat of shape {shape} "
                 f"for x of shape {tuple(x.shape)}, got {tuple(concat.shape)}."
             )
-        return torch.cat([x, concat.to(x.dtype)], dim=1)
+        if self.concat_channels:
+            beside.append(x.new_zeros(shape) if concat is None else concat.to(x.dtype))
+        channels = image_channels("NCSNpp", self.image, x, image)
+        return beside if channels is None else [*beside, channels]
+
+    def _prepare(self, x: Tensor, beside: list[Tensor]) -> Tensor:
+        x = x if self.centered else 2 * x - 1
+        x = with_fourier_features(x, self.fourier_features, self.data_scale) if self.fourier_features else x
+        return torch.cat([x, *beside], dim=1) if beside else x
 
     def _divide_by_sigma(self, out: Tensor, c_noise: Tensor) -> Tensor:
         if not self.scale_by_sigma:

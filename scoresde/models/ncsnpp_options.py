@@ -49,8 +49,11 @@ def check_options(options: Mapping[str, Any]) -> None:
     check_sizes("NCSNpp", "attention_resolutions", options["attention_resolutions"], empty=True)
     if options["scale_by_sigma"] and options["embedding"] == "fourier":
         raise ValueError("NCSNpp with scale_by_sigma=True needs embedding log_fourier or positional, got fourier.")
-    if not options["time_conditional"] and (options["num_classes"] or options["condition_dim"]):
-        raise ValueError("NCSNpp adds label and condition to the time embedding, so they need time_conditional=True.")
+    embedded = any(options[name] for name in ("num_classes", "condition_dim", "sequence"))
+    if embedded and not options["time_conditional"]:
+        raise ValueError(
+            "NCSNpp adds label, condition and sequence to the time embedding, so they need time_conditional=True."
+        )
 
 
 def _check_image_size(image_size: Any) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoresde.models.blocks import AttentionBlock, ResidualBlock, add_skip
+from scoresde.models.blocks import AttentionBlock, CrossAttentionBlock, ResidualBlock, add_skip
 from scoresde.models.layers import conv1, conv3, group_norm
 from scoresde.models.ncsnpp_options import Block, Combination, ProgressiveInput, ProgressiveOutput
 from scoresde.models.resample import ConvDown, ConvUp, Down, Up
+from scoresde.models.sequence_condition import Tokens
 
 
 class DownStage(nn.Module):
@@ -55,11 +56,11 @@ class DownStage(nn.Module):
             self.skip_channels.append(self.out_channels)
 
     def forward(
-        self, h: Tensor, pyramid: Tensor, skips: list[Tensor], embedding: Tensor | None
+        self, h: Tensor, pyramid: Tensor, skips: list[Tensor], embedding: Tensor | None, tokens: Tokens | None
     ) -> tuple[Tensor, Tensor]:
         """Args: h and pyramid, which are returned for the next stage; skips, to which the way up's are added."""
         for block in self.blocks:
-            h = block(h, embedding)
+            h = block(h, embedding, tokens)
             skips.append(h)
         if self.resample is not None:
             h = self.resample(h, embedding)
@@ -102,26 +103,29 @@ class UpStage(nn.Module):
         self.resample = None if last else layers.up(channels)
 
     def forward(
-        self, h: Tensor, image: Tensor | None, skips: list[Tensor], embedding: Tensor | None
+        self, h: Tensor, image: Tensor | None, skips: list[Tensor], embedding: Tensor | None, tokens: Tokens | None
     ) -> tuple[Tensor, Tensor | None]:
         """Args: h and image, which are returned for the next stage; skips, whose last ones are taken off."""
         for block in self.blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+            h = block(torch.cat([h, skips.pop()], dim=1), embedding, tokens)
         if self.pyramid is not None:
             h, image = self.pyramid(h, image)
         return (h if self.resample is None else self.resample(h, embedding)), image
 
 
 class AttendingBlock(nn.Module):
-    """A residual block, and attention after it if there is any."""
+    """A residual block, and after it attention to itself, and to the tokens of a sequence, if there is any."""
 
-    def __init__(self, residual: ResidualBlock, attention: AttentionBlock | None) -> None:
+    def __init__(
+        self, residual: ResidualBlock, attention: AttentionBlock | None, cross: CrossAttentionBlock | None = None
+    ) -> None:
         super().__init__()
-        self.residual, self.attention = residual, attention
+        self.residual, self.attention, self.cross = residual, attention, cross
 
-    def forward(self, h: Tensor, embedding: Tensor | None) -> Tensor:
+    def forward(self, h: Tensor, embedding: Tensor | None, tokens: Tokens | None) -> Tensor:
         h = self.residual(h, embedding)
-        return h if self.attention is None else self.attention(h)
+        h = h if self.attention is None else self.attention(h)
+        return h if self.cross is None or tokens is None else self.cross(h, tokens.features, tokens.present)
 
 
 class InputSkip(nn.Module):
@@ -186,6 +190,7 @@ class Layers:
         embed_dim: Width of the embedding.
         out_channels: Channels of the images of an output pyramid.
         taps: FIR filter of all resampling, or None for nearest neighbour and mean.
+        token_width: Width of the tokens that are attended to, or None.
 
     All others are those of `NCSNpp`.
     """
@@ -195,6 +200,7 @@ class Layers:
     out_channels: int
     style: Block
     taps: tuple[float, ...] | None
+    token_width: int | None
     resample_with_conv: bool
     dropout: float
     progressive_output: ProgressiveOutput
@@ -207,7 +213,11 @@ class Layers:
 
     def block(self, in_channels: int, out_channels: int, attends: bool) -> AttendingBlock:
         residual = self.residual(in_channels, out_channels)
-        return AttendingBlock(residual, AttentionBlock(out_channels, **self._common) if attends else None)
+        if not attends:
+            return AttendingBlock(residual, None)
+        width, attention = self.token_width, AttentionBlock(out_channels, **self._common)
+        cross = None if width is None else CrossAttentionBlock(out_channels, width, **self._common)
+        return AttendingBlock(residual, attention, cross)
 
     def residual(self, in_channels: int, out_channels: int, resample: nn.Module | None = None) -> ResidualBlock:
         own: dict[str, Any] = {"dims": self.dims, "style": self.style, "resample": resample, "dropout": self.dropout}

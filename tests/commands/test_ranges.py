@@ -56,7 +56,7 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
         "checkpoint": FLAG, "centered": FLAG, "time_conditional": FLAG, "skip_rescale": FLAG,
         "scale_by_sigma": FLAG, "fir": FLAG, "condition_mean": ([0.5], None), "condition_std": ([0.5], None),
         "condition_categories": (None,), "condition_width": (0, None), "condition_optional": (*FLAG, None),
-        "wiener": (None,),
+        "wiener": (None,), "image": (None,), "sequence": (None,),
     },
     "data": {
         "size": (None,), "noise": (0, 0.5, None), "seed": (0,), "test_fraction": (0, 0.5), "flip": FLAG,
@@ -83,7 +83,8 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
     "variance": {"levels": (None,), "corrected": FLAG, "isotropic": FLAG, "seed": (0,), "probes": (None,)},
     "diagnostics": {"num_examples": (None,), "probes": (None,)},
     "loss": {
-        "label_dropout": (0, 0.5), "condition_dropout": (0, 0.5),
+        "label_dropout": (0, 0.5), "condition_dropout": (0, 0.5), "image_dropout": (0, 0.5),
+        "sequence_dropout": (0, 0.5), "joint_dropout": (0, 0.5),
         "sigma_data": (0.5,), "mean": (-1, 0, 0.5), "std": (0, 0.5), "power": (-1, 0, 0.5),
         "low": (0, 0.5), "high": (math.inf, 0.5, 1e300), "weight": (0, 0.5), "vlb_weight": (0, 0.5), "probes": (None,),
         "resampling": (None,), "uniform": (0.5,), "relative": FLAG, "prior": FLAG, "steps": (None,),

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import math
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -202,24 +204,40 @@ def test_label_dropout_replaces_that_fraction_of_labels_by_minus_one() -> None:
     assert torch.equal(seen[1][~dropped], label[~dropped]) and torch.equal(label, torch.arange(10_000) % 10)
 
 
-def test_conditions_are_dropped_with_the_labels_and_are_nan_then() -> None:
-    seen: dict[str, Tensor] = {}
+@pytest.mark.parametrize("joint", [0.0, 0.2])
+def test_every_condition_is_dropped_by_itself_and_all_of_them_jointly(joint: float) -> None:
+    """Each with j + (1 − j) r, any two with j + (1 − j) r r', all with j + (1 − j) Π r; by generator and row alone."""
+    seen: list[dict[str, Tensor]] = []
 
     class Spy(Denoiser):
         sde = VPSDE()
 
         def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-            seen.update(cond)
+            seen.append(cond)
             return x
 
-    label, condition = torch.arange(10_000) % 10, torch.arange(20_000).reshape(10_000, 2)
-    loss = DenoisingLoss(label_dropout=0.1, condition_dropout=0.3)
-    generator = torch.Generator().manual_seed(0)
-    loss(Spy(), torch.zeros(10_000, 1), generator=generator, label=label, condition=condition)
-    dropped = seen["condition"].isnan().all(1)
-    assert torch.equal(seen["condition"][~dropped], condition[~dropped].double())
-    assert abs(float(dropped.double().mean()) - 0.3) < 4 * (0.21 / 10_000) ** 0.5
-    assert bool(dropped[seen["label"] == -1].all())  # one draw for both: a tenth of them has neither
+    n, x0 = 20_000, torch.zeros(20_000, 1)
+    cond = {
+        "label": torch.arange(n) % 10, "condition": torch.arange(2 * n).reshape(n, 2),
+        "image": (torch.arange(4 * n) % 256).to(torch.uint8).reshape(n, 1, 2, 2),
+        "sequence": torch.arange(3 * n).reshape(n, 3),
+    }  # fmt: skip
+    rates = {"label": 0.5, "condition": 0.3, "image": 0.4, "sequence": 0.2}
+    loss = DenoisingLoss(joint_dropout=joint, **{f"{key}_dropout": rate for key, rate in rates.items()})  # type: ignore[arg-type]
+    for _ in range(2):
+        loss(Spy(), x0, generator=torch.Generator().manual_seed(0), **cond)
+    dropped = {
+        key: (value.isnan() if value.is_floating_point() else value == -1).reshape(n, -1).all(1)
+        for key, value in seen[0].items()
+    }
+    for key, rows in dropped.items():
+        assert torch.equal(seen[0][key][~rows], cond[key][~rows].to(seen[0][key].dtype))
+        assert torch.equal(seen[0][key].nan_to_num(-1), seen[1][key].nan_to_num(-1))
+    for size in (1, 2, 4):
+        for keys in combinations(rates, size):
+            expected = joint + (1 - joint) * math.prod(rates[key] for key in keys)
+            share = torch.stack([dropped[key] for key in keys]).all(0).double().mean().item()
+            assert abs(share - expected) < 4 * (expected * (1 - expected) / n) ** 0.5, keys
 
 
 @pytest.mark.parametrize(
