@@ -134,6 +134,10 @@ class Denoiser(nn.Module, ABC):
             return _GivenRange(self, cond)
         return next((kind for protocol, kind in kinds if isinstance(self, protocol)), _Given)(self, cond)
 
+    def unbound(self, **cond: Any) -> tuple[Denoiser, dict[str, Any]]:
+        """The denoiser inside `given`, and all conditions that it is asked with when these are passed to a call."""
+        return self, cond
+
     def on(self, sde: SDE) -> Denoiser:
         """The same denoiser on another process, whose times and states it is then asked with: see `OnProcess`."""
         from scoresde.denoiser.on_process import OnProcess  # which is a denoiser
@@ -208,6 +212,9 @@ class _Given(Denoiser):
     def __init__(self, denoiser: Denoiser, cond: dict[str, Any]) -> None:
         super().__init__()
         self.denoiser, self.sde, self.cond = denoiser, denoiser.sde, ordinary(cond)
+
+    def unbound(self, **cond: Any) -> tuple[Denoiser, dict[str, Any]]:
+        return self.denoiser.unbound(**{**cond, **self.cond})
 
     def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
         return self.denoiser.x0(x, level, **{**cond, **self.cond})

@@ -1,15 +1,14 @@
-"""Denoisers made from denoisers: guidance, composition, and conditioning on a differentiable log p(y | x_t)."""
+"""Denoisers conditioned on a differentiable log p(y | x_t)."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from scoresde.checks import check_list, check_numbers, check_pair
+from scoresde.checks import check_numbers
 from scoresde.denoiser import Denoiser
 from scoresde.denoiser.inference_mode import differentiates
 from scoresde.guidance.gradients import gradient
@@ -18,111 +17,6 @@ from scoresde.sde.clock import last_signal, nearest_signal
 from scoresde.sde.levels import Level
 
 LogProbability = Callable[[Tensor, Tensor], Tensor]  # (x (B, *), t () or (B,)) -> log p(y | x_t = x) (B,)
-
-
-class Guided(Denoiser):
-    """Extrapolation from a reference denoiser: classifier-free guidance and autoguidance.
-
-        x̂0 = reference + scale (denoiser − reference)          (Ho & Salimans 2022, eq. 6, with scale = 1 + w)
-
-    scale 1 is the denoiser itself, 0 the reference. Linear in x̂0, so the same holds for ε̂ and the score. With
-    scale ≠ 1 this is not the score of any diffused density, and different solvers give different laws.
-
-        Guided(model.given(label=y), model.given(label=None), 2.0)       classifier-free guidance
-        Guided(model.given(label=y), worse_model.given(label=y), 2.0)    autoguidance
-
-    Args:
-        denoiser, reference: Denoisers on the same SDE. Conditions passed to a call reach both; bound ones stay.
-        scale: Guidance scale.
-        interval: (low, high) in units of σ/α: the scale is 1 outside (low, high]. None guides everywhere.
-
-    References:
-        Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, arXiv:2207.12598.
-        Karras et al., "Guiding a Diffusion Model with a Bad Version of Itself", 2024, arXiv:2406.02507.
-        Kynkäänniemi et al., "Applying Guidance in a Limited Interval", 2024, arXiv:2404.07724.
-    """
-
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        reference: Denoiser,
-        scale: float,
-        interval: tuple[float, float] | None = None,
-    ) -> None:
-        super().__init__()
-        _require_same_sde("Guided", denoiser, reference)
-        _check_scale(self, scale)
-        self.sde, self.denoiser, self.reference = denoiser.sde, denoiser, reference
-        self.scale = scale
-        self.interval = None if interval is None else check_pair(self, "interval", interval, "0 <= low < high")
-
-    def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
-        scale = self._scale_at(level)
-        if not isinstance(scale, Tensor) and scale == 1:
-            return self.denoiser.x0(x, level, **cond)
-        reference = self.reference.x0(x, level, **cond)
-        return reference + scale * (self.denoiser.x0(x, level, **cond) - reference)
-
-    def v_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
-        scale = self._scale_at(level)
-        if not isinstance(scale, Tensor) and scale == 1:
-            return self.denoiser.v_at(x, level, **cond)
-        reference = self.reference.v_at(x, level, **cond)
-        return reference + scale * (self.denoiser.v_at(x, level, **cond) - reference)
-
-    def select(self, index: Tensor, batch: int) -> Denoiser | None:
-        pair = self.denoiser.select(index, batch), self.reference.select(index, batch)
-        return None if pair[0] is None or pair[1] is None else Guided(pair[0], pair[1], self.scale, self.interval)
-
-    def _scale_at(self, level: Level) -> Any:
-        if self.interval is None:
-            return self.scale
-        heard = isinstance(level.alpha, Tensor) or level.alpha > 0
-        ratio = level.sigma / level.alpha if heard else math.inf
-        inside = (ratio > self.interval[0]) & (ratio <= self.interval[1])
-        return 1 + (self.scale - 1) * inside
-
-
-class Composed(Denoiser):
-    """Sum of the changes that several conditions make to a base denoiser.
-
-        x̂0 = base + Σ_i w_i (part_i − base)                     (Liu et al. 2022, eq. 11)
-
-    Args:
-        base: The unconditional denoiser.
-        parts: Denoisers on the same SDE.
-        weights: One weight per part; negative weights push away from a condition.
-
-    References:
-        Liu et al., "Compositional Visual Generation with Composable Diffusion Models", 2022, arXiv:2206.01714.
-    """
-
-    def __init__(self, base: Denoiser, parts: Sequence[Denoiser], weights: Sequence[float]) -> None:
-        super().__init__()
-        if not parts or len(parts) != len(weights):
-            raise ValueError(f"Composed needs one weight per part, got {len(parts)} parts and {len(weights)} weights.")
-        check_list(self, "weights", weights)
-        for part in parts:
-            _require_same_sde("Composed", base, part)
-        self.sde, self.base, self.parts, self.weights = base.sde, base, nn.ModuleList(parts), tuple(weights)
-
-    def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
-        return self._sum(self.base.x0(x, level, **cond), [part.x0(x, level, **cond) for part in self._parts()])
-
-    def v_at(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
-        return self._sum(self.base.v_at(x, level, **cond), [part.v_at(x, level, **cond) for part in self._parts()])
-
-    def select(self, index: Tensor, batch: int) -> Denoiser | None:
-        base, parts = self.base.select(index, batch), [part.select(index, batch) for part in self._parts()]
-        known = [part for part in parts if part is not None]
-        return None if base is None or len(known) < len(parts) else Composed(base, known, self.weights)
-
-    def _sum(self, base: Tensor, parts: Sequence[Tensor]) -> Tensor:
-        changes = [w * (part - base) for w, part in zip(self.weights, parts, strict=True)]
-        return base + torch.stack(changes).sum(0)
-
-    def _parts(self) -> list[Denoiser]:
-        return [part for part in self.parts if isinstance(part, Denoiser)]
 
 
 class ClassifierGuided(Denoiser):
@@ -208,13 +102,6 @@ class ReconstructionGuided(Denoiser):
 def _shifted_v(v: Tensor, shift: Tensor, level: Level) -> Tensor:
     """v̂ of a denoiser whose x̂0 is moved by a shift: v = α ε − σ x0 = (α x − (α² + σ²) x0)/σ."""
     return v - (level.alpha**2 + level.sigma**2) / level.sigma * shift
-
-
-def _require_same_sde(owner: str, first: Denoiser, second: Denoiser) -> None:
-    if first.sde != second.sde:
-        raise ValueError(
-            f"{owner} combines denoisers at equal (α, σ): they need the same SDE, got {first.sde} and {second.sde}."
-        )
 
 
 def _check_scale(guided: Denoiser, scale: float) -> None:

@@ -43,9 +43,7 @@ class ImageCondition(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         if not is_whole(channels) or not 1 <= channels <= LARGEST:
-            raise ValueError(
-                f"{owner} needs image.channels, a whole number from 1 to {LARGEST}, got {channels!r}."
-            )
+            raise ValueError(f"{owner} needs image.channels, a whole number from 1 to {LARGEST}, got {channels!r}.")
         check_flag(owner, "image.optional", optional)
         self.owner, self.dims, self.channels, self.optional = owner, dims, channels, bool(optional)
         self.features = ConditionFeatures(

@@ -44,7 +44,7 @@ def lines_of(
     """What was said, and the calls that were made."""
     net = Small()
     model: Denoiser = NetworkDenoiser(net, sde, EDM())
-    asked = Guided(model, model.given(), 2.0) if guided else model
+    asked = Guided(model, NetworkDenoiser(net, sde, EDM()), 2.0) if guided else model
     trained: Any = SimpleNamespace(net=net, model=model, denoiser=model)
     with CallCounter(trained, solver, batches) as counter:
         for n in batches:
