@@ -2,10 +2,11 @@
 
 from scoresde.commands.auxiliary import AuxiliaryTask, TrainDequantization, TrainVarianceHead
 from scoresde.commands.bounds import ELBO, VLB, LikelihoodReport
+from scoresde.commands.classifier_guidance import ClassifierGuidance
 from scoresde.commands.diagnostics import DenoiserDiagnostics, NoDiagnostics
 from scoresde.commands.examples import OwnData
 from scoresde.commands.flow_likelihood import FlowLikelihood
-from scoresde.commands.guidance import Autoguidance, ClassifierFreeGuidance, ClassifierGuidance, NoGuidance
+from scoresde.commands.guidance import Autoguidance, ClassifierFreeGuidance, NoGuidance
 from scoresde.commands.interfaces import (
     Diagnostics,
     Estimand,

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
-
-from torch import Tensor
+from typing import Any
 
 from scoresde.checks import check_numbers, check_pair, check_text
 from scoresde.commands.build import ConfigError
 from scoresde.commands.interfaces import Guidance, Steering
-from scoresde.commands.load import TrainedModel, load_run, newest_run
+from scoresde.commands.load import NOUNS, TrainedModel, load_run
 from scoresde.denoiser import Denoiser
-from scoresde.guidance import ClassifierGuided, Guided, NoisyClassifier
+from scoresde.guidance import Guided
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,43 +69,8 @@ class Autoguidance(Guidance):
         _check_steering(self)
 
     def __call__(self, trained: TrainedModel) -> Steering:
-        other = _other_run(self.reference, "reference", Denoiser, trained)
+        other = other_run(self.reference, "reference", Denoiser, trained)
         return lambda label: Guided(trained.given(label), other.given(label), self.scale, self.interval)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassifierGuidance(Guidance):
-    """`ClassifierGuided` by a classifier of noisy data, which a model without classes can do as well.
-
-    Args:
-        scale: 1 would be Bayes' rule with a perfect classifier.
-        classifier: Run directory of a classifier; None: the newest under runs/.
-    """
-
-    scale: float = 3.0
-    classifier: str | None = None
-
-    classifies: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_numbers("guidance", "-1e9 <= scale <= 1e9", scale=self.scale)
-        check_text("guidance", "classifier", self.classifier)
-
-    def __call__(self, trained: TrainedModel) -> Steering:
-        path = newest_run(NoisyClassifier).path if self.classifier is None else self.classifier
-        other = _other_run(path, "classifier", NoisyClassifier, trained)
-        classifier = other.model
-        assert isinstance(classifier, NoisyClassifier)
-
-        def steering(label: Tensor | None) -> Denoiser:
-            assert label is not None  # choose_labels made sure of them
-            if int(label.max()) >= classifier.num_classes:
-                raise ConfigError(
-                    f"label needs whole numbers in 0..{classifier.num_classes - 1}, the classes of {other.run.path}."
-                )
-            return ClassifierGuided(trained.given(label), classifier.log_prob(label), self.scale)
-
-        return steering
 
 
 def _check_steering(guidance: ClassifierFreeGuidance | Autoguidance) -> None:
@@ -118,12 +81,21 @@ def _check_steering(guidance: ClassifierFreeGuidance | Autoguidance) -> None:
         check_pair("guidance", "interval", guidance.interval, "0 <= low < high")
 
 
-def _other_run(path: str | Path, key: str, makes: type, trained: TrainedModel) -> TrainedModel:
-    """Another run that takes part in guidance, of the same data."""
+def other_run(path: str | Path, key: str, makes: type, trained: TrainedModel) -> TrainedModel:
+    """Another run that takes part in guidance, of the same data.
+
+    Args:
+        path: Run directory or checkpoint.
+        key: Option of `guidance` that names it, for messages.
+        makes: What its task makes: `Denoiser`, `NoisyClassifier`, ...
+        trained: The run that is guided.
+    Raises:
+        ConfigError: If it is the run of something else, or of data of another shape.
+    """
     other = load_run(path, device=trained.device, extensions=trained.extensions)
     if not isinstance(other.model, makes) or other.shape != trained.shape:
         raise ConfigError(
-            f"guidance.{key} needs the run of a {'denoiser' if makes is Denoiser else 'classifier'} of data "
+            f"guidance.{key} needs the run of {'a denoiser' if makes is Denoiser else NOUNS[makes]} of data "
             f"of shape {trained.shape}, got {other.run.path} of shape {other.shape}."
         )
     return other

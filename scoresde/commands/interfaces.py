@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 DRAWS, MEAN_ERROR = "draws", "mean_error"  # columns of a likelihood's table that its summary needs
 
 Steering = Callable[[Tensor | None], Denoiser]  # labels (B,) of a batch, or None -> its guided denoiser
+SolverOf = Callable[[Tensor | None], Solver]  # the same -> its solver
 
 
 class Guidance(ABC):
@@ -39,6 +40,17 @@ class Guidance(ABC):
         Raises:
             ConfigError: If the run lacks what is needed.
         """
+
+    def solvers(self, solver: Solver, trained: TrainedModel) -> SolverOf:
+        """The function that makes the solver of every batch, for guidance that changes steps and not the denoiser.
+
+        Args:
+            solver: As chosen on the command line.
+            trained: The run.
+        Raises:
+            ConfigError: If the solver's steps cannot be guided so.
+        """
+        return lambda label: solver
 
 
 class Variance(ABC):

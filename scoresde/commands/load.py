@@ -29,6 +29,7 @@ from scoresde.sde import SDE
 from scoresde.training import CheckpointError, RunDirectory, load_checkpoint, load_weights
 
 LARGEST_EVENT = 2**26  # entries
+NOUNS: dict[type, str] = {NoisyClassifier: "a classifier"}  # what runs may be of, other than a denoiser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +74,8 @@ class TrainedModel:
             ConfigError: If it is something else.
         """
         if not isinstance(self.model, Denoiser):
-            noun = "classifier" if isinstance(self.model, NoisyClassifier) else type(self.model).__name__
-            raise ConfigError(f"{self.run.path} is the run of a {noun}: name the run of a denoiser with run=...")
+            noun = NOUNS.get(type(self.model), f"a {type(self.model).__name__}")
+            raise ConfigError(f"{self.run.path} is the run of {noun}: name the run of a denoiser with run=...")
         return self.model if self.process is None else self.model.on(self.process)
 
     def on(self, process: SDE | None) -> TrainedModel:

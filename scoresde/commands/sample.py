@@ -140,6 +140,7 @@ def draw_samples(
     conditions = choose_conditions(config, own, chosen.guidance)
     covariance = chosen_covariance(chosen, own, likelihood)
     solver = on_grid(chosen.solver, chosen.grid, trained)
+    solver_of = chosen.guidance.solvers(solver, own)
     place = "" if trained.process is None else f" on {type(trained.process).__name__}"
     print(f"{trained.run.path}: step {trained.step}, {describe(solver)}{place}, {n} samples to {out}")
 
@@ -155,7 +156,8 @@ def draw_samples(
             denoiser = denoiser if trained.process is None else denoiser.on(trained.process)
             watch: list[Callable[[Step, int], object]] = [counter.step]
             watch += [] if trajectory is None else [trajectory]
-            x = draw(denoiser, solver, trained.shape, config["seed"], indices, trained.device, watch)
+            of_batch = solver_of(rows_of(conditions.label, indices, trained.device))
+            x = draw(denoiser, of_batch, trained.shape, config["seed"], indices, trained.device, watch)
             if not bool(torch.isfinite(x).all()):
                 raise FloatingPointError(
                     f"the solver returned NaN or infinity for sample {first}: try more steps, or check the model."
@@ -208,10 +210,14 @@ def look(
 
 def conditioned(steering: Steering, conditions: Conditions, indices: range, device: torch.device) -> Denoiser:
     """The guided denoiser of some samples, with what they are conditioned on."""
-    rows = slice(indices.start, indices.stop)
-    label, condition = (None if value is None else value[rows].to(device) for value in conditions)
+    label, condition = (rows_of(value, indices, device) for value in conditions)
     denoiser = steering(label)
     return denoiser if condition is None else denoiser.given(condition=condition)
+
+
+def rows_of(value: Tensor | None, indices: range, device: torch.device) -> Tensor | None:
+    """Some rows of conditions, if there are any."""
+    return None if value is None else value[indices.start : indices.stop].to(device)
 
 
 def chosen_covariance(chosen: Chosen, trained: TrainedModel, likelihood: Likelihood) -> CovarianceDenoiser | None:

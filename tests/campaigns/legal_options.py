@@ -339,6 +339,7 @@ LEGAL: dict[str, Rule] = {
     "guidance=*.interval": either(null, many(number(0), 2, 2)),
     "guidance=*.reference": text,
     "guidance=*.classifier": either(null, text),
+    "guidance=*.form": one("score"),  # the steps of the trials draw no noise
     "variance=*.samples": count,
     "variance=*.levels": either(null, whole(2)),
     "variance=*.corrected": flag,
