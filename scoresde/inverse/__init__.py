@@ -5,7 +5,9 @@ from scoresde.inverse.check_operator import check_operator
 from scoresde.inverse.compressed_sensing import CompressedSensing
 from scoresde.inverse.crop import Crop
 from scoresde.inverse.decomposed import DecomposedMatrix, decomposed
+from scoresde.inverse.diffpir import DiffPIR
 from scoresde.inverse.down_sample import DownSample
+from scoresde.inverse.dps import DPS
 from scoresde.inverse.fourier_mask import FourierMask
 from scoresde.inverse.function import Function, LinearFunction
 from scoresde.inverse.gaussian_posterior import GaussianPosterior
@@ -14,14 +16,19 @@ from scoresde.inverse.measurement import GaussianNoise, Measurement, NoiseLaw
 from scoresde.inverse.mmps import MMPS
 from scoresde.inverse.noise_laws import PoissonNoise, QuantisedNoise
 from scoresde.inverse.operators import KnowsSingularValues, LinearOperator, Mask, Matrix, Operator
+from scoresde.inverse.pigdm import PiGDM
 from scoresde.inverse.posterior_denoiser import PosteriorDenoiser
+from scoresde.inverse.tmpd import TMPD
 
 __all__ = [
+    "DPS",
     "MMPS",
+    "TMPD",
     "Blur",
     "CompressedSensing",
     "Crop",
     "DecomposedMatrix",
+    "DiffPIR",
     "DownSample",
     "FourierMask",
     "Function",
@@ -36,6 +43,7 @@ __all__ = [
     "Measurement",
     "NoiseLaw",
     "Operator",
+    "PiGDM",
     "PoissonNoise",
     "PosteriorDenoiser",
     "QuantisedNoise",

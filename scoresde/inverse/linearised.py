@@ -11,7 +11,7 @@ from scoresde.inverse.measurement import Measurement
 from scoresde.inverse.operators import LinearOperator
 
 LinearMap = Callable[[Tensor], Tensor]
-MOST_ITERATIONS = 8  # of conjugate gradients by default
+MOST, CHEAP = 8, 64  # iterations of conjugate gradients by default: with the denoiser's Jacobian, and with A alone
 
 
 class Linearised:
@@ -28,7 +28,7 @@ class Linearised:
 
     def __init__(self, measurement: Measurement, x0: Tensor, through: bool) -> None:
         self._operator, self._law, self._through = measurement.operator, measurement.noise, through
-        _check_fit(measurement, x0)
+        check_fit(measurement, x0)
         self._x0 = x0 if through else x0.detach()
         if isinstance(self._operator, LinearOperator):
             self._clean = self._operator(self._x0)
@@ -58,12 +58,13 @@ class Linearised:
         """Σ_y u, (B, *measured)."""
         return self._seen(self._law.covariance_times(u, self._seen_clean))
 
-    def conditioned(self, covariance: LinearMap, iterations: int | None, tolerance: float) -> Tensor:
+    def conditioned(self, covariance: LinearMap, iterations: int | None, tolerance: float, most: int = MOST) -> Tensor:
         """C A'ᵀ (A' C A'ᵀ + Σ_y)⁻¹ (y − A(x̂0)), what y moves a Gaussian N(x̂0, C) by; (B, *shape).
 
         Args:
             covariance: v -> C v, symmetric.
-            iterations: Of conjugate gradients, one product with C each; None: as many as y has entries, at most 8.
+            iterations: Of conjugate gradients, one product with C each; None: as many as y has entries, at
+                most `most`.
             tolerance: Where they stop, of ‖y − A(x̂0)‖, sample by sample.
         """
 
@@ -71,8 +72,8 @@ class Linearised:
             moved = covariance(self.adjoint(u))
             return self._seen(self.times(moved)) + self.noise(u), moved
 
-        most = iterations or min(self.residual[0].numel(), MOST_ITERATIONS)
-        return conjugate_gradients(system, self.residual, most, tolerance, wait=self._through)
+        iterations = iterations or min(self.residual[0].numel(), most)
+        return conjugate_gradients(system, self.residual, iterations, tolerance, wait=self._through)
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """A' (B, m, d) and Σ_y (B, m, m), in float64."""
@@ -136,7 +137,8 @@ def _columns(images: list[Tensor]) -> Tensor:
     return torch.stack([image.flatten(1).double() for image in images], -1)
 
 
-def _check_fit(measurement: Measurement, x0: Tensor) -> None:
+def check_fit(measurement: Measurement, x0: Tensor) -> None:
+    """Raise ValueError unless there is one y for all samples x0, or one for each, of the operator's shape."""
     shape = tuple(measurement.operator.shape)
     if x0.shape[1:] != shape or len(measurement.y) not in (1, len(x0)):
         raise ValueError(

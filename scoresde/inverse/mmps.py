@@ -38,8 +38,7 @@ class MMPS(PosteriorDenoiser):
         self, denoiser: Denoiser, measurement: Measurement, iterations: int | None = None, tolerance: float = 1e-8
     ) -> None:
         super().__init__(denoiser, measurement)
-        if iterations is not None:
-            check_whole(self, "1 <= iterations", iterations=iterations)
+        check_whole(self, "1 <= iterations or null", iterations=iterations)
         check_numbers(self, "0 <= tolerance < 1", tolerance=tolerance)
         self.iterations, self.tolerance = iterations, tolerance
 

@@ -1,14 +1,39 @@
 """Denoisers of p(x0 | y) against the exact posteriors of Gaussian priors."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from scoresde import EDMSDE, SDE, VPSDE, Denoiser, GaussianDenoiser, ProbabilityFlowODE, StraightSDE, log_prob
-from scoresde.inverse import MMPS, GaussianNoise, GaussianPosterior, Mask, Matrix, Measurement, Operator
+from scoresde import (
+    DDPM,
+    EDMSDE,
+    SDE,
+    VPSDE,
+    Denoiser,
+    GaussianDenoiser,
+    Interval,
+    ProbabilityFlowODE,
+    StraightSDE,
+    log_prob,
+)
+from scoresde.inverse import (
+    DPS,
+    MMPS,
+    TMPD,
+    DiffPIR,
+    GaussianNoise,
+    GaussianPosterior,
+    Mask,
+    Matrix,
+    Measurement,
+    Operator,
+    PiGDM,
+)
 
 Method = Callable[..., Denoiser]
 SDES = [VPSDE(), EDMSDE(), StraightSDE()]
@@ -110,6 +135,58 @@ def test_where_there_is_no_signal(method: Method) -> None:
         torch.testing.assert_close(guided.v(x, t), -guided(x, t), rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
+def test_pigdm_is_exact_for_data_of_one_variance(sde: SDE) -> None:
+    _, _, a, noise = problem()
+    y, prior = torch.tensor([[1.0, -0.7]]).double(), 1.7**2 * torch.eye(4).double()
+    guided = PiGDM(GaussianDenoiser(sde, 0.0, 1.7), Measurement(Matrix(a), y, GaussianNoise(cov=noise)), std=1.7)
+    mean, cov = conditioned(torch.zeros(4).double(), prior, a, noise, y[0])
+    x, t = sde.prior_std * torch.randn(3, 4).double(), torch.tensor([0.9, 0.5, 0.05]).double()
+    torch.testing.assert_close(guided(x, t), GaussianDenoiser(sde, mean, cov=cov)(x, t), rtol=1e-8, atol=1e-8)
+
+
+def test_tmpd_is_exact_for_a_mask_of_independent_entries_and_explodes_for_a_dense_matrix() -> None:
+    std, mask, x = torch.tensor([0.5, 1.0, 2.0]).double(), torch.tensor([1, 0, 1]), torch.randn(4, 3).double()
+    prior, t = GaussianDenoiser(VPSDE(), 0.3, std), torch.tensor(0.4).double()
+    measurement = Measurement(Mask(mask), mask * torch.ones(1, 3).double(), 0.2)
+    torch.testing.assert_close(TMPD(prior, measurement)(x, t), MMPS(prior, measurement)(x, t), rtol=1e-9, atol=1e-9)
+    opposite = Measurement(Matrix(torch.tensor([[1.0, 1.0, 0.0], [-1.0, -1.0, 0.0]])), torch.ones(1, 2).double(), 0.01)
+    ratio = (TMPD(prior, opposite)(x, t) - prior(x, t)).norm() / (MMPS(prior, opposite)(x, t) - prior(x, t)).norm()
+    assert ratio > 100  # its row sums are 0
+
+
+def test_diffpir_is_the_proximal_point() -> None:
+    mean, cov, a, _ = problem()
+    prior, x, t = GaussianDenoiser(VPSDE(), mean, cov=cov), torch.randn(3, 4).double(), torch.tensor(0.3).double()
+    y, sde = torch.randn(3, 2).double(), VPSDE()
+    x0, rho = prior(x, t), 3.0 * 0.2**2 * sde.alpha(t) ** 2 / sde.sigma(t) ** 2
+    expected = torch.linalg.solve(a.T @ a + rho * torch.eye(4).double(), (y @ a + rho * x0).T).T
+    guided = DiffPIR(prior, Measurement(Matrix(a), y, 0.2), strength=3.0)
+    torch.testing.assert_close(guided(x, t), expected, rtol=1e-8, atol=1e-8)
+    exact = DiffPIR(prior, Measurement(Matrix(a), y, 0.0), strength=3.0)
+    torch.testing.assert_close(exact(x, t) @ a.T, y, rtol=1e-8, atol=1e-8)
+
+
+def test_dps_steps_down_the_misfit_of_each_sample() -> None:
+    mean, cov, a, _ = problem()
+    sde = VPSDE()
+    prior, x, y = GaussianDenoiser(sde, mean, cov=cov), torch.randn(3, 4).double(), torch.randn(3, 2).double()
+    interval = Interval.between(sde, torch.tensor(0.5).double(), torch.tensor(0.4).double())
+    z = torch.randn(3, 4).double()
+    solver = DPS(measurement=Measurement(Matrix(a), y, 0.1), zeta=0.3)
+
+    ours, _ = solver.step(prior, x, interval, lambda t, s: z, None)
+
+    plain, _ = DDPM().step(prior, x, interval, lambda t, s: z, None)
+    alpha, sigma, one = interval.t.alpha, interval.t.sigma, torch.eye(4).double()
+    jacobian = alpha * cov @ torch.linalg.inv(alpha**2 * cov + sigma**2 * one)
+    misfit = y - prior(x, 0.5) @ a.T
+    expected = plain + 0.3 * (misfit / misfit.norm(dim=1, keepdim=True)) @ a @ jacobian
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+    with torch.inference_mode():
+        assert replace(solver, steps=3)(prior, x).isfinite().all()
+
+
 class Squares(Operator):
     shape = (4,)
 
@@ -147,19 +224,30 @@ class Counted(Denoiser):
         self.backward_passes += 1
 
 
-@pytest.mark.parametrize("iterations", [1, 2, 3])
-def test_a_call_costs_a_forward_pass_and_a_backward_pass_per_iteration(iterations: int) -> None:
+@pytest.mark.parametrize(
+    ("method", "backward"), [(MMPS, 4), (partial(MMPS, iterations=2), 2), (TMPD, 2), (PiGDM, 1), (DiffPIR, 0)]
+)
+def test_passes_of_the_denoiser_in_a_call(method: Method, backward: int) -> None:
+    """MMPS has as many backward passes as iterations: the last product with the Jacobian is the sum of theirs."""
     mean, cov, a, noise = problem(d=5, m=4)
     counted = Counted(GaussianDenoiser(VPSDE(), mean, cov=cov))
     measurement = Measurement(Matrix(a), (a @ mean)[None] + 1, GaussianNoise(cov=noise))
-    MMPS(counted, measurement, iterations=iterations)(torch.randn(3, 5).double(), 0.5)
-    assert (counted.forward_passes, counted.backward_passes) == (1, iterations)
+    method(counted, measurement)(torch.randn(3, 5).double(), 0.5)
+    assert (counted.forward_passes, counted.backward_passes) == (1, backward)
+
+
+def test_passes_of_the_denoiser_in_a_run() -> None:
+    mean, cov, a, _ = problem()
+    counted = Counted(GaussianDenoiser(VPSDE(), mean, cov=cov))
+    measurement = Measurement(Matrix(a), (a @ mean)[None] + 1, 0.3)
+    DPS(measurement=measurement, steps=7)(counted, torch.randn(3, 4).double())
+    assert (counted.forward_passes, counted.backward_passes) == (8, 7)  # the last call denoises
 
 
 def test_bad_arguments_are_named() -> None:
     mean, cov, a, _ = problem()
     prior, measurement = GaussianDenoiser(VPSDE(), mean, cov=cov), Measurement(Matrix(a), torch.zeros(3, 2), 0.1)
-    with pytest.raises(ValueError, match="MMPS needs 1 <= iterations, a whole number, got iterations=0"):
+    with pytest.raises(ValueError, match="MMPS needs 1 <= iterations, a whole number, or null, got iterations=0"):
         MMPS(prior, measurement, iterations=0)
     with pytest.raises(TypeError, match="MMPS needs measurement to be a Measurement"):
         MMPS(prior, torch.zeros(3, 2))
