@@ -4,6 +4,8 @@ from scoresde.inverse.blur import Blur, gaussian_kernel
 from scoresde.inverse.check_operator import check_operator
 from scoresde.inverse.compressed_sensing import CompressedSensing
 from scoresde.inverse.crop import Crop
+from scoresde.inverse.daps import DAPS
+from scoresde.inverse.ddrm import DDRM
 from scoresde.inverse.decomposed import DecomposedMatrix, decomposed
 from scoresde.inverse.diffpir import DiffPIR
 from scoresde.inverse.down_sample import DownSample
@@ -12,12 +14,15 @@ from scoresde.inverse.fourier_mask import FourierMask
 from scoresde.inverse.function import Function, LinearFunction
 from scoresde.inverse.gaussian_posterior import GaussianPosterior
 from scoresde.inverse.grayscale import Grayscale
+from scoresde.inverse.ilvr import ILVR
 from scoresde.inverse.measurement import GaussianNoise, Measurement, NoiseLaw
 from scoresde.inverse.mmps import MMPS
 from scoresde.inverse.noise_laws import PoissonNoise, QuantisedNoise
 from scoresde.inverse.operators import KnowsSingularValues, LinearOperator, Mask, Matrix, Operator
 from scoresde.inverse.pigdm import PiGDM
 from scoresde.inverse.posterior_denoiser import PosteriorDenoiser
+from scoresde.inverse.repaint import RePaint
+from scoresde.inverse.replacement import Replacement
 from scoresde.inverse.tmpd import TMPD
 
 __all__ = [
@@ -27,6 +32,8 @@ __all__ = [
     "Blur",
     "CompressedSensing",
     "Crop",
+    "DAPS",
+    "DDRM",
     "DecomposedMatrix",
     "DiffPIR",
     "DownSample",
@@ -35,6 +42,7 @@ __all__ = [
     "GaussianNoise",
     "GaussianPosterior",
     "Grayscale",
+    "ILVR",
     "KnowsSingularValues",
     "LinearFunction",
     "LinearOperator",
@@ -47,6 +55,8 @@ __all__ = [
     "PoissonNoise",
     "PosteriorDenoiser",
     "QuantisedNoise",
+    "RePaint",
+    "Replacement",
     "check_operator",
     "decomposed",
     "gaussian_kernel",
