@@ -72,7 +72,7 @@ def composed(name: str, *overrides: str) -> dict[str, Any]:
 def test_file_lists_every_argument_and_no_other(where: str, node: dict[str, Any]) -> None:
     target = find_target(node["_target_"], where)
     signature = inspect.signature(target)
-    positional = {"sde", "t", "u"} if node.get("_partial_") else set()
+    positional = {"sde", "t", "u", "denoiser", "measurement"} if node.get("_partial_") else set()
     if node["_target_"].endswith("_grid"):
         positional = {"sde", "steps", "t_end"}
     outer = {"solver/pc.yaml": "predictor", "solver/reversible.yaml": "solver"}.get(where)

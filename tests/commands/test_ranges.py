@@ -18,10 +18,11 @@ import pytest
 import torch
 import yaml
 
-from scoresde import VPSDE, DenoisingLoss, GaussianDenoiser, StepSolver, Trainer
+from scoresde import VPSDE, Denoiser, DenoisingLoss, GaussianDenoiser, StepSolver, Trainer
 from scoresde.commands import SolverGrid
 from scoresde.commands.build import build, find_target
 from scoresde.commands.optimizer import build_optimizer
+from scoresde.inverse import Mask, Measurement
 from scoresde.losses.loss import check_law
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -80,6 +81,11 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
     "guidance": {
         "scale": (-1, 0, 0.5), "interval": (None,), "reference": ("abc",), "classifier": ("abc", None),
     },
+    "method": {
+        "t_end": (0, 0.5, None), "denoise": FLAG, "eta": (0, 0.5), "eta_b": (0, 0.5), "langevin_rate": (0.5,),
+        "iterations": (None,), "tolerance": (0, 0.5), "as_published": FLAG, "t_stop": (0, 0.5),
+        "clip_denoised": (None,), "clip_last_noise": (0.5, 1e300, None),
+    },
     "variance": {"levels": (None,), "corrected": FLAG, "isotropic": FLAG, "seed": (0,), "probes": (None,)},
     "diagnostics": {"num_examples": (None,), "probes": (None,)},
     "loss": {
@@ -94,6 +100,7 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
 THINNED = 6  # every sixth value for every option, another sixth for the next; 1 takes half a minute
 DENOISER = GaussianDenoiser(VPSDE(), 0.0, 1.0)
 X = torch.tensor([[0.3, -0.2], [0.1, 0.4]])
+MEASUREMENT = Measurement(Mask(torch.tensor([1, 0])), torch.tensor([[0.5, 0.0]]), 0.0)
 NET = list(torch.nn.Linear(1, 1).parameters())
 RUN: dict[str, Any] = {
     "denoiser": torch.nn.Linear(1, 1), "loss": DenoisingLoss(), "optimizer": torch.optim.SGD(NET, lr=1.0),
@@ -121,7 +128,18 @@ def use_loss(loss: Any) -> None:
     check_law(loss, DENOISER.sde, X.device)
 
 
-USE: dict[str, Callable[[Any], None]] = {"solver": use_solver, "grid": use_grid, "sde": use_sde, "loss": use_loss}
+def use_method(method: Any) -> None:
+    """A denoiser of p(x0 | y) when it is asked, a solver as a solver."""
+    if issubclass(method.func, Denoiser):
+        method(DENOISER, MEASUREMENT)(X, 0.5)
+    else:
+        made = method(measurement=MEASUREMENT)
+        made(DENOISER, X) if made.steps <= 3 else made.plan(DENOISER)
+
+
+USE: dict[str, Callable[[Any], None]] = {
+    "solver": use_solver, "grid": use_grid, "sde": use_sde, "loss": use_loss, "method": use_method,
+}  # fmt: skip
 FILLED: dict[str, Any] = {  # in place of null, as data do
     "sigma_data": 1.0, "levels": 4, "value_range": [-1.0, 1.0], "shape": [1, 2, 2], "channels": 1, "image_size": 4,
     "channel_mults": [1], "num_res_blocks": 1, "attention_resolutions": [], "fir": False, "progressive_input": "none",
