@@ -31,12 +31,13 @@ def scaled(levels: Tensor) -> Tensor:
     return levels.float() / 8 - 1
 
 
-def classifier(seed: int) -> nn.Sequential:
-    """A small convolutional network trained on the training digits; the last layer but one gives 64 features."""
+def classifier(seed: int, features: int = 64) -> nn.Sequential:
+    """A small convolutional network trained on the training digits; the last layer but one gives the features."""
     torch.manual_seed(seed)
     net = nn.Sequential(
         nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 64), nn.ReLU(), nn.Linear(64, 10),
+        nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(1024, features), nn.ReLU(), nn.Linear(features, 10),
     )  # fmt: skip
     optimizer = torch.optim.Adam(net.parameters(), 2e-3)
     x, label = scaled(DATA.train.x), DATA.train.label

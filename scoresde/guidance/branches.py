@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.denoiser import Denoiser
+from scoresde.denoiser import CONDITIONS, Denoiser, without
 from scoresde.sde.levels import Level, Levels, Schedule
 
 Method = Callable[[Denoiser], Callable[..., Tensor]]  # a denoiser -> its x0, or its v_at
@@ -96,16 +96,16 @@ def _joined(conds: Sequence[dict[str, Any]], x: Tensor) -> dict[str, Any] | None
 
 
 def _rows(name: str, value: Any, example: Any, x: Tensor) -> Tensor | None:
-    """One row of a condition per sample; none is label −1, and a row of NaN for a condition vector."""
+    """One row of a condition per sample, those of none as `without` has them; None if there is not one for each."""
     batch = x.shape[0]
-    if name == "label":
-        label = torch.as_tensor(-1 if value is None else value, device=x.device)
-        return label.expand(batch) if label.shape in ((), (batch,)) else None
-    if name == "condition":
-        rows = torch.as_tensor(example if value is None else value, device=x.device)
-        rows = rows.reshape(1, -1).expand(batch, -1) if rows.ndim < 2 else rows.flatten(1)
-        rows = (
-            torch.full_like(rows if rows.is_floating_point() else rows.double(), torch.nan) if value is None else rows
-        )
-        return rows if len(rows) == batch else None
-    return value if isinstance(value, Tensor) and value.shape[:1] == (batch,) else None
+    if name not in CONDITIONS:
+        return value if isinstance(value, Tensor) and value.shape[:1] == (batch,) else None
+    rows = torch.as_tensor(example if value is None else value, device=x.device)
+    if rows.ndim == 0 or (name == "condition" and rows.ndim == 1):  # one for all
+        rows = rows.expand(batch, *rows.shape)
+    elif len(rows) == 1 and name in ("image", "sequence"):
+        rows = rows.expand(batch, *rows.shape[1:])
+    if len(rows) != batch:
+        return None
+    rows = rows.flatten(1) if name == "condition" else rows
+    return rows if value is not None else without(name, rows, torch.ones(batch, dtype=torch.bool, device=x.device))

@@ -21,6 +21,7 @@ from scoresde import (
     GaussianDenoiser,
     GaussianMixtureDenoiser,
     Guided,
+    NCSNpp,
     NetworkDenoiser,
     ProbabilityFlowODE,
     StraightSDE,
@@ -224,6 +225,24 @@ def test_together_as_one_by_one(model: NetworkDenoiser, first: Any, second: Any,
         alone = [getattr(denoiser, method)(x, t) for denoiser in (a, b)]
         found = getattr(Guided(a, b, 3.0), method)(x, t)
         torch.testing.assert_close(found, alone[1] + 3 * (alone[0] - alone[1]))
+
+
+def test_an_image_and_a_sequence_are_stacked_too() -> None:
+    torch.manual_seed(0)
+    parts: Any = {"image": {"channels": 2, "optional": True}, "sequence": {"vocabulary": 5, "optional": True}}
+    net = NCSNpp(
+        channels=1, image_size=8, width=8, channel_mults=[1], num_res_blocks=1, attention_resolutions=[], **parts
+    )
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model, x, t = NetworkDenoiser(net, VPSDE(), EDM(sigma_data=1.0)).eval(), torch.randn(3, 1, 8, 8), torch.tensor(0.4)
+    calls: list[int] = []
+    net.register_forward_pre_hook(lambda net, arguments: calls.append(len(arguments[0])))
+    given = {"image": torch.randn(1, 2, 8, 8), "sequence": torch.tensor([[0, 1, 4], [2, -1, -1], [3, 3, 3]])}
+    free = {"image": None, "sequence": None}
+    found = Guided(model.given(**given), model.given(**free), 3.0)(x, t)
+    torch.testing.assert_close(found, 3 * model(x, t, **given) - 2 * model(x, t, **free), rtol=1e-4, atol=1e-4)
+    assert calls == [6, 3, 3]
 
 
 def test_free_conditions_reach_the_branches_and_rows_can_be_chosen(model: NetworkDenoiser) -> None:
