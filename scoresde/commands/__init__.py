@@ -6,7 +6,13 @@ from scoresde.commands.classifier_guidance import ClassifierGuidance
 from scoresde.commands.diagnostics import DenoiserDiagnostics, NoDiagnostics
 from scoresde.commands.examples import OwnData
 from scoresde.commands.flow_likelihood import FlowLikelihood
-from scoresde.commands.guidance import Autoguidance, ClassifierFreeGuidance, NoGuidance
+from scoresde.commands.free_guidance import (
+    AdaptiveProjectedGuidance,
+    CFGPlusPlus,
+    ClassifierFreeGuidance,
+    NegativeGuidance,
+)
+from scoresde.commands.guidance import Autoguidance, NoGuidance
 from scoresde.commands.interfaces import (
     Diagnostics,
     Estimand,
@@ -28,11 +34,11 @@ from scoresde.commands.train import ModelTask, TrainClassifier, TrainDenoiser
 from scoresde.commands.variance import NoVariance, ProbedVariance, TableVariance, TrainedVariance
 
 __all__ = [
-    "ELBO", "VLB", "AutoModel", "Autoguidance", "AuxiliaryTask", "CalibratedTimes", "ClassifierFreeGuidance",
-    "ClassifierGuidance",
-    "DenoiserDiagnostics", "Diagnostics", "Estimand", "FlowLikelihood", "Guidance", "Likelihood", "LikelihoodReport",
-    "ModelTask", "NoDiagnostics", "NoGuidance", "NoLikelihood", "NoVariance", "OptimalGrid", "OptimisedTimes",
-    "OwnData", "OwnGrid", "ProbedVariance", "Scores", "SolverGrid", "StoredBatch", "TableVariance", "Task",
-    "TrainClassifier", "TrainDenoiser", "TrainDequantization", "TrainReflow", "TrainVarianceHead",
-    "TrainedModel", "TrainedRun", "TrainedVariance", "Variance", "load", "load_run",
+    "ELBO", "VLB", "AdaptiveProjectedGuidance", "AutoModel", "Autoguidance", "AuxiliaryTask", "CFGPlusPlus",
+    "CalibratedTimes", "ClassifierFreeGuidance", "ClassifierGuidance", "DenoiserDiagnostics", "Diagnostics",
+    "Estimand", "FlowLikelihood", "Guidance", "Likelihood", "LikelihoodReport", "ModelTask", "NegativeGuidance",
+    "NoDiagnostics", "NoGuidance", "NoLikelihood", "NoVariance", "OptimalGrid", "OptimisedTimes", "OwnData", "OwnGrid",
+    "ProbedVariance", "Scores", "SolverGrid", "StoredBatch", "TableVariance", "Task", "TrainClassifier",
+    "TrainDenoiser", "TrainDequantization", "TrainReflow", "TrainVarianceHead", "TrainedModel", "TrainedRun",
+    "TrainedVariance", "Variance", "load", "load_run",
 ]  # fmt: skip

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from scoresde.checks import check_numbers, check_pair, check_text
+from torch import Tensor
+
+from scoresde.checks import check_numbers, check_text
 from scoresde.commands.build import ConfigError
+from scoresde.commands.free_guidance import OfNoise, check_strength
 from scoresde.commands.interfaces import Guidance, Steering
 from scoresde.commands.load import NOUNS, TrainedModel, load_run
 from scoresde.denoiser import Denoiser
@@ -23,62 +25,37 @@ class NoGuidance(Guidance):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierFreeGuidance(Guidance):
-    """`Guided` away from the same model without a label, and without a condition if it was trained for that.
-
-    Args:
-        scale: 1: the conditional model, 0: the unconditional one.
-        interval: (low, high) in σ/α: guide only there; None: everywhere.
-    """
-
-    scale: float = 2.0
-    interval: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        _check_steering(self)
-
-    def __call__(self, trained: TrainedModel) -> Steering:
-        nothing: dict[str, Any] = {"label": None} if trained.classes is not None else {}
-        if trained.condition_optional:
-            nothing["condition"] = None
-        if not nothing:
-            raise ConfigError(
-                f"guidance=cfg needs a model of classes, or of conditions that it can do without, but "
-                f"{trained.run.path} was trained without labels: train one with conditional=true, or with "
-                f"loss.condition_dropout=0.1."
-            )
-        free = trained.denoiser.given(**nothing)
-        return lambda label: Guided(trained.given(label), free, self.scale, self.interval)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Autoguidance(Guidance):
     """`Guided` away from a worse model of the same data.
 
     Args:
         reference: Run directory or checkpoint of a smaller or less trained model.
-        scale: 1: the model itself.
-        interval: (low, high) in σ/α: guide only there; None: everywhere.
+        scale: 1: the model itself; or a function of σ/α.
+        interval, rescale: As for `ClassifierFreeGuidance`.
     """
 
     reference: str
-    scale: float = 2.0
+    scale: OfNoise = 2.0
     interval: tuple[float, float] | None = None
+    rescale: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_steering(self)
+        check_text("guidance", "reference", self.reference, optional=False)
+        check_strength(self.scale, self.interval)
+        check_numbers("guidance", "0 <= rescale <= 1", rescale=self.rescale)
 
     def __call__(self, trained: TrainedModel) -> Steering:
         other = other_run(self.reference, "reference", Denoiser, trained)
-        return lambda label: Guided(trained.given(label), other.given(label), self.scale, self.interval)
+        if other.denoiser.sde != trained.denoiser.sde:
+            raise ConfigError(
+                f"guidance.reference needs a run of the same process, {trained.denoiser.sde}, got {other.run.path} of "
+                f"{other.denoiser.sde}."
+            )
 
+        def steering(label: Tensor | None) -> Denoiser:
+            return Guided(trained.given(label), other.given(label), self.scale, self.interval, self.rescale)
 
-def _check_steering(guidance: ClassifierFreeGuidance | Autoguidance) -> None:
-    if isinstance(guidance, Autoguidance):
-        check_text("guidance", "reference", guidance.reference, optional=False)
-    check_numbers("guidance", "-1e9 <= scale <= 1e9", scale=guidance.scale)
-    if guidance.interval is not None:
-        check_pair("guidance", "interval", guidance.interval, "0 <= low < high")
+        return steering
 
 
 def other_run(path: str | Path, key: str, makes: type, trained: TrainedModel) -> TrainedModel:

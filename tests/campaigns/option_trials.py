@@ -200,7 +200,10 @@ def sampling(group: str, option: str) -> Base:
         more += ["solver=ddpm", "grid.samples=8"] if option == "optimal" else []
     elif group == "guidance":
         run, needs = "labelled", ["labelled", *(["classifier"] if option == "classifier" else [])]
-        other = {"autoguidance": ["guidance.reference=labelled"], "classifier": ["guidance.classifier=classifier"]}
+        other = {
+            "autoguidance": ["guidance.reference=labelled"], "classifier": ["guidance.classifier=classifier"],
+            "negative": ["guidance.negative=1"],
+        }  # fmt: skip
         more += ["label=3", *other.get(option, [])]
     elif group == "variance":
         run, needs = "digits", ["digits", *([option] if option in TRAINED else [])]
