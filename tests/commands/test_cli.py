@@ -286,32 +286,6 @@ def test_configuration_of_a_run_cannot_run_code(work: Path, capsys: pytest.Captu
     assert not (work / "exploded").exists()
 
 
-def test_interrupted_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    """SIGTERM in a real process, then the same command; compared with a run that was left alone."""
-    options = ["experiment=toy", "data.size=500", "logger=csv", "model.width=16", "model.depth=1", "batch_size=64"]
-    options += ["trainer.steps=100", "trainer.checkpoint_every=1000", "trainer.log_every=10"]
-    program = [sys.executable, str(CHECKOUT / "train.py"), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
-    plain = subprocess.run([*program, "run=a"], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert plain.returncode == 0, plain.stderr
-
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    stopped = subprocess.Popen([*program, "run=b"], cwd=tmp_path, env=environment, **quiet)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "b/metrics.csv").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    stopped.terminate()
-    assert stopped.wait(60) in (143, 0)
-    again = subprocess.run([*program, "run=b"], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-
-    states = [torch.load(tmp_path / name / "checkpoints/last.pt", weights_only=True) for name in "ab"]
-    for key, value in states[0]["model"].items():
-        assert torch.equal(value, states[1]["model"][key]), key
-    for key, value in states[0]["ema"]["params"].items():
-        assert torch.equal(value, states[1]["ema"]["params"][key]), key
-
-
 def test_help_is_quick_and_lists_every_group() -> None:
     for script in ("train.py", "sample.py"):
         start = time.perf_counter()
