@@ -123,6 +123,11 @@ class Denoiser(nn.Module, ABC):
         of_x, of_v = level.read("velocity", None, _velocity_coefficients)
         return of_x * x + of_v * self.v_at(x, level, **cond)
 
+    @property
+    def unguided(self) -> Denoiser:
+        """What is left without gradients of a likelihood; for diagnoses of a run. Itself, if there are none."""
+        return self
+
     def given(self, **cond: Any) -> Denoiser:
         """The same denoiser with conditions bound; parameters are shared.
 
@@ -215,6 +220,11 @@ class _Given(Denoiser):
 
     def unbound(self, **cond: Any) -> tuple[Denoiser, dict[str, Any]]:
         return self.denoiser.unbound(**{**cond, **self.cond})
+
+    @property
+    def unguided(self) -> Denoiser:
+        plain = self.denoiser.unguided
+        return self if plain is self.denoiser else plain.given(**self.cond)
 
     def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
         return self.denoiser.x0(x, level, **{**cond, **self.cond})

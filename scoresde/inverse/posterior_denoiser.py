@@ -57,6 +57,10 @@ class PosteriorDenoiser(Denoiser):
         self.sde, self.denoiser, self.measurement = denoiser.sde, denoiser, measurement
         self.last = last_signal(self.sde)
 
+    @property
+    def unguided(self) -> Denoiser:
+        return self.denoiser.unguided
+
     @abstractmethod
     def shift(self, estimate: Estimate, near: Linearised) -> Tensor:
         """Of x̂0, (B, *), from what is known of x0 and the measurement around it."""

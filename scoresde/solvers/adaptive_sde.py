@@ -16,6 +16,7 @@ from scoresde.noise.sources import NoiseSource, PathNoise, gaussian_noise
 from scoresde.sde import SDE, expand
 from scoresde.sde.clock import last_signal
 from scoresde.solvers.base import Solver
+from scoresde.solvers.runaway import check_range
 
 # error h/2 (f(y') − f(y)), which the noise in y' makes h^1.5
 EULER_HEUN = Tableau(order=1.5, nodes=(1.0,), rows=((1.0,),), weights=(0.5, 0.5), error=(0.5, -0.5))
@@ -59,7 +60,9 @@ class AdaptiveSDE(Solver):
         check_numbers(self, "0 < rtol < 1", "0 < atol < 1")
 
     def __call__(self, denoiser: Denoiser, x: Tensor, *, noise: NoiseSource | None = None) -> Tensor:
-        return self.solution(denoiser, x, noise=noise).x
+        end = self.solution(denoiser, x, noise=noise).x
+        check_range(self, denoiser, end, lambda plain: self(plain, x, noise=noise))
+        return end
 
     @torch.no_grad()
     def solution(self, denoiser: Denoiser, x: Tensor, *, noise: NoiseSource | None = None) -> Solution:

@@ -19,6 +19,7 @@ from scoresde.sde import SDE
 from scoresde.sde.grids import EarlyGrid, Grid, Start, StartedGrid, uniform_grid
 from scoresde.sde.levels import Interval, Levels, Schedule, Weights
 from scoresde.solvers.gradients import differentiable
+from scoresde.solvers.runaway import blame, plausible, refuse_runaway
 
 MOST_STEPS = 10**6
 
@@ -171,8 +172,10 @@ class StepSolver(Solver):
         advance = self.step if plain else differentiable(self, plan, gradient, gradient_steps)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not plain):
             ((end, _),) = deque(self._run(denoiser, plan, x, noise, advance, state), maxlen=1)
-        if not bool(torch.isfinite(end).all()):
-            raise self._diagnosis(denoiser, plan, x, noise, state)
+        if not bool(plausible(denoiser, end).all()):
+            if not bool(torch.isfinite(end).all()):
+                raise self._diagnosis(denoiser, plan, x, noise, state)
+            refuse_runaway(self, denoiser, end, lambda plain: self(plain, x, noise=noise, plan=plan, state=state))
         return end
 
     @torch.no_grad()
@@ -267,16 +270,21 @@ class StepSolver(Solver):
         if not bool(torch.isfinite(x).all()):
             return FloatingPointError(f"{type(self).__name__} was given a start that holds NaN or infinity.")
         run = self._run(denoiser, plan, x, noise, self.step, state)
-        next(run)
-        for index, (interval, (after, _)) in enumerate(zip(plan.intervals, run, strict=True), 1):
+        before = next(run)
+        for index, (interval, (after, kept)) in enumerate(zip(plan.intervals, run, strict=True), 1):
             bad = ~torch.isfinite(after).flatten(1).all(1)
             if bool(bad.any()):
                 t = interval.t.time
+                if denoiser.unguided is not denoiser:
+                    draw = noise or partial(standard_normal, x)
+                    plain, _ = self.step(denoiser.unguided, before[0], interval, draw, before[1])
+                    advice = advice if not bool(torch.isfinite(plain).all()) else blame(denoiser, float(t))
                 return FloatingPointError(
                     f"{type(self).__name__} got NaN or infinity at step {index} of {len(plan.times) - 1}, from "
                     f"t = {float(t):.6g} (σ/α = {_noise_level(plan.sde, t):.4g}), in "
                     f"{int(bad.sum())} of {len(bad)} samples, the first of them {int(bad.nonzero()[0])}. {advice}"
                 )
+            before = after, kept
         return FloatingPointError(f"{type(self).__name__} returned NaN or infinity in one run but not in the next.")
 
 

@@ -17,6 +17,7 @@ from scoresde.integrate.torchdiffeq_backend import adaptive_method, check_ode_ar
 from scoresde.noise.sources import NoiseSource
 from scoresde.sde import expand
 from scoresde.solvers.base import Solver
+from scoresde.solvers.runaway import check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,9 @@ class ProbabilityFlowODE(Solver):
         Raises:
             FloatingPointError: If the network returns NaN or infinity, or if the tolerance cannot be met.
         """
-        return self.solution(denoiser, x, gradient=gradient).x
+        end = self.solution(denoiser, x, gradient=gradient).x
+        check_range(self, denoiser, end, lambda plain: self(plain, x))
+        return end
 
     @torch.no_grad()
     def encode(self, denoiser: Denoiser, x: Tensor) -> Tensor:

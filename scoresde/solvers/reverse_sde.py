@@ -15,6 +15,7 @@ from scoresde.noise.brownian_motion import brownian_motion
 from scoresde.noise.sources import NoiseSource, gaussian_noise
 from scoresde.solvers.adaptive_sde import first_time, from_no_signal
 from scoresde.solvers.base import MOST_STEPS, Solver
+from scoresde.solvers.runaway import check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ class ReverseSDE(Solver):
     def __call__(self, denoiser: Denoiser, x: Tensor, *, noise: NoiseSource | None = None) -> Tensor:
         import torchsde
 
+        start = x
         silent, first = denoiser.sde.ends_silent, first_time(denoiser.sde, self.end(denoiser.sde))
         flow = FlowCoordinates(denoiser.sde, self.end(denoiser.sde), "ReverseSDE", t_start=float(first))
         span = flow.data_end - flow.noise_end
@@ -87,7 +89,9 @@ class ReverseSDE(Solver):
                 dt_min=span * 1e-6,
             )[-1]
         x = flow.scale(flow.t_end) * flat.reshape(x.shape)
-        return denoiser(x, x.new_tensor(flow.t_end, dtype=torch.float64)) if self.denoise else x
+        x = denoiser(x, x.new_tensor(flow.t_end, dtype=torch.float64)) if self.denoise else x
+        check_range(self, denoiser, x, lambda plain: self(plain, start, noise=noise))
+        return x
 
 
 class _Reverse:

@@ -146,7 +146,9 @@ def test_reconstruction_guidance_is_the_likelihood_at_the_mean() -> None:
     t = torch.tensor(0.4, dtype=torch.float64)
     alpha, sigma = sde.alpha(t), sde.sigma(t)
 
-    guided = ReconstructionGuided(prior, lambda x0: (-0.5 * ((y - x0) / NOISE).square()).sum(1), scale=0.7)
+    guided = ReconstructionGuided(
+        prior, lambda x0: (-0.5 * ((y - x0) / NOISE).square()).sum(1), scale=0.7, plug_in=True
+    )
 
     k = alpha * STD**2 / (alpha**2 * STD**2 + sigma**2)
     expected = prior(x, t) + 0.7 * sigma**2 / alpha * k * (y - prior(x, t)) / NOISE**2
@@ -258,7 +260,7 @@ class TestNoSignal:
     def test_a_measurement_of_the_reconstruction(self) -> None:
         """log N(y; x̂0, NOISE²): x̂0 + α Cov ∇(...) σ²/α → E[x0] + Cov[x0] (y − E[x0])/NOISE²."""
         prior = GaussianDenoiser(self.sde, MEAN, STD)
-        guided = ReconstructionGuided(prior, lambda x0: -0.5 * ((x0 - 1.3) / NOISE).square().sum(1))
+        guided = ReconstructionGuided(prior, lambda x0: -0.5 * ((x0 - 1.3) / NOISE).square().sum(1), plug_in=True)
         x, expected = torch.randn(4, 2, dtype=torch.float64), MEAN + STD**2 * (1.3 - MEAN) / NOISE**2
         for t in (torch.ones(()), torch.tensor([1.0, 1.0, 1 - 1e-9, 1 - 1e-5], dtype=torch.float64)):
             torch.testing.assert_close(guided(x, t), torch.full_like(x, expected), rtol=0, atol=6e-3)
