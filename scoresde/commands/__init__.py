@@ -2,6 +2,7 @@
 
 from scoresde.commands.auxiliary import AuxiliaryTask, TrainDequantization, TrainVarianceHead
 from scoresde.commands.bounds import ELBO, VLB, LikelihoodReport
+from scoresde.commands.classification import ClassifierDiagnostics
 from scoresde.commands.classifier_guidance import ClassifierGuidance
 from scoresde.commands.diagnostics import DenoiserDiagnostics, NoDiagnostics
 from scoresde.commands.examples import OwnData
@@ -35,10 +36,10 @@ from scoresde.commands.variance import NoVariance, ProbedVariance, TableVariance
 
 __all__ = [
     "ELBO", "VLB", "AdaptiveProjectedGuidance", "AutoModel", "Autoguidance", "AuxiliaryTask", "CFGPlusPlus",
-    "CalibratedTimes", "ClassifierFreeGuidance", "ClassifierGuidance", "DenoiserDiagnostics", "Diagnostics",
-    "Estimand", "FlowLikelihood", "Guidance", "Likelihood", "LikelihoodReport", "ModelTask", "NegativeGuidance",
-    "NoDiagnostics", "NoGuidance", "NoLikelihood", "NoVariance", "OptimalGrid", "OptimisedTimes", "OwnData", "OwnGrid",
-    "ProbedVariance", "Scores", "SolverGrid", "StoredBatch", "TableVariance", "Task", "TrainClassifier",
-    "TrainDenoiser", "TrainDequantization", "TrainReflow", "TrainVarianceHead", "TrainedModel", "TrainedRun",
-    "TrainedVariance", "Variance", "load", "load_run",
+    "CalibratedTimes", "ClassifierDiagnostics", "ClassifierFreeGuidance", "ClassifierGuidance", "DenoiserDiagnostics",
+    "Diagnostics", "Estimand", "FlowLikelihood", "Guidance", "Likelihood", "LikelihoodReport", "ModelTask",
+    "NegativeGuidance", "NoDiagnostics", "NoGuidance", "NoLikelihood", "NoVariance", "OptimalGrid", "OptimisedTimes",
+    "OwnData", "OwnGrid", "ProbedVariance", "Scores", "SolverGrid", "StoredBatch", "TableVariance", "Task",
+    "TrainClassifier", "TrainDenoiser", "TrainDequantization", "TrainReflow", "TrainVarianceHead", "TrainedModel",
+    "TrainedRun", "TrainedVariance", "Variance", "load", "load_run",
 ]  # fmt: skip

@@ -62,20 +62,21 @@ def _together(
     if joined is not None:
         rows = torch.arange(batch, device=x.device).repeat(n)
         if (longer := base.select(rows, batch)) is not None:
+            copies = torch.cat([x] * n)
             try:
-                return method(longer)(torch.cat([x] * n), _repeated(level, n, x), **joined).chunk(n)
+                return method(longer)(copies, _repeated(level, n, copies), **joined).chunk(n)
             except ValueError:  # the sentence of one call alone names the shapes that the caller has
                 pass
     return [method(base)(x, level, **cond) for cond in conds]
 
 
-def _repeated(level: Level, n: int, x: Tensor) -> Level:
+def _repeated(level: Level, n: int, copies: Tensor) -> Level:
     """The level of n copies of a batch."""
     if level.time.ndim == 0:
         return level
     levels = level.schedule.levels[level.index : level.index + 1]
     columns = (column.repeat(1, n) for column in (levels.t, levels.alpha, levels.sigma, levels.lam))
-    return Schedule(Levels(levels.sde, *columns), (level.time.repeat(n),), (level.host_time.repeat(n),), x).all[0]
+    return Schedule(Levels(levels.sde, *columns), (level.time.repeat(n),), (level.host_time.repeat(n),), copies).all[0]
 
 
 def _joined(conds: Sequence[dict[str, Any]], x: Tensor) -> dict[str, Any] | None:

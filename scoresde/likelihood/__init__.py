@@ -3,6 +3,7 @@
 from scoresde.likelihood.bits import bits_per_dim, check_dequantized
 from scoresde.likelihood.bound import Bound
 from scoresde.likelihood.cells import Cells
+from scoresde.likelihood.class_posterior import ClassPosterior, class_posterior
 from scoresde.likelihood.decoder import CategoricalDecoder, Decoder, DiscretizedGaussian, gaussian_decoder
 from scoresde.likelihood.dequantization import (
     Dequantization,
@@ -20,9 +21,9 @@ from scoresde.likelihood.variational import VariationalDequantization
 from scoresde.likelihood.vlb import vlb
 
 __all__ = [
-    "Bound", "CategoricalDecoder", "Cells", "Decoder", "Dequantization", "Dequantized", "DiscreteLogProb",
-    "DiscretizedGaussian", "LogProb", "Report", "ReportRow", "RunningMean", "Summary",
+    "Bound", "CategoricalDecoder", "Cells", "ClassPosterior", "Decoder", "Dequantization", "Dequantized",
+    "DiscreteLogProb", "DiscretizedGaussian", "LogProb", "Report", "ReportRow", "RunningMean", "Summary",
     "TruncatedNormalDequantization", "UniformDequantization", "VariationalDequantization", "bits_per_dim",
-    "check_dequantized", "coverage_factor", "discrete_log_prob", "elbo", "gaussian_decoder", "likelihood_report",
-    "log_prob", "summarize", "vlb",
+    "check_dequantized", "class_posterior", "coverage_factor", "discrete_log_prob", "elbo", "gaussian_decoder",
+    "likelihood_report", "log_prob", "summarize", "vlb",
 ]  # fmt: skip

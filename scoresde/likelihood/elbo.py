@@ -84,8 +84,8 @@ def elbo(
     """
     check_elbo("elbo", form, samples, sampling, below, probe)
     check_signal(denoiser)
-    path = _Path(denoiser.sde, x, t_start, below)
-    rows, places = [], _uniforms(samples, x.shape[0], sampling, generator, x.device)
+    path = ForwardPath(denoiser.sde, x, t_start, below)
+    rows, places = [], stratified_uniforms(samples, x.shape[0], sampling, generator, x.device)
     for u in places:
         z = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         t = path.time(u)
@@ -94,7 +94,7 @@ def elbo(
         elif below == "density":
             value = _paired_integrand(denoiser, path, t, z)
         else:
-            value = _denoising_integrand(denoiser, path, t, z)
+            value = path.error(t, z, denoiser.v(path.at(t, z), t))
         rows.append(0.5 * path.range * path.clock.rate(t) * value.double())
     draws = torch.stack(rows)
 
@@ -107,7 +107,7 @@ def elbo(
         terms["reconstruction"] = nll.mean(0)
         draws, calls = draws + nll, calls + samples
     total = torch.stack(list(terms.values())).sum(0)
-    std_error, freedom = _std_error(draws)
+    std_error, freedom = cell_std_error(draws)
     mean_error = _mean_error(draws, places)
     return Bound(
         -total.to(x.dtype),
@@ -119,7 +119,7 @@ def elbo(
     )
 
 
-class _Path:
+class ForwardPath:
     """The forward process from what is known, x0 or x_ε: x_t = a x + b z."""
 
     def __init__(self, sde: SDE, x: Tensor, t_start: float | None, below: str) -> None:
@@ -152,6 +152,11 @@ class _Path:
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         norm = alpha.square() + sigma.square()
         return expand(sigma / norm, self.x), expand(alpha / norm, self.x)
+
+    def error(self, t: Tensor, z: Tensor, v: Tensor) -> Tensor:
+        """‖ε − ε̂‖² from x0, for the answer v̂ at `at(t, z)`; (B,)."""
+        alpha, sigma = expand(self.sde.alpha(t), z), expand(self.sde.sigma(t), z)
+        return (self.shares(t)[1] * (alpha * z - sigma * self.x - v)).square().flatten(1).sum(1)
 
     def prior(self) -> Tensor:
         """KL(q(x_1 | x0) ‖ π), or −E log π(x_1) given x_ε; (B,) in float64."""
@@ -190,14 +195,7 @@ class _Path:
         return a.square() * self.x.double().flatten(1).square().sum(1) + b.square() * self._entries
 
 
-def _denoising_integrand(denoiser: Denoiser, path: _Path, t: Tensor, z: Tensor) -> Tensor:
-    """‖ε − ε̂‖² from x0; (B,)."""
-    alpha, sigma = expand(path.sde.alpha(t), z), expand(path.sde.sigma(t), z)
-    error = alpha * z - sigma * path.x - denoiser.v(path.at(t, z), t)
-    return (path.shares(t)[1] * error).square().flatten(1).sum(1)
-
-
-def _divergence_integrand(denoiser: Denoiser, path: _Path, t: Tensor, z: Tensor, w: Tensor) -> Tensor:
+def _divergence_integrand(denoiser: Denoiser, path: ForwardPath, t: Tensor, z: Tensor, w: Tensor) -> Tensor:
     """‖ε̂‖² − 2σ div ε̂ less that of N(0, I) data at x_t, with div v̂ ≈ wᵀ(∂v̂/∂x)w; (B,)."""
     with torch.enable_grad():
         x = path.at(t, z).requires_grad_()
@@ -209,7 +207,7 @@ def _divergence_integrand(denoiser: Denoiser, path: _Path, t: Tensor, z: Tensor,
     return each.flatten(1).sum(1)
 
 
-def _paired_integrand(denoiser: Denoiser, path: _Path, t: Tensor, z: Tensor) -> Tensor:
+def _paired_integrand(denoiser: Denoiser, path: ForwardPath, t: Tensor, z: Tensor) -> Tensor:
     """The same with div v̂ ≈ (v̂(a x + b z) − v̂(a x − b z))ᵀ z/(2b), averaged over both points; (B,)."""
     (of_x, of_v), b = path.shares(t), expand(path.kernel(t)[1], z)
     up, down = path.at(t, z), path.at(t, -z)
@@ -219,7 +217,7 @@ def _paired_integrand(denoiser: Denoiser, path: _Path, t: Tensor, z: Tensor) -> 
     return (0.5 * squares - 2 * expand(path.sde.sigma(t), z) * slope * z).flatten(1).sum(1)
 
 
-def _uniforms(
+def stratified_uniforms(
     samples: int, batch: int, sampling: str, generator: torch.Generator | None, device: torch.device
 ) -> Tensor:
     """Positions in the range of logsnr, each uniform on [0, 1) by itself; float64, (samples, B)."""
@@ -239,7 +237,7 @@ def _cells(samples: int) -> list[int]:
     return [2] * (pairs - 1) + [samples - 2 * (pairs - 1)]
 
 
-def _std_error(draws: Tensor) -> tuple[Tensor, Tensor]:
+def cell_std_error(draws: Tensor) -> tuple[Tensor, Tensor]:
     """Of the mean over draws (samples, B) ordered by cell, and its degrees of freedom.
 
     A cell of n draws adds n s²/samples² to the variance, s² the variance in it.
@@ -256,7 +254,7 @@ def _std_error(draws: Tensor) -> tuple[Tensor, Tensor]:
 def _mean_error(draws: Tensor, places: Tensor) -> Tensor:
     """Every example's part in the error of the batch's mean, (B,), from draws (samples, B) ordered by cell.
 
-    As `_std_error`, but of what is left of the draws in a cell without g(u), a piecewise linear function that all
+    As `cell_std_error`, but of what is left of the draws in a cell without g(u), a piecewise linear function that all
     examples have in common: together they visit all noise levels, so that g's average has next to no error.
     """
     samples, batch = draws.shape

@@ -220,6 +220,8 @@ def sampling(group: str, option: str) -> Base:
         small = {"bins": 3, "num_examples": 4, "jacobian_examples": 2, "probes": 2, "gap_samples": 8, "steps": 3}
         more += [f"diagnostics.{key}={value}" for key, value in small.items() if key in keys]
         more += ["num_samples=0"] if keys else ["num_samples=2", "solver.steps=2"]
+        run, needs = ("labelled", ["labelled"]) if option == "classification" else (run, needs)
+        more += ["diagnostics.samples=2"] if "samples" in keys else []
     return Base(chosen, "sample", (f"run={run}", chosen, "out=o", *more), tuple(needs), keys)
 
 

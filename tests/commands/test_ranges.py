@@ -89,7 +89,7 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
         "clip_denoised": (None,), "clip_last_noise": (0.5, 1e300, None),
     },
     "variance": {"levels": (None,), "corrected": FLAG, "isotropic": FLAG, "seed": (0,), "probes": (None,)},
-    "diagnostics": {"num_examples": (None,), "probes": (None,)},
+    "diagnostics": {"num_examples": (None,), "probes": (None,), "tolerance": (0.5,)},
     "loss": {
         "label_dropout": (0, 0.5), "condition_dropout": (0, 0.5), "image_dropout": (0, 0.5),
         "sequence_dropout": (0, 0.5), "joint_dropout": (0, 0.5),
