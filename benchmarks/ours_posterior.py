@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from posterior_rows import Row, Task
 from torch import Tensor
 
 from scoresde import DDPM, VPSDE, Denoiser, EulerMaruyama
 from scoresde.guidance import ReconstructionGuided
-from scoresde.inverse import Matrix, Measurement
+from scoresde.inverse import Matrix, Measurement, TwistedSMC
 from scoresde.noise import gaussian_noise
 from scoresde.sde import expand
 from scoresde.solvers import Solver
@@ -68,6 +69,9 @@ def _start(task: Task) -> Tensor:
     return VPSDE().prior_sample(shape, generator=task.generator).double()
 
 
+NEARLY_GAUSSIAN = float(VPSDE().time(-2 * torch.tensor(0.1, dtype=torch.float64).log()))  # σ/α = 0.1
+
+
 ROWS = [
     guided(
         "ReconstructionGuided",
@@ -80,5 +84,11 @@ ROWS = [
         lambda denoiser, measurement: ReconstructionGuided(denoiser, measurement.log_likelihood),
         lambda steps: EulerMaruyama(steps=steps),
         "EulerMaruyama",
+    ),
+    solved(
+        "TwistedSMC",
+        lambda measurement, steps: TwistedSMC(measurement=measurement, steps=steps, t_end=NEARLY_GAUSSIAN),
+        "4,096 particles",
+        exact=True,
     ),
 ]

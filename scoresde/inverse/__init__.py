@@ -20,10 +20,12 @@ from scoresde.inverse.mmps import MMPS
 from scoresde.inverse.noise_laws import PoissonNoise, QuantisedNoise
 from scoresde.inverse.operators import KnowsSingularValues, LinearOperator, Mask, Matrix, Operator
 from scoresde.inverse.pigdm import PiGDM
+from scoresde.inverse.populations import Particles
 from scoresde.inverse.posterior_denoiser import PosteriorDenoiser
 from scoresde.inverse.repaint import RePaint
 from scoresde.inverse.replacement import Replacement
 from scoresde.inverse.tmpd import TMPD
+from scoresde.inverse.twisted_smc import TwistedSMC
 
 __all__ = [
     "DPS",
@@ -52,11 +54,13 @@ __all__ = [
     "NoiseLaw",
     "Operator",
     "PiGDM",
+    "Particles",
     "PoissonNoise",
     "PosteriorDenoiser",
     "QuantisedNoise",
     "RePaint",
     "Replacement",
+    "TwistedSMC",
     "check_operator",
     "decomposed",
     "gaussian_kernel",

@@ -86,6 +86,7 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
     "method": {
         "t_end": (0, 0.5, None), "denoise": FLAG, "eta": (0, 0.5), "eta_b": (0, 0.5), "langevin_rate": (0.5,),
         "iterations": (None,), "tolerance": (0, 0.5), "as_published": FLAG, "t_stop": (0, 0.5),
+        "threshold": (0, 0.5), "independent": FLAG,
         "clip_denoised": (None,), "clip_last_noise": (0.5, 1e300, None),
     },
     "variance": {"levels": (None,), "corrected": FLAG, "isotropic": FLAG, "seed": (0,), "probes": (None,)},
