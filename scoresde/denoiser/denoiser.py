@@ -128,6 +128,13 @@ class Denoiser(nn.Module, ABC):
         """What is left without gradients of a likelihood; for diagnoses of a run. Itself, if there are none."""
         return self
 
+    def narrowest(self, x: Tensor) -> float | None:
+        """The smallest standard deviation that a likelihood leaves of x0, for states x (B, *), if that is known.
+
+        Solvers ask, to say whether they resolve it.
+        """
+        return None
+
     def given(self, **cond: Any) -> Denoiser:
         """The same denoiser with conditions bound; parameters are shared.
 
@@ -225,6 +232,9 @@ class _Given(Denoiser):
     def unguided(self) -> Denoiser:
         plain = self.denoiser.unguided
         return self if plain is self.denoiser else plain.given(**self.cond)
+
+    def narrowest(self, x: Tensor) -> float | None:
+        return self.denoiser.narrowest(x)
 
     def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
         return self.denoiser.x0(x, level, **{**cond, **self.cond})

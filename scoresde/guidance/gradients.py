@@ -8,6 +8,12 @@ import torch
 from torch import Tensor
 
 
+def smallest(std: Tensor) -> float | None:
+    """The smallest of those that are positive and finite, if there are any."""
+    known = std[(std > 0) & torch.isfinite(std)]
+    return float(known.min()) if len(known) else None
+
+
 def gradient(log_prob: Callable[[Tensor], Tensor], x: Tensor, owner: str, graph: bool | None = None) -> Tensor:
     """∇ₓ Σ_b log_prob(x)_b, (B, *); keeps the graph only if the caller differentiates through x.
 

@@ -12,7 +12,7 @@ from scoresde.checks import check_flag, check_numbers
 from scoresde.denoiser import Denoiser
 from scoresde.denoiser.dependence import asks_for_gradient
 from scoresde.denoiser.inference_mode import differentiates
-from scoresde.guidance.gradients import gradient
+from scoresde.guidance.gradients import gradient, smallest
 from scoresde.guidance.potential import on_process
 from scoresde.sde.clock import last_signal, nearest_signal
 from scoresde.sde.levels import Level
@@ -108,6 +108,19 @@ class ReconstructionGuided(Denoiser):
     @property
     def unguided(self) -> Denoiser:
         return self.denoiser.unguided
+
+    @differentiates
+    def narrowest(self, x: Tensor) -> float | None:
+        """1/√(largest eigenvalue of H), by the power method at x0 = 0."""
+        if isinstance(self.scale, Tensor) or self.plug_in:
+            return None
+        x0 = torch.zeros_like(x).requires_grad_()
+        slope, v = gradient(self.log_likelihood, x0, "ReconstructionGuided", graph=True), torch.ones_like(x)
+        for _ in range(4):
+            curved = -self.scale * _derivative(slope, x0, v, True).detach()
+            size = torch.linalg.vector_norm(curved.flatten(1), dim=1)
+            v = curved / size.clamp_min(torch.finfo(x.dtype).tiny).reshape(-1, *[1] * (x.ndim - 1))
+        return smallest(size.rsqrt())
 
     @differentiates
     def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:

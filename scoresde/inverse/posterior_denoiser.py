@@ -11,10 +11,16 @@ from torch import Tensor
 from scoresde.denoiser import Denoiser
 from scoresde.denoiser.dependence import asks_for_gradient
 from scoresde.denoiser.inference_mode import differentiates
+from scoresde.guidance.gradients import smallest
 from scoresde.inverse.linearised import Linearised
 from scoresde.inverse.measurement import Measurement
 from scoresde.sde.clock import last_signal, nearest_signal
 from scoresde.sde.levels import Level
+
+
+def norm(u: Tensor) -> Tensor:
+    """Of each sample, (B, 1, ..., 1)."""
+    return torch.linalg.vector_norm(u.flatten(1), dim=1).reshape(-1, *[1] * (u.ndim - 1))
 
 
 class Estimate:
@@ -60,6 +66,17 @@ class PosteriorDenoiser(Denoiser):
     @property
     def unguided(self) -> Denoiser:
         return self.denoiser.unguided
+
+    @differentiates
+    def narrowest(self, x: Tensor) -> float | None:
+        """σ_y/‖Aᵀu‖ for the unit vector u that A hears best."""
+        near = Linearised(self.measurement, torch.zeros_like(x), False)
+        u = torch.ones_like(near.residual)
+        for _ in range(3):  # of the power method
+            u = near.times(near.adjoint(u))
+            u = u / norm(u).clamp_min(torch.finfo(u.dtype).tiny)
+        std = (u * near.noise(u)).flatten(1).sum(1).sqrt() / norm(near.adjoint(u)).flatten()
+        return smallest(std)
 
     @abstractmethod
     def shift(self, estimate: Estimate, near: Linearised) -> Tensor:

@@ -19,6 +19,7 @@ from scoresde.sde import SDE
 from scoresde.sde.grids import EarlyGrid, Grid, Start, StartedGrid, uniform_grid
 from scoresde.sde.levels import Interval, Levels, Schedule, Weights
 from scoresde.solvers.gradients import differentiable
+from scoresde.solvers.rehearsal import advise
 from scoresde.solvers.runaway import blame, plausible, refuse_runaway
 
 MOST_STEPS = 10**6
@@ -167,6 +168,7 @@ class StepSolver(Solver):
         Raises:
             FloatingPointError: If the result is not finite; the message says at which step it went wrong.
         """
+        advise(self, denoiser, x)
         plan = plan or self.plan(denoiser, device=x.device)
         plain = gradient in ("none", False) and gradient_steps is None
         advance = self.step if plain else differentiable(self, plan, gradient, gradient_steps)

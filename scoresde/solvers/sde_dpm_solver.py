@@ -128,6 +128,10 @@ class DPMSolverPPSDE(StepSolver):
         super().__post_init__()
         check_numbers(self, "0 <= eta <= 1", "0 < r <= 1")
 
+    @property
+    def calls(self) -> int:
+        return 2
+
     def weights(self, levels: Levels) -> Weights:
         middle = inner_levels(levels, self.r)
         return {"middle": middle, "h": spans(levels[:-1], middle)}

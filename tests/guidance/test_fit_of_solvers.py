@@ -1,6 +1,8 @@
 """Guided denoisers and solvers fit together, or one sentence says what does not."""
 
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,21 @@ def test_every_solver_samples_the_posterior_of_a_sharp_observation(name: str) ->
     mean, std = truth()
     assert float(((samples.mean(0) - mean) / std).abs().max()) < 0.3
     assert float((samples.std(0) / std - 1).abs().max()) < 0.15
+
+
+@pytest.mark.parametrize("name", [*TOLD, "langevin"])
+@pytest.mark.parametrize("method", ["reconstruction", "matching"])
+def test_a_solver_that_is_too_coarse_says_which_to_take(name: str, method: str) -> None:
+    solver = build(yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8")), "solver", ())
+    measurement = Measurement(Matrix(torch.tensor([[2.0, 0.0]])), torch.tensor([[2 * Y]]).double(), 2 * NOISE)
+    guided = {"reconstruction": ReconstructionGuided(PRIOR, log_likelihood), "matching": MMPS(PRIOR, measurement)}
+    if name == "langevin":
+        solver = replace(solver, steps=100)
+    with pytest.warns(UserWarning, match=r"a standard deviation of 0\.1, .* take DPMSolverPP2M"):
+        solver(guided[method], torch.randn(2, 2).double())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        solver(PRIOR, torch.randn(2, 2).double())
 
 
 def test_one_number_of_y_is_moment_matching() -> None:
