@@ -190,3 +190,21 @@ def test_overhead_script_times_ours(
     assert {row["nfe"] for row in rows if row["library"] == "scoresde" and "Heun" not in row["solver"]} == {5}
     assert all(row["us_per_call"] > 0 for row in rows)
     assert "by hand" in capsys.readouterr().out
+
+
+def test_the_prior_of_the_inpainting_benchmark_and_its_posterior_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import inpainting  # type: ignore[import-not-found]
+
+    prior, x = inpainting.KernelDensity(VPSDE()), torch.randn(2, 1, 8, 8).double()
+    centers = inpainting.scaled(inpainting.DATA.train.x).flatten(1).double()
+    variances = torch.full_like(centers, inpainting.WIDTH**2)
+    library = GaussianMixtureDenoiser(VPSDE(), torch.ones(len(centers)), centers, variances)
+    torch.testing.assert_close(prior(x, 0.3), library(x, 0.3), rtol=1e-9, atol=1e-9)
+
+    torch.manual_seed(0)
+    mask = inpainting.masks()["left"]
+    truth = library.sample(300, shape=(1, 8, 8), generator=torch.Generator().manual_seed(0)).float()
+    draws = torch.stack([prior.posterior(truth * mask, mask) for _ in range(9)], 1)
+    place = ((draws < truth[:, None]).sum(1) + torch.rand(truth.shape)) / 10
+    assert float(((place - 0.5).abs() <= 0.45)[:, mask == 0].float().mean()) == pytest.approx(0.9, abs=0.01)

@@ -138,12 +138,12 @@ def _whitened(measurement: Measurement, x: Tensor) -> tuple[KnowsSingularValues,
     if std is not None and std.numel() == 1:
         return decomposed(operator), y, std.reshape(())
     if std is not None and isinstance(operator, Mask):
-        return operator, y, std.to(x).expand(1, *operator.shape).flatten(1)
+        return operator, y, std.to(x).expand(torch.broadcast_shapes(std.shape, (1, *operator.shape))).flatten(1)
     matrix, flat = operator.matrix(x.new_zeros((), dtype=torch.float64)), y.double().flatten(1)
     if std is not None:
+        if (std.ndim == y.ndim and len(std) > 1) or not bool((std > 0).all()):
+            raise ValueError("A std of its own for each sample, or one of 0 beside others, needs a Mask as operator.")
         std = std.to(matrix).expand(1, *y.shape[1:]).flatten()
-        if not bool((std > 0).all()):
-            raise ValueError("Noise in some entries of y and none in others needs a Mask as operator.")
         matrix, flat = matrix / std[:, None], flat / std
     else:
         assert noise.cov is not None

@@ -16,6 +16,7 @@ from scoresde.inverse.guesses import Correlated, Guess, Round, langevin
 from scoresde.inverse.measurement import GaussianNoise, Measurement
 from scoresde.inverse.operators import LinearOperator
 from scoresde.noise.sources import NoiseSource
+from scoresde.sde.grids import Grid, balanced_grid
 from scoresde.sde.levels import Interval, Levels, Weights
 from scoresde.solvers.base import Plan, StepSolver
 
@@ -39,7 +40,8 @@ class DAPS(StepSolver):
 
     Args:
         measurement: What is known of each sample: any operator and noise; an exact y needs a linear operator.
-        ode_steps: Calls for x̂0; the paper's 5 or 10.
+        ode_steps: Calls for x̂0. The paper's 5 or 10 suit its short Langevin runs, which stay near x̂0; where x0 is drawn
+            exactly, the end of the flow has the width of a sample already, C adds to it, and one call does better.
         covariance: "noise", "unit" or "known".
         langevin_steps: Where x0 is not drawn exactly.
         langevin_rate: rate, below 1.
@@ -50,8 +52,9 @@ class DAPS(StepSolver):
     """
 
     measurement: Measurement
-    steps: int = 50
-    ode_steps: int = 5
+    steps: int = 100
+    grid: Grid = balanced_grid
+    ode_steps: int = 1
     covariance: str = "unit"
     langevin_steps: int = 50
     langevin_rate: float = 0.2

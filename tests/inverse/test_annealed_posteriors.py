@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoresde import SDE, VESDE, VPSDE, Denoiser, GaussianDenoiser, Solver
+from scoresde import SDE, VESDE, VPSDE, Denoiser, GaussianDenoiser, Solver, uniform_grid
 from scoresde.inverse import (
     DAPS,
     DDRM,
@@ -197,7 +197,7 @@ def test_a_step_of_ddrm_is_the_papers(eta: float, eta_b: float) -> None:
 def test_ddrm_on_independent_normals_has_the_known_loss_of_variance() -> None:
     """c_s = (α_s α_t + √(1 − η²) σ_s σ_t) c_t + η σ_s z for N(0, 1) data; known entries are y."""
     sde, y = VPSDE(), torch.tensor([[1.0, 0, 0]]).double()
-    solver = DDRM(measurement=Measurement(Mask(torch.tensor([1, 0, 0])), y, 0.0))
+    solver = DDRM(measurement=Measurement(Mask(torch.tensor([1, 0, 0])), y, 0.0), grid=uniform_grid)
     mean, cov = law(solver, GaussianDenoiser(sde))
     levels = [(float(sde.alpha(t)), float(sde.sigma(t))) for t in torch.linspace(1, sde.t_min, 21).double()]
     variance = sde.prior_std**2
@@ -249,6 +249,17 @@ def test_langevin_of_a_sample_depends_on_itself_alone() -> None:
     assert torch.allclose(alone[0], whole[1], rtol=0, atol=1e-12)
 
 
+def test_a_mask_takes_noise_of_its_own_for_each_entry_of_each_sample() -> None:
+    denoiser, x, seeds = GaussianDenoiser(VPSDE(), MEAN, cov=COV), torch.randn(2, SIZE).double(), [11, 12]
+    std = torch.tensor([[0.1, 0.0, 0.3], [0.5, 0.2, 0.0]])
+    mask, y = Mask(torch.tensor([1, 0, 1])), torch.tensor([[0.3, 0.0, 1.0]]).double()
+    both = DDRM(measurement=Measurement(mask, y, std))(denoiser, x, noise=per_sample_noise(x, seeds))
+    for k in range(2):
+        one = Measurement(mask, y, std[k : k + 1])
+        alone = DDRM(measurement=one)(denoiser, x[k : k + 1], noise=per_sample_noise(x[k : k + 1], seeds[k : k + 1]))
+        assert torch.allclose(alone[0], both[k], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_dtype_of_the_state_stays_and_calls_are_counted(dtype: torch.dtype) -> None:
     denoiser, calls = GaussianDenoiser(StraightSDE(), MEAN, cov=COV), 0
@@ -270,7 +281,7 @@ def test_the_dtype_of_the_state_stays_and_calls_are_counted(dtype: torch.dtype) 
     x = torch.randn(2, SIZE, dtype=dtype)
     for solver, each in (
         (DDRM(measurement=GIVEN[1], steps=4, t_end=0.01), 1),
-        (DAPS(measurement=GIVEN[1], steps=4, t_end=0.01), 5),
+        (DAPS(measurement=GIVEN[1], steps=4, t_end=0.01, ode_steps=5), 5),
         (DAPS(measurement=GIVEN[1], steps=4, t_end=0.01, covariance="known"), 1),
     ):
         calls = 0
