@@ -27,6 +27,7 @@ ONLY_IN = {
     "hydra": ("cli",),
     "omegaconf": ("cli",),
     "wandb": ("training/wandb.py",),
+    "open_clip": ("interop/",),
     "torchdiffeq": ("integrate/",),
     "torchsde": ("solvers/reverse_sde.py",),
 }

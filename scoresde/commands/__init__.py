@@ -5,6 +5,7 @@ from scoresde.commands.bounds import ELBO, VLB, LikelihoodReport
 from scoresde.commands.classification import ClassifierDiagnostics
 from scoresde.commands.classifier_guidance import ClassifierGuidance
 from scoresde.commands.diagnostics import DenoiserDiagnostics, NoDiagnostics
+from scoresde.commands.embedding import EmbeddingGuidance, TrainEmbedding
 from scoresde.commands.examples import OwnData
 from scoresde.commands.flow_likelihood import FlowLikelihood
 from scoresde.commands.free_guidance import (
@@ -37,9 +38,9 @@ from scoresde.commands.variance import NoVariance, ProbedVariance, TableVariance
 __all__ = [
     "ELBO", "VLB", "AdaptiveProjectedGuidance", "AutoModel", "Autoguidance", "AuxiliaryTask", "CFGPlusPlus",
     "CalibratedTimes", "ClassifierDiagnostics", "ClassifierFreeGuidance", "ClassifierGuidance", "DenoiserDiagnostics",
-    "Diagnostics", "Estimand", "FlowLikelihood", "Guidance", "Likelihood", "LikelihoodReport", "ModelTask",
-    "NegativeGuidance", "NoDiagnostics", "NoGuidance", "NoLikelihood", "NoVariance", "OptimalGrid", "OptimisedTimes",
-    "OwnData", "OwnGrid", "ProbedVariance", "Scores", "SolverGrid", "StoredBatch", "TableVariance", "Task",
-    "TrainClassifier", "TrainDenoiser", "TrainDequantization", "TrainReflow", "TrainVarianceHead", "TrainedModel",
-    "TrainedRun", "TrainedVariance", "Variance", "load", "load_run",
+    "Diagnostics", "EmbeddingGuidance", "Estimand", "FlowLikelihood", "Guidance", "Likelihood", "LikelihoodReport",
+    "ModelTask", "NegativeGuidance", "NoDiagnostics", "NoGuidance", "NoLikelihood", "NoVariance", "OptimalGrid",
+    "OptimisedTimes", "OwnData", "OwnGrid", "ProbedVariance", "Scores", "SolverGrid", "StoredBatch", "TableVariance",
+    "Task", "TrainClassifier", "TrainDenoiser", "TrainDequantization", "TrainEmbedding", "TrainReflow",
+    "TrainVarianceHead", "TrainedModel", "TrainedRun", "TrainedVariance", "Variance", "load", "load_run",
 ]  # fmt: skip

@@ -14,16 +14,18 @@ from torch.optim import Optimizer
 # The public names that may stand in every place, by their packages. Each makes an object and no more, or is a function
 # of numbers; data functions read files of their format. Nothing here reads a run, writes, trains, samples or imports.
 PLACES = {
-    "task": {"commands": "TrainClassifier TrainDenoiser TrainDequantization TrainReflow TrainVarianceHead"},
+    "task": {
+        "commands": "TrainClassifier TrainDenoiser TrainDequantization TrainEmbedding TrainReflow TrainVarianceHead"
+    },
     "sde": {"sde": "CosineSDE DiscreteVPSDE EDMSDE LearnedVPSDE StraightSDE SubVPSDE VESDE VPSDE"},
     "parameterization": {
         "parameterization": "Data EDM Epsilon Score VPrediction Velocity",
         "interop": "ScoreSDEParameterization",
     },
-    "model": {"models": "Classifier DDPMUNet MLP NCSNpp", "likelihood": "VariationalDequantization"},
+    "model": {"models": "Classifier DDPMUNet ImageEncoder MLP NCSNpp", "likelihood": "VariationalDequantization"},
     "loss": {
-        "losses": "ClassifierLoss DenoisingLoss DequantizationLoss FlowLoss SecondMomentLoss SecondOrderLoss VDMLoss "
-        "VLBLoss"
+        "losses": "ClassifierLoss ContrastiveLoss DenoisingLoss DequantizationLoss FlowLoss SecondMomentLoss "
+        "SecondOrderLoss VDMLoss VLBLoss"
     },
     "data": {"data": "array cifar10 digits image_folder mnist table toy"},
     "trainer": {"training": "Trainer"},

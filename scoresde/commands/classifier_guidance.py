@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -36,12 +35,14 @@ class ClassifierGuidance(Guidance):
     form: str = "score"
     classifier: str | None = None
 
-    classifies: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         check_numbers("guidance", "-1e9 <= scale <= 1e9", scale=self.scale)
         check_choice("guidance", "form", self.form, FORMS)
         check_text("guidance", "classifier", self.classifier)
+
+    @property
+    def classifies(self) -> bool:
+        return True
 
     def __call__(self, trained: TrainedModel) -> Steering:
         if self.form != "score":

@@ -23,13 +23,12 @@ SolverOf = Callable[[Tensor | None], Solver]  # the same -> its solver
 
 
 class Guidance(ABC):
-    """How samples of a run are steered: `guidance=...`.
+    """How samples of a run are steered: `guidance=...`."""
 
-    Attributes:
-        classifies: Whether it steers a model without classes to a label.
-    """
-
-    classifies: ClassVar[bool] = False
+    @property
+    def classifies(self) -> bool:
+        """Whether it steers a model without classes to a label."""
+        return False
 
     @abstractmethod
     def __call__(self, trained: TrainedModel) -> Steering:

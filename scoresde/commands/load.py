@@ -23,13 +23,16 @@ from scoresde.data import Codec, Dataset, Names, Quantized, codec_from_state
 from scoresde.data.columns import NO_NAMES
 from scoresde.data.fingerprint import fingerprint
 from scoresde.denoiser import Denoiser
-from scoresde.guidance import NoisyClassifier
+from scoresde.guidance import EmbeddingPair, NoisyClassifier
 from scoresde.losses import Loss
 from scoresde.sde import SDE
 from scoresde.training import CheckpointError, RunDirectory, load_checkpoint, load_weights
 
 LARGEST_EVENT = 2**26  # entries
-NOUNS: dict[type, str] = {NoisyClassifier: "a classifier"}  # what runs may be of, other than a denoiser
+NOUNS: dict[type, str] = {
+    NoisyClassifier: "a classifier",
+    EmbeddingPair: "an embedding",
+}  # what runs may be of, other than a denoiser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +220,7 @@ def _checked_shape(shape: Any, model: Mapping[str, Any], run: RunDirectory) -> t
 
 
 def newest_run(makes: type, root: str | Path = "runs", extensions: Sequence[str] = ()) -> RunDirectory:
-    """The most recently trained run of a task that makes `Denoiser`s, or `NoisyClassifier`s.
+    """The most recently trained run of a task that makes `Denoiser`s, `NoisyClassifier`s or `EmbeddingPair`s.
 
     A later one whose configuration cannot be read is passed over with a word on the error stream.
 
@@ -239,9 +242,10 @@ def newest_run(makes: type, root: str | Path = "runs", extensions: Sequence[str]
     found = next(filter(fits, latest_first), None)
     if found is not None:
         return found
-    if makes is NoisyClassifier:
+    if makes in NOUNS:
+        noun = NOUNS[makes].partition(" ")[2]
         raise FileNotFoundError(
-            f"no classifier found under {root}/: train one with python train.py experiment=digits_classifier, "
-            f"or name one with guidance.classifier=..."
+            f"no {noun} found under {root}/: train one with python train.py experiment=digits_{noun}, "
+            f"or name one with guidance.{noun}=..."
         )
     return RunDirectory.newest(root)  # raises with the reason

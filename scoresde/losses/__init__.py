@@ -1,6 +1,7 @@
 """Training objectives: a weighting over noise levels, a distribution of times, and the losses that use them."""
 
 from scoresde.losses.classifier_loss import ClassifierLoss
+from scoresde.losses.contrastive_loss import ContrastiveLoss
 from scoresde.losses.denoising import DenoisingLoss
 from scoresde.losses.dequantization_loss import DequantizationLoss, DequantizedDenoiser
 from scoresde.losses.flow import FlowLoss, optimal_pairing
@@ -33,9 +34,9 @@ from scoresde.losses.weightings import (
 )
 
 __all__ = [
-    "ClassifierLoss", "DenoisingLoss", "DequantizationLoss", "DequantizedDenoiser", "FlowLoss", "Loss",
-    "LossSecondMoment", "Pairs", "SecondMomentLoss", "SecondOrderLoss", "TimeLaw", "VDMLoss", "VLBLoss", "Weighting",
-    "discrete_times", "edm_weighting", "flow_weighting", "importance_weighting", "likelihood_weighting",
+    "ClassifierLoss", "ContrastiveLoss", "DenoisingLoss", "DequantizationLoss", "DequantizedDenoiser", "FlowLoss",
+    "Loss", "LossSecondMoment", "Pairs", "SecondMomentLoss", "SecondOrderLoss", "TimeLaw", "VDMLoss", "VLBLoss",
+    "Weighting", "discrete_times", "edm_weighting", "flow_weighting", "importance_weighting", "likelihood_weighting",
     "logit_normal_times", "lognormal_times", "logsnr_times", "mode_times", "optimal_pairing", "reflow_pairs",
     "shifted_times", "simple_weighting", "snr_weighting", "uniform_times", "velocity_weighting",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.denoiser import Denoiser
-from scoresde.guidance import NoisyClassifier
+from scoresde.guidance import EmbeddingPair, NoisyClassifier
 from scoresde.losses.loss import DrawsTimes, KeepsState
 from scoresde.noise import stream_generator, stream_seed
 from scoresde.training.meter import Meter
@@ -100,7 +100,9 @@ class Update:
 
     def _noise_level(self, step: int, example: int) -> str:
         """The time of the worst example, drawn once more from the step's generator."""
-        if not (isinstance(self.denoiser, Denoiser | NoisyClassifier) and isinstance(self.loss, DrawsTimes)):
+        if not (
+            isinstance(self.denoiser, Denoiser | NoisyClassifier | EmbeddingPair) and isinstance(self.loss, DrawsTimes)
+        ):
             return ""
         sde = self.denoiser.sde
         for index in self._indices(step):

@@ -39,10 +39,12 @@ RUNS = {  # made when a trial needs them
     "digits": ("data=digits", *MLP),
     "labelled": ("data=digits", *MLP, "conditional=true"),
     "classifier": ("experiment=digits_classifier", *UNET),
+    "embedding": ("experiment=digits_embedding", *UNET),
     "npr": ("experiment=digits_npr", "of=digits"),
     "sn": ("experiment=digits_sn", "of=digits"),
     "dequantization": ("experiment=digits_dequantization", "of=digits", "model.width=8"),
 }
+EMBEDDED = {"classifier": "classifier", "image_encoder": "embedding", "embedding": "embedding"}  # by model or task
 TRAINED = ("npr", "sn", "dequantization")  # in the folder of the run that they are for
 FILES = {
     "array": "x.npy",
@@ -136,8 +138,8 @@ def training(group: str, option: str) -> Base:
         more += ("model.norm_groups=4",) if option == "ddpm" else ()
         if option == "mlp":
             more = ("data=digits", "model.width=8", "model.depth=1")
-        elif option == "classifier":
-            chosen, more = ("experiment=digits_classifier",), UNET
+        elif option in EMBEDDED:
+            chosen, more = (f"experiment=digits_{EMBEDDED[option]}",), UNET
     elif group == "data":
         more = MLP if option in ("array", "table") else ("loss=simple", *UNET)
         if option == "toy":
@@ -146,8 +148,8 @@ def training(group: str, option: str) -> Base:
             more += (f"data.path={FILES[option]}",)
         if option == "image_folder":
             more += ("data.size=8",)
-    elif group == "task" and option == "classifier":
-        chosen, more = ("experiment=digits_classifier",), UNET
+    elif group == "task" and option in EMBEDDED:
+        chosen, more = (f"experiment=digits_{option}",), UNET
     elif group == "experiment":
         more = EXPERIMENTS.get(option, ("model.width=8",))
     if option in ("second_moment", "variance_head") or (group, option[7:]) in [
@@ -175,6 +177,7 @@ EXPERIMENTS = {
         for kind in ("series", "volume")
     },
     "digits_classifier": UNET,
+    "digits_embedding": UNET,
     "digits_likelihood": UNET,
     "digits_vdm": UNET,
     "mnist": (f"data.path={FILES['mnist']}", "budget=null", *UNET),
@@ -199,10 +202,10 @@ def sampling(group: str, option: str) -> Base:
         more += ["grid.reference_steps=8"] if "reference_steps" in keys else []
         more += ["solver=ddpm", "grid.samples=8"] if option == "optimal" else []
     elif group == "guidance":
-        run, needs = "labelled", ["labelled", *(["classifier"] if option == "classifier" else [])]
+        run, needs = "labelled", ["labelled", *([option] if option in ("classifier", "embedding") else [])]
         other = {
             "autoguidance": ["guidance.reference=labelled"], "classifier": ["guidance.classifier=classifier"],
-            "negative": ["guidance.negative=1"],
+            "embedding": ["guidance.embedding=embedding"], "negative": ["guidance.negative=1"],
         }  # fmt: skip
         more += ["label=3", *other.get(option, [])]
     elif group == "variance":

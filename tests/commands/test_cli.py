@@ -45,12 +45,13 @@ def sentence(capsys: pytest.CaptureFixture[str], main: Any, *arguments: str) -> 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with three small runs: digits without and with labels, and a classifier."""
+    """A folder with three small runs: digits without and with labels, a classifier, an embedding."""
     folder = tmp_path_factory.mktemp("work")
     with inside(folder):
         command(train_main, *TINY, "run=runs/plain", "trainer.sample_every=4")
         command(train_main, *TINY, "run=runs/labelled", "conditional=true")
         command(train_main, *TINY, "run=runs/classifier", "experiment=digits_classifier", "trainer.steps=4")
+        command(train_main, *TINY, "run=runs/embedding", "experiment=digits_embedding", "trainer.steps=4")
     return folder
 
 
@@ -100,7 +101,7 @@ def test_a_sample_depends_on_its_seed_and_number_only(work: Path) -> None:
 
 def test_newest_denoiser_is_the_default_run(work: Path) -> None:
     now = time.time()
-    for age, name in enumerate(("classifier", "labelled", "plain")):
+    for age, name in enumerate(("classifier", "embedding", "labelled", "plain")):
         os.utime(work / "runs" / name / "checkpoints/last.pt", (now - age, now - age))
     command(sample_main, "num_samples=2", "solver.steps=2", "out=o")
     assert json.loads((work / "o/metrics.json").read_text())["run"].endswith("labelled")
@@ -118,6 +119,8 @@ def test_newest_denoiser_is_the_default_run(work: Path) -> None:
         ["run=runs/plain", "label=3", "guidance=classifier"],
         ["run=runs/plain", "label=3", "guidance=classifier", "guidance.classifier=runs/classifier", *PC],
         ["run=runs/plain", "label=3", "guidance=classifier", "guidance.form=mean", "solver=ddpm", "solver.steps=3"],
+        ["run=runs/plain", "label=3", "guidance=embedding"],
+        ["run=runs/plain", "guidance=embedding", "guidance.through=x0", "guidance.text=three"],
         ["run=runs/labelled", "guidance=autoguidance", "guidance.reference=runs/labelled"],
         ["run=runs/plain", "solver=sde", "solver.steps=3"],
     ],
@@ -214,6 +217,14 @@ def test_training_mistakes_get_one_sentence(
         (["run=runs/plain", "label=12", "guidance=classifier"], r"0\.\.9"),
         (["run=runs/plain", "guidance=classifier"], "add label=3"),
         (["run=runs/plain", "label=3", "guidance=classifier", "guidance.form=mean"], "use guidance.form=score"),
+        (["run=runs/embedding"], "is the run of an embedding: name the run of a denoiser"),
+        (["run=runs/plain", "guidance=embedding"], "add label=3"),
+        (["run=runs/plain", "label=10", "guidance=embedding"], r"0\.\.9, the classes of"),
+        (["run=runs/plain", "guidance=embedding", "guidance.text=thre"], "is no caption that .*did you mean three"),
+        (
+            ["run=runs/plain", "label=3", "guidance=embedding", "guidance.embedding=runs/plain"],
+            "run of an embedding of",
+        ),
         (["run=runs/plain", "guidance=autoguidance"], r"guidance\.reference"),
         (["run=runs/labelled", "guidance=cfgpp"], "a rule of the steps of solver=ddim .* got a ExponentialAdams: add"),
         (["run=runs/labelled", "guidance=negative", "guidance.negative=12"], r"0\.\.9, got 12"),

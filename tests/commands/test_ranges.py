@@ -81,7 +81,7 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
     "guidance": {
         "scale": (-1, 0, 0.5), "interval": (None,), "reference": ("abc",), "classifier": ("abc", None),
         "rescale": (0, 0.5), "eta": (-1, 0, 0.5), "norm": (0.5, None, 1e300), "negative": (0, "abc"),
-        "noise": (-1, 0, 0.5), "data": (-1, 0, 0.5), "power": (0.5,),
+        "noise": (-1, 0, 0.5), "data": (-1, 0, 0.5), "power": (0.5,), "text": ("abc", None), "embedding": ("abc", None),
     },
     "method": {
         "t_end": (0, 0.5, None), "denoise": FLAG, "eta": (0, 0.5), "eta_b": (0, 0.5), "langevin_rate": (0.5,),
