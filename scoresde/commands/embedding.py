@@ -86,7 +86,7 @@ class EmbeddingGuidance(Guidance):
         embedding: Run directory of the encoders; None: the newest under runs/.
     """
 
-    scale: float = 100.0
+    scale: float = 20.0
     through: str = "noisy"
     text: str | None = None
     embedding: str | None = None
