@@ -11,18 +11,19 @@ from torch import Tensor, nn
 
 from scoresde.checks import check_choice, check_numbers, check_text, check_whole
 from scoresde.commands.build import ANY_INTERFACE, ConfigError, build_as, require
+from scoresde.commands.classifier_guidance import FORMS, shiftable
 from scoresde.commands.guidance import other_run
-from scoresde.commands.interfaces import Guidance, Steering
+from scoresde.commands.interfaces import Guidance, SolverOf, Steering
 from scoresde.commands.load import TrainedModel, newest_run
 from scoresde.commands.train import ModelTask
 from scoresde.data import Dataset
-from scoresde.denoiser import Denoiser
-from scoresde.guidance import EmbeddingGuided, EmbeddingPair
+from scoresde.guidance import EmbeddingGuided, EmbeddingPair, EmbeddingPotential
 from scoresde.guidance.embedding import check_captions
 from scoresde.losses import ContrastiveLoss, DenoisingLoss, Loss
 from scoresde.models import ImageEncoder, TextEncoder
 from scoresde.parameterization import Parameterization
 from scoresde.sde import SDE
+from scoresde.solvers import MeanShift, Solver
 from scoresde.spelling import did_you_mean, nearest
 
 
@@ -81,19 +82,24 @@ class EmbeddingGuidance(Guidance):
 
     Args:
         scale: Of ⟨g, h⟩.
+        form: "score", "mean" or "state", as for `ClassifierGuidance`; the second is GLIDE's.
         through: "noisy": the encoder sees x_t; "x0": it sees the denoiser's x̂0, as if it were clean.
         text: One of the captions that the encoders were trained with; None: that of the label.
         embedding: Run directory of the encoders; None: the newest under runs/.
     """
 
     scale: float = 20.0
+    form: str = "score"
     through: str = "noisy"
     text: str | None = None
     embedding: str | None = None
 
     def __post_init__(self) -> None:
         check_numbers("guidance", "-1e9 <= scale <= 1e9", scale=self.scale)
+        check_choice("guidance", "form", self.form, FORMS)
         check_choice("guidance", "through", self.through, ("noisy", "x0"))
+        if self.form != "score" and self.through != "noisy":
+            raise ValueError(f"guidance.form={self.form} takes the gradient of an encoder of x_t: leave through out.")
         check_text("guidance", "text", self.text)
         check_text("guidance", "embedding", self.embedding)
 
@@ -102,27 +108,38 @@ class EmbeddingGuidance(Guidance):
         return self.text is None
 
     def __call__(self, trained: TrainedModel) -> Steering:
+        if self.form != "score":
+            return trained.given
+        pair, target = self._encoders(trained)
+        clean, least = self.through == "x0", pair.sde.t_min
+
+        def of_clean(x0: Tensor) -> Tensor:
+            return pair(x0, x0.new_tensor(least))  # type: ignore[no-any-return]
+
+        encoder = of_clean if clean else pair
+        return lambda label: EmbeddingGuided(trained.given(label), encoder, target(label), self.scale, clean)
+
+    def solvers(self, solver: Solver, trained: TrainedModel) -> SolverOf:
+        if self.form == "score":
+            return lambda label: solver
+        noisy, (pair, target) = shiftable(solver, self.form), self._encoders(trained)
+
+        def solver_of(label: Tensor | None) -> Solver:
+            potential = EmbeddingPotential(pair, target(label))
+            return MeanShift(solver=noisy, log_prob=potential, scale=self.scale, at=self.form)
+
+        return solver_of
+
+    @torch.no_grad()
+    def _encoders(self, trained: TrainedModel) -> tuple[EmbeddingPair, Callable[[Tensor | None], Tensor]]:
+        """The encoders of a run, and h(c) of the labels of a batch, or of the text."""
         path = newest_run(EmbeddingPair).path if self.embedding is None else self.embedding
         other = other_run(path, "embedding", EmbeddingPair, trained)
-        pair = other.model
+        pair, run = other.model, str(other.run.path)
         assert isinstance(pair, EmbeddingPair)
-        with torch.no_grad():
-            target = self._target(pair, str(other.run.path))
-        encoder: Any = pair
-        if self.through == "x0":
-            least = pair.sde.t_min
-            encoder = lambda x0: pair(x0, x0.new_tensor(least))  # noqa: E731
-
-        def steering(label: Tensor | None) -> Denoiser:
-            return EmbeddingGuided(trained.given(label), encoder, target(label), self.scale, self.through == "x0")
-
-        return steering
-
-    def _target(self, pair: EmbeddingPair, run: str) -> Callable[[Tensor | None], Tensor]:
-        """h(c) of the labels of a batch, or of the text."""
         if self.text is not None:
-            features = pair.of_texts([caption_of(self.text, pair, run)])[0]
-            return lambda label: features
+            of_text = pair.of_texts([caption_of(self.text, pair, run)])[0]
+            return pair, lambda label: of_text
         features = pair.of_classes()
 
         def of_labels(label: Tensor | None) -> Tensor:
@@ -131,7 +148,7 @@ class EmbeddingGuidance(Guidance):
                 raise ConfigError(f"label needs whole numbers in 0..{len(features) - 1}, the classes of {run}.")
             return features[label]
 
-        return of_labels
+        return pair, of_labels
 
 
 def caption_of(text: str, pair: EmbeddingPair, run: str) -> str:

@@ -32,8 +32,8 @@ class EmbeddingGuided(Denoiser):
         g = g(x̂0(x))         `clean`: one of clean data, asked through the denoiser, by a gradient through both
 
     ⟨g, h⟩ is no log p(c | x_t), so that no scale samples a posterior: what a scale does has to be looked at. Divided
-    by the temperature of a contrastive pair it is log p(c | x_t) up to what does not depend on c: scales of 1/τ and
-    more are usual. `MeanShift` with `EmbeddingPotential` is the paper's own form, the mean moved by scale Σ ∇.
+    by the temperature τ of a contrastive pair it is log p(c | x_t) but for a sum over captions: scales of 1/τ and a
+    few times that are usual. `MeanShift` with `EmbeddingPotential` moves means by scale Σ ∇, which is the paper's form.
 
     Args:
         denoiser: The prior.
@@ -64,9 +64,13 @@ class EmbeddingGuided(Denoiser):
         if clean:
             target = check_target(target)
             clean_encoder: Any = encoder
-            self.guided = ReconstructionGuided(denoiser, lambda x0: similarity(clean_encoder(x0), target), scale)
+            self.guided = ReconstructionGuided(denoiser, lambda x0: similarity(clean_encoder(x0), target), scale, True)
         else:
             self.guided = ClassifierGuided(denoiser, EmbeddingPotential.of(encoder, target), scale)
+
+    @property
+    def unguided(self) -> Denoiser:
+        return self.denoiser.unguided
 
     def x0(self, x: Tensor, level: Level, **cond: Any) -> Tensor:
         return self.guided.x0(x, level, **cond)

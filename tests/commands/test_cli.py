@@ -120,6 +120,7 @@ def test_newest_denoiser_is_the_default_run(work: Path) -> None:
         ["run=runs/plain", "label=3", "guidance=classifier", "guidance.classifier=runs/classifier", *PC],
         ["run=runs/plain", "label=3", "guidance=classifier", "guidance.form=mean", "solver=ddpm", "solver.steps=3"],
         ["run=runs/plain", "label=3", "guidance=embedding"],
+        ["run=runs/plain", "label=3", "guidance=embedding", "guidance.form=mean", "solver=ddpm", "solver.steps=3"],
         ["run=runs/plain", "guidance=embedding", "guidance.through=x0", "guidance.text=three"],
         ["run=runs/labelled", "guidance=autoguidance", "guidance.reference=runs/labelled"],
         ["run=runs/plain", "solver=sde", "solver.steps=3"],
