@@ -82,7 +82,7 @@ class ClassifierDiagnostics(Diagnostics):
         seconds = round(time.perf_counter() - start, 1)
         arrays = {"index": rows, "label": _labels(split)[rows], "log_prob": log_prob, "std_error": std_error}
         _write(out, found, names, arrays, f"{trained.run.path}, step {trained.step}: {_words(found)}")
-        print(f"classification by {self.by}: {_words(found)} of {len(rows)} {name} examples")
+        print(f"classification by {self.by} of {len(rows)} {name} examples: {_words(found)}")
         print(f"      {_confused(found.confusion, names)}; {nfe:,.0f} rows of network calls each")
         print(f"wrote {out / 'classification.png'}, .json and .npz in {seconds:.0f} s")
         return {
@@ -123,8 +123,8 @@ def _labels(split: Split) -> Tensor:
 
 def _words(found: Classification) -> str:
     return (
-        f"{100 * found.accuracy:.1f} ± {100 * found.accuracy_std_error:.1f} % right, −log p(label | x) = "
-        f"{found.nats:.3f} nats, calibration error {100 * found.ece:.1f} %"
+        f"{100 * found.accuracy:.1f} ± {100 * found.accuracy_std_error:.1f} % right, {found.nats:.3f} nats "
+        f"a label, calibration error {100 * found.ece:.1f} %"
     )
 
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from command_line import command, inside
@@ -177,10 +178,30 @@ def test_diagnostics_of_one_s_own_are_one_class_and_one_yaml(work: Path, monkeyp
         command(sample_main, *own, "diagnostics=short")
 
 
+def test_bayes_classification(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["num_samples=0", "out=o", "likelihood=none", "diagnostics=classification", "diagnostics.num_examples=6"]
+    command(sample_main, "run=runs/labelled", *short, "diagnostics.samples=2", "diagnostics.prior=counts")
+    assert re.search(r"classification by elbo of 6 test examples: [\d.]+ ± [\d.]+ % right", capsys.readouterr().out)
+    found, report = (json.loads(Path(f"o/{name}.json").read_text()) for name in ("metrics", "classification"))
+    arrays = np.load("o/classification.npz")
+    trained = load_run("runs/labelled")
+    test = trained.data().test
+    assert test.label is not None and arrays["label"].tolist() == test.label[arrays["index"]].tolist()
+    taken = arrays["log_prob"].argmax(1)
+    assert found["classification"]["accuracy"] == report["accuracy"] == np.mean(taken == arrays["label"])
+    assert np.asarray(report["confusion"]).sum() == 6 and arrays["log_prob"].shape == (6, 10)
+    Image.open("o/classification.png").verify()
+    with pytest.raises(SystemExit, match="diagnostics=classification needs a model of two classes or more"):
+        command(sample_main, "run=runs/plain", *short)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["diagnostics.kind=nonsense"], "diagnostics.kind=nonsense: .*write diagnostics=NAME, one of default, none"),
+        (
+            ["diagnostics.kind=nonsense"],
+            "diagnostics.kind=nonsense: .*write diagnostics=NAME, one of classification, default",
+        ),
         (["diagnostics=nonsense"], "Could not find 'diagnostics/nonsense'"),
         (["diagnostics=default", "diagnostics.bin=3"], "diagnostics.bin=3"),
         (["diagnostics=default", "diagnostics.which=[los]"], r"all, or some of \[loss, .*got \['los'\]"),
