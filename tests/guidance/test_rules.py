@@ -2,8 +2,10 @@
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -306,3 +308,12 @@ def test_multistep_solvers_keep_their_order_under_guidance() -> None:
         float((DPMSolverPP2M(steps=n, grid=logsnr_grid, denoise=False)(guided, x) - exact).norm()) for n in (40, 80)
     ]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.3)
+
+
+def test_the_lines_of_the_page_run() -> None:
+    page = (Path(__file__).parents[2] / "docs/guidance.md").read_text(encoding="utf-8")
+    net = MLP(shape=(2,), num_classes=3, width=8, depth=1)
+    names: dict[str, Any] = {"model": NetworkDenoiser(net, VPSDE(), EDM()), "classifier": lambda x, t: x[:, [0, 1, 0]]}
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(block, names)
+    assert names["samples"].shape == (6, 2) and names["posterior"].log_prob.shape == (6, 3)
