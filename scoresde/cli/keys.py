@@ -62,8 +62,8 @@ def flat(node: Any, prefix: str = "") -> Iterator[str]:
 
 def with_added(name: str, arguments: Sequence[str]) -> list[str]:
     """Arguments as Hydra takes them: `condition.path=c.npy` adds a key to what is null until then."""
-    added = "condition." if name == "sample" else None
-    return [f"+{each}" if added and each.startswith(added) else each for each in arguments]
+    added = ("condition.", "image.", "sequence.") if name == "sample" else ()
+    return [f"+{each}" if each.startswith(added) else each for each in arguments]
 
 
 def check_choices(name: str, arguments: Sequence[str]) -> None:

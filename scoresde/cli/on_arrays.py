@@ -32,6 +32,8 @@ def fit(
     overrides: Sequence[str] = (),
     seed: int = 0,
     device: str | None = None,
+    image: Any = None,
+    sequence: Any = None,
 ) -> TrainedRun:
     """Train a diffusion model on an array, with the default recipe for its kind, and return it ready to use.
 
@@ -52,6 +54,9 @@ def fit(
         overrides: Words of `train.py`'s command line: ["model.width=64", "data.transform=log"].
         seed: Of initial weights, batches, times and noise.
         device: "cpu", "cuda", ...; None: a GPU if there is one.
+        image: What x is given beside that: an image, series or volume for each, (N, C, *), of any resolution.
+        sequence: And a sequence: text (N,), tokens (N, L) that are whole numbers, with −1 for padding, or vectors
+            (N, L, C), with NaN.
     Raises:
         ValueError: If the array is none that can be trained on, or the run has other data or options.
     """
@@ -62,7 +67,7 @@ def fit(
         raise ValueError(
             f"fit needs one length of training, got budget={budget!r} and trainer.steps: give budget=None."
         )
-    arrays = _arrays(x, condition, label)
+    arrays = _arrays({"x": x, "condition": condition, "y": label, "image": image, "sequence": sequence})
     path = Path(tempfile.mkdtemp(prefix="scoresde-")) / "run" if run is None else Path(run)
     config = recipe(arrays, overrides)
     config["data"]["path"] = str(_kept(path, arrays))
@@ -106,12 +111,11 @@ def composed(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     return _plain(cfg)
 
 
-def _arrays(x: Any, condition: Any, label: Any) -> dict[str, NDArray[Any]]:
+def _arrays(given: dict[str, Any]) -> dict[str, NDArray[Any]]:
     """What the data file holds, by the names that `data=array` has for it."""
     import numpy as np
     import torch
 
-    given = {"x": x, "condition": condition, "y": label}
     arrays = {
         key: value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
         for key, value in given.items()
@@ -119,7 +123,7 @@ def _arrays(x: Any, condition: Any, label: Any) -> dict[str, NDArray[Any]]:
     }
     for key, value in arrays.items():
         word = {"y": "label"}.get(key, key)
-        if value.dtype.kind not in "biuf":
+        if value.dtype.kind not in ("biufU" if key == "sequence" else "biuf"):
             raise ValueError(f"fit needs {word} to be numbers, got {value.dtype} of shape {value.shape}.")
         if value.ndim == 0 or len(value) != len(np.atleast_1d(arrays["x"])):
             raise ValueError(f"fit needs one {word} per example, {len(np.atleast_1d(arrays['x']))}, got {value.shape}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -29,11 +31,16 @@ class Batches:
         rows = batch_indices(len(split), self.batch_size, step, self.seed)
         generator = stream_generator(self.seed, "batch", step)
         x = split.x[rows]
-        if self.data.flip:
-            x = random_flip(x, generator)
-        if self.data.crop:
-            x = random_crop(x, self.data.crop, generator)
         cond = conditions_at(split, rows, labelled=self.labelled)
+        for wanted, change in (
+            (self.data.flip, random_flip),
+            (self.data.crop, partial(random_crop, share=self.data.crop)),
+        ):
+            if wanted:  # of the image that x is given, in the same way
+                before = generator.get_state()
+                x = change(x, generator=generator)
+                if "image" in cond:
+                    cond["image"] = change(cond["image"], generator=torch.Generator().set_state(before))
         x = self.data.codec.encode(x, generator=generator, dequantize=self.dequantize)
         if self.data.missing:
             x, cond["concat"] = without_gaps(x)
@@ -61,5 +68,5 @@ def own_conditions(data: Dataset, count: int, *, labelled: bool, training: bool 
 
 def conditions_at(split: Split, rows: Tensor, *, labelled: bool) -> dict[str, Tensor]:
     """Labels and conditions of some examples, those that there are."""
-    has = {"label": split.label if labelled else None, "condition": split.condition}
-    return {key: value[rows] for key, value in has.items() if value is not None}
+    label = {"label": split.label} if labelled and split.label is not None else {}
+    return {key: value[rows] for key, value in {**label, **split.given}.items()}

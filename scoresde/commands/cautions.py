@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 
@@ -11,6 +13,7 @@ from scoresde.sde import SDE
 
 LOOKED_AT = 4096  # examples
 NAMED = 5  # classes
+RARELY = 0.05  # of the examples
 
 
 def cautions(data: Dataset, sde: object, *, labelled: bool) -> Iterator[str]:
@@ -27,6 +30,24 @@ def cautions(data: Dataset, sde: object, *, labelled: bool) -> Iterator[str]:
         yield f"{len(unseen)} {noun} no example in data={data.name}, and cannot be drawn: {named}."
     if isinstance(sde, SDE) and (lost := unresolved(data, sde)):
         yield lost
+
+
+def rarely_without_all(loss: Mapping[str, Any], data: Dataset, *, labelled: bool) -> Iterator[str]:
+    """A sentence if all conditions are hardly ever dropped together, which guidance away from all of them asks for.
+
+    Args:
+        loss: Its configuration.
+        data: The data.
+        labelled: Whether labels are a condition.
+    """
+    names = [*(["label"] if labelled else []), *data.train.given]
+    rates = [loss.get(f"{name}_dropout") or 0 for name in names]
+    joint, both = loss.get("joint_dropout") or 0, math.prod(rates)
+    if len(names) > 1 and 0 < both < RARELY and joint < RARELY:
+        yield (
+            f"{' and '.join(names)} are dropped independently, together in {100 * both:.2g} % of the examples, and "
+            f"guidance=cfg drops all: add loss.joint_dropout=0.1 to train for that."
+        )
 
 
 def unresolved(data: Dataset, sde: SDE) -> str | None:

@@ -1,8 +1,8 @@
-"""`label` and `condition` of `sample.py`: what the samples are conditioned on, as numbers or by name."""
+"""What samples are conditioned on, by number or by name: `label`, `condition`, `image`, `sequence` of `sample.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -13,6 +13,8 @@ from scoresde.commands.batches import own_conditions
 from scoresde.commands.build import ConfigError
 from scoresde.commands.condition_rows import rows_of
 from scoresde.commands.examples import Examples
+from scoresde.commands.guide_rows import KEYS as GUIDES
+from scoresde.commands.guide_rows import fitting_guides, guide_rows
 from scoresde.commands.interfaces import Guidance
 from scoresde.commands.load import TrainedModel
 from scoresde.data import Dataset
@@ -21,47 +23,72 @@ from scoresde.spelling import did_you_mean, nearest
 from scoresde.training import CheckpointError
 
 LISTED = 12  # names in a message
+OTHERS = ("condition", *GUIDES)  # beside labels
+ARTICLES = {"condition": "a", "image": "an", "sequence": "a"}
 
 
 class Conditions(NamedTuple):
-    """One label and one condition per sample; None for a model without, or to draw without it.
+    """One of each per sample; None for a model without, or to draw without it.
 
     Attributes:
         label: (N,).
         condition: (N, C), in the data's own units.
+        image: (N, C, *), in its own units.
+        sequence: Tokens (N, L) or vectors (N, L, C).
     """
 
     label: Tensor | None
     condition: Tensor | None
+    image: Tensor | None = None
+    sequence: Tensor | None = None
+
+    @property
+    def beside(self) -> dict[str, Tensor]:
+        """Those that are no labels, by name; what there is."""
+        return {key: value for key in OTHERS if (value := getattr(self, key)) is not None}
 
 
 def choose_conditions(config: dict[str, Any], trained: TrainedModel, guidance: Guidance) -> Conditions:
     """What every sample is conditioned on: what the command line says, in turn, or what the run's own data have.
 
-    Without `condition` it is those of the test split, with the labels of the same examples unless `label` says others.
+    What it does not say is that of the test split, with the labels of the same examples unless `label` says others.
 
     Raises:
         ConfigError: If the run has nothing to be conditioned on like that, or if its data are needed and gone.
     """
-    label, asked, n = config["label"], config.get("condition"), config["num_samples"]
-    if trained.condition_dim is None and asked is None:
-        return Conditions(choose_labels(label, n, trained, guidance), None)
-    if asked == "none":
-        if not trained.condition_optional:
-            raise ConfigError(
-                f"condition=none needs a model that was trained without its condition now and then, by "
-                f"loss.condition_dropout=0.1, and {trained.run.path} never was: leave it out, or give a condition."
-            )
-        return Conditions(choose_labels(label, n, trained, guidance), None)
-    if asked is not None:
-        rows = rows_of(asked, trained)
-        return Conditions(choose_labels(label, n, trained, guidance), rows[torch.arange(n) % len(rows)])
-    own = own_conditions(own_data(trained), n, labelled=trained.classes is not None)
-    chosen = own.get("label") if label is None else choose_labels(label, n, trained, guidance)
-    return Conditions(chosen, own.get("condition"))
+    label, n = config["label"], config["num_samples"]
+    chosen: dict[str, Tensor | None] = {}
+    missing = []
+    for key in OTHERS:
+        asked = config.get(key)
+        if asked is None:
+            missing += [key] if key in trained.conditions else []
+        elif isinstance(asked, str) and asked == "none":
+            _check_optional(key, trained)
+        else:
+            rows = rows_asked(key, asked, trained)
+            chosen[key] = rows[torch.arange(n) % len(rows)]
+    if not missing:
+        return Conditions(choose_labels(label, n, trained, guidance), **{"condition": None, **chosen})
+    own = own_conditions(own_data(trained, missing[0]), n, labelled=trained.classes is not None)
+    labels = own.get("label") if label is None else choose_labels(label, n, trained, guidance)
+    return Conditions(labels, **{"condition": None, **chosen, **{key: own.get(key) for key in missing}})
 
 
-def own_data(trained: TrainedModel) -> Dataset:
+def rows_asked(key: str, asked: Any, trained: TrainedModel) -> Tensor:
+    """The rows that `condition`, `image` or `sequence` says."""
+    return rows_of(asked, trained) if key == "condition" else guide_rows(key, asked, trained)
+
+
+def _check_optional(key: str, trained: TrainedModel) -> None:
+    if key not in trained.optional:
+        raise ConfigError(
+            f"{key}=none needs a model that was trained without its {key} now and then, by loss.{key}_dropout=0.1, and "
+            f"{trained.run.path} never was: leave it out, or give {ARTICLES[key]} {key}."
+        )
+
+
+def own_data(trained: TrainedModel, key: str = "condition") -> Dataset:
     """The data of a run whose samples take their conditions.
 
     Raises:
@@ -70,20 +97,54 @@ def own_data(trained: TrainedModel) -> Dataset:
     try:
         return trained.data()
     except (OSError, ValueError, CheckpointError) as error:
+        by_hand = "condition=[...] or " if key == "condition" else ""
         raise ConfigError(
-            f"{trained.run.path} draws nothing without a condition, and the data that have its own cannot be read: "
-            f"give condition=[...] or condition.path=... ({error})"
+            f"{trained.run.path} draws nothing without {ARTICLES[key]} {key}, and the data that have its own cannot be "
+            f"read: give {by_hand}{key}.path=... ({error})"
         ) from None
 
 
-def with_conditions(examples: Examples, asked: Any, trained: TrainedModel) -> Examples:
-    """Examples of the user's with the conditions that a run's density is given: their own, or what `condition` says.
+def with_conditions(examples: Examples, asked: Mapping[str, Any], trained: TrainedModel) -> Examples:
+    """Examples of the user's with the conditions that a run's density is given: their own, or what is asked for.
 
+    Args:
+        examples: The examples.
+        asked: `condition`, `image` and `sequence` as the command line has them, by name.
+        trained: The run.
     Raises:
         ConfigError: If there are none, or others than the run was trained with.
     """
     if "condition_dim" not in trained.config["model"]:  # a network of the user's own
         return examples
+    examples = _with_columns(examples, asked.get("condition"), trained)
+    image, sequence = (_guide_of(key, examples, asked.get(key), trained) for key in GUIDES)
+    return replace(examples, image=image, sequence=sequence)
+
+
+def _guide_of(key: str, examples: Examples, asked: Any, trained: TrainedModel) -> Tensor | None:
+    """The images or sequences that the density of examples is given."""
+    own, none = getattr(examples, key), isinstance(asked, str) and asked == "none"
+    if asked is not None and not none:
+        rows = guide_rows(key, asked, trained)
+        if len(rows) not in (1, len(examples)):
+            raise ConfigError(f"{key} has {len(rows)} rows for {len(examples)} {examples.name}: give one, or as many.")
+        return rows.expand(len(examples), *rows.shape[1:]).contiguous()
+    if key not in trained.conditions:
+        return None
+    if none:
+        _check_optional(key, trained)
+        return None
+    if own is not None:
+        return fitting_guides(key, own, examples.name, trained)
+    if key in trained.optional:
+        return None
+    raise ConfigError(
+        f"the {examples.name} have no {key}, but the density of {trained.run.path} is that of x given {ARTICLES[key]} "
+        f"{key}: put them into the file as {key}, or give {key}.path=..."
+    )
+
+
+def _with_columns(examples: Examples, asked: Any, trained: TrainedModel) -> Examples:
     dim, path, own = trained.condition_dim, trained.run.path, examples.condition
     if dim is None or (own is None and asked in (None, "none") and trained.condition_optional):
         if dim is not None:

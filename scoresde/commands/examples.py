@@ -16,9 +16,10 @@ from scoresde.commands.build import ConfigError, build
 from scoresde.commands.identity import PLACES
 from scoresde.commands.load import TrainedModel
 from scoresde.data import Dataset, Quantized
-from scoresde.data.arrays import class_labels, examples_key, given_conditions, read_arrays
+from scoresde.data.arrays import GIVEN, class_labels, examples_key, read_arrays, read_given
 from scoresde.data.columns import Column
-from scoresde.data.dataset import Split, find, split_indices
+from scoresde.data.dataset import Split, find, split_indices, take
+from scoresde.data.grids_and_tokens import together
 from scoresde.data.table_files import read_columns
 from scoresde.data.tables import Layout, layout_of, rows_of
 from scoresde.noise import stream_generator
@@ -37,7 +38,7 @@ class Examples:
         index: Number of each row in its file or split, (N,).
         x: As stored: levels, or values in the data's own units, (N, *).
         label: Class labels, (N,), or None.
-        condition: Any other condition, (N, *), or None.
+        condition, image, sequence: Any other condition, (N, *), or None.
         reasons: Why a row cannot be scored, by position in x.
     """
 
@@ -47,6 +48,8 @@ class Examples:
     label: Tensor | None
     condition: Tensor | None
     reasons: dict[int, str]
+    image: Tensor | None = None
+    sequence: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -54,7 +57,7 @@ class Examples:
     def digest(self) -> str:
         """A name for the content, of all rows but without their number."""
         content = hashlib.sha256()
-        for part in (self.x, self.label, self.condition):
+        for part in (self.x, self.label, self.condition, self.image, self.sequence):
             if part is not None:
                 content.update(part.contiguous().numpy().tobytes())
         return content.hexdigest()[:16]
@@ -94,7 +97,7 @@ def own_examples(trained: TrainedModel, split: str | None, seed: int) -> Example
     if len(rows) == 0:
         raise ConfigError(f"the data of {trained.run.path} have no {name}: choose likelihood.split=train.")
     order = torch.randperm(len(rows), generator=stream_generator(seed, "order"))
-    return _checked(trained, name, _take(rows, order), order)
+    return _checked(trained, name, take(rows, order), order)
 
 
 def given_examples(
@@ -138,47 +141,42 @@ def fitting_examples(trained: TrainedModel, name: str, stored: Split, index: Ten
             f"the data have events of shape {tuple(x.shape[1:])}, but {trained.run.path} was trained on events of "
             f"shape {trained.shape}: give data of that shape (data.channels_last=true if the last axis is channels)."
         )
-    return _checked(trained, name, Split(x=x, label=stored.label, condition=stored.condition), index)
+    return _checked(trained, name, replace(stored, x=x), index)
 
 
 def _of_split(data: Dataset, split: str) -> tuple[Split, str]:
     if split != "all":
         noun = "images" if data.is_image else "examples"
         return (data.test, f"test {noun}") if split == "test" else (data.train, f"training {noun}")
-    pairs = [(getattr(data.train, key), getattr(data.test, key)) for key in ("x", "label", "condition")]
-    x, label, condition = (None if a is None else a if b is None else torch.cat([a, b]) for a, b in pairs)
-    assert x is not None
-    return Split(x=x, label=label, condition=condition), "examples"
-
-
-def _take(split: Split, index: Tensor) -> Split:
-    label, condition = (None if value is None else value[index] for value in (split.label, split.condition))
-    return Split(x=split.x[index], label=label, condition=condition)
+    parts = {key: (getattr(data.train, key), getattr(data.test, key)) for key in ("x", "label", *GIVEN)}
+    both = {key: a if b is None or a is None else together(a, b) for key, (a, b) in parts.items()}
+    return Split(**both), "examples"
 
 
 def _read_file(node: Mapping[str, Any], split: str, trained: TrainedModel) -> tuple[Split, Tensor, str]:
     """The rows of a file as they are, good or not, and their numbers in it."""
     key = "test_path" if split == "test" and node.get("test_path") is not None else "path"
     path = find(node.get(key), f"data needs a file; set data.{key} to it")
-    whole = _table_rows(path, node, trained) if node["_target_"] == TABLE else _rows_of(path, node)
+    whole = _table_rows(path, node, trained) if node["_target_"] == TABLE else _rows_of(path, node, trained)
     index = torch.arange(len(whole))
     if split != "all" and node.get("test_path") is None:
         train, test = split_indices(len(whole), node["test_fraction"], node["seed"])
         index = (train if split == "train" else test).sort().values
     name = {"all": "examples", "test": "test examples", "train": "training examples"}[split]
-    return _take(whole, index), index, f"{name} of {path.name}"
+    return take(whole, index), index, f"{name} of {path.name}"
 
 
-def _rows_of(path: Path, node: Mapping[str, Any]) -> Split:
-    label_key = node.get("label_key")
+def _rows_of(path: Path, node: Mapping[str, Any], trained: TrainedModel) -> Split:
+    label_key, last = node.get("label_key"), bool(node.get("channels_last"))
     stored = read_arrays(path, label_key, node.get("key"))
     key = examples_key(path, stored, label_key, node.get("key"))
-    label, condition = (stored.get(name) if name and name != key else None for name in (label_key, "condition"))
+    x, label = stored_rows(str(path), stored[key], channels_last=last), stored.get(label_key) if label_key else None
+    letters = trained.names.letters
+    given = read_given(path, stored, key, x.shape[1:], len(x), channels_last=last, letters=letters)
     return Split(
-        x=(x := stored_rows(str(path), stored[key], channels_last=bool(node.get("channels_last")))),
-        label=None if label is None else class_labels(path, label_key, label, len(x)),
-        condition=None if condition is None else given_conditions(path, condition, len(x)),
-    )
+        x=x, label=None if label is None or label_key == key else class_labels(path, label_key, label, len(x)),
+        condition=given.condition, image=given.image, sequence=given.sequence,
+    )  # fmt: skip
 
 
 def _table_rows(path: Path, node: Mapping[str, Any], trained: TrainedModel) -> Split:
@@ -258,7 +256,11 @@ def _checked(trained: TrainedModel, name: str, stored: Split, index: Tensor) -> 
     else:
         x = x if x.is_floating_point() else x.float()
         _warn(trained, x[good])
-    return Examples(name=name, index=index, x=x, label=stored.label, condition=stored.condition, reasons=reasons)
+    return Examples(name=name, index=index, x=x, label=stored.label, reasons=reasons, **_given_of(stored))
+
+
+def _given_of(stored: Split) -> dict[str, Tensor | None]:
+    return {key: stored.given.get(key) for key in GIVEN}
 
 
 def _warn(trained: TrainedModel, x: Tensor) -> None:

@@ -13,6 +13,7 @@ from scoresde.commands.build import ANY_INTERFACE, ConfigError, check_kind, find
 from scoresde.commands.second_moments import with_filter
 from scoresde.data import Dataset, Quantized
 from scoresde.data.conditions import condition_columns, constant_columns
+from scoresde.data.grids_and_tokens import image_options, sequence_options
 from scoresde.models import DDPMUNet, NCSNpp
 from scoresde.models.fourier_features import level_exponents
 
@@ -55,7 +56,7 @@ def fill(config: dict[str, Any], data: Dataset, *, labelled: bool, outputs: int 
     if data.missing:
         _suit_gaps(model, config, shape[0])
     for key, value in suited.items():
-        if key in model and model[key] is None:
+        if key in model and (model[key] is None or isinstance(model[key], Mapping)):
             model[key] = value
     _check_attention(model)
     if config["parameterization"].get("sigma_data", 0) is None:
@@ -70,8 +71,9 @@ def fill(config: dict[str, Any], data: Dataset, *, labelled: bool, outputs: int 
     if model.get("data_scale", 0) is None:
         model["data_scale"] = known["sigma_data"] or 1.0
     config["model"] = with_filter(model, config["parameterization"])
-    if config["model"].get("patch") == 1:  # as earlier versions wrote it
-        del config["model"]["patch"]
+    for key, none in (("patch", 1), ("image", None), ("sequence", None)):  # as earlier versions wrote it
+        if config["model"].get(key, 0) == none:
+            del config["model"][key]
     config["loss"] = _without_nulls(config["loss"], known)
     if isinstance(config.get("data"), dict) and config["data"].get("levels", 0) is None and quantised:
         config["data"]["levels"] = quantised["levels"]
@@ -104,10 +106,28 @@ CONDITION_WIDTH = 128
 
 def _suited_conditions(model: Mapping[str, Any], loss: Mapping[str, Any], data: Dataset) -> dict[str, Any]:
     """What a network needs to know of the conditions of its training examples; says which of them tell it nothing."""
-    condition, columns = data.train.condition, data.names.conditions
-    optional = check_dropout(model, loss, data)
-    if condition is None or "condition_dim" not in model:
-        return {}
+    optional, given = check_dropout(model, loss, data), data.train.given
+    suited: dict[str, Any] = {}
+    if "condition" in given and "condition_dim" in model:
+        suited |= _suited_columns(model, data) | {"condition_optional": "condition" in optional}
+    for key in ("image", "sequence"):
+        of_user = model.get(key)
+        if key not in model or (key not in given and of_user is None):
+            continue
+        if key not in given:
+            raise ConfigError(f"model.{key} is of data with {key}, and data={data.name} has none: leave it out.")
+        make = image_options if key == "image" else sequence_options
+        count = data.image_categories if key == "image" else data.vocabulary
+        known = make(given[key], count, optional=key in optional)
+        if of_user is not None and not isinstance(of_user, Mapping):
+            raise ConfigError(f"model.{key} needs options, as {{optional: true}}, or null, got {of_user!r}.")
+        suited[key] = known | dict(of_user or {})
+    return suited
+
+
+def _suited_columns(model: Mapping[str, Any], data: Dataset) -> dict[str, Any]:
+    """What a network needs to know of the columns of a condition."""
+    condition, columns = data.train.given["condition"], data.names.conditions
     if constant := constant_columns(condition, columns):
         print(f"the condition {', '.join(constant)} is the same in all training examples: it tells the model nothing.")
     known = condition_columns(condition, columns)
@@ -116,26 +136,41 @@ def _suited_conditions(model: Mapping[str, Any], loss: Mapping[str, Any], data: 
             f"model.condition_dim={model['condition_dim']}, but the conditions of data={data.name} have "
             f"{known['condition_dim']} columns: leave it out."
         )
-    return {**known, "condition_width": CONDITION_WIDTH, "condition_optional": optional}
+    return {**known, "condition_width": CONDITION_WIDTH}
 
 
-def check_dropout(model: Mapping[str, Any], loss: Mapping[str, Any], data: Dataset) -> bool:
-    """Whether conditions are to be dropped in training, if network and data are for that.
+def check_dropout(model: Mapping[str, Any], loss: Mapping[str, Any], data: Dataset) -> list[str]:
+    """The conditions that are to be dropped in training, if network and data are for that.
 
     Raises:
         ConfigError: If they are not.
     """
-    rate = loss.get("condition_dropout") or 0
-    if rate == 0:
-        return False
-    if data.train.condition is None:
-        raise ConfigError(f"loss.condition_dropout={rate} has nothing to drop: data={data.name} has no conditions.")
-    if "_target_" in model and ("condition_optional" not in model or model["condition_optional"] not in (None, True)):
-        raise ConfigError(
-            f"loss.condition_dropout={rate} needs a network that can do without its condition: "
-            f"model.condition_optional=true, of model=mlp, ncsnpp or the other U-Nets."
-        )
-    return True
+    dropped: list[str] = []
+    for key in ("condition", "image", "sequence"):
+        own, joint = loss.get(f"{key}_dropout") or 0, loss.get("joint_dropout") or 0
+        if key not in data.train.given:
+            if own:
+                raise ConfigError(f"loss.{key}_dropout={own} has nothing to drop: data={data.name} has no {key}s.")
+            continue
+        if not own and not joint:
+            continue
+        if "_target_" in model and not _may_be_absent(model, key):
+            which = f"{key}_dropout={own}" if own else f"joint_dropout={joint}"
+            option = "condition_optional" if key == "condition" else f"{key}.optional"
+            raise ConfigError(
+                f"loss.{which} needs a network that can do without its {key}: model.{option}=true, of model=mlp, "
+                f"ncsnpp or the other U-Nets."
+            )
+        dropped.append(key)
+    return dropped
+
+
+def _may_be_absent(model: Mapping[str, Any], key: str) -> bool:
+    """Whether a network can do without a condition, as far as its configuration says."""
+    if key == "condition":
+        return "condition_optional" in model and model["condition_optional"] in (None, True)
+    options = model.get(key, False)
+    return options is None or (isinstance(options, Mapping) and options.get("optional", True) is True)
 
 
 def _check_shape(model: Mapping[str, Any], shape: Sequence[int], name: str) -> None:

@@ -145,7 +145,7 @@ def unconditional(trained: TrainedModel, option: str) -> Denoiser:
     Raises:
         ConfigError: If it was never trained without.
     """
-    model, loss = trained.config["model"], trained.config.get("loss") or {}
+    loss = trained.config.get("loss") or {}
     nothing: dict[str, Any] = {}
     if trained.classes is not None:
         if loss.get("label_dropout") == 0 and not loss.get("joint_dropout"):
@@ -154,13 +154,11 @@ def unconditional(trained: TrainedModel, option: str) -> Denoiser:
                 f"{trained.run.path} never was: train one with loss.label_dropout=0.1."
             )
         nothing["label"] = None
-    if trained.condition_optional:
-        nothing["condition"] = None
-    nothing |= {key: None for key in ("image", "sequence") if (model.get(key) or {}).get("optional")}
+    nothing |= {key: None for key in trained.optional if key != "label"}
     if not nothing:
         raise ConfigError(
             f"guidance={option} needs a model of classes, or of conditions that it can do without, but "
             f"{trained.run.path} was trained without labels: train one with conditional=true, or with "
-            f"loss.condition_dropout=0.1."
+            f"loss.condition_dropout=0.1, image_dropout or sequence_dropout."
         )
     return trained.denoiser.given(**nothing)

@@ -16,7 +16,7 @@ from torch import Tensor
 from scoresde.checks import check_choice, check_flags, check_whole
 from scoresde.commands.build import ConfigError, build, build_as
 from scoresde.commands.call_counter import CountedExamples, labels_of_ends
-from scoresde.commands.conditions import with_conditions
+from scoresde.commands.conditions import OTHERS, with_conditions
 from scoresde.commands.examples import SPLITS, Examples, given_examples, own_examples
 from scoresde.commands.interfaces import Likelihood, Scorer, Scores, StoredBatch, Variance
 from scoresde.commands.likelihood_words import Unit, means, print_summary, with_error
@@ -114,8 +114,9 @@ def stored_batch(trained: TrainedModel, examples: Examples, positions: Sequence[
     cond: dict[str, Tensor] = {}
     if trained.classes is not None and examples.label is not None:
         cond["label"] = examples.label[rows].to(trained.device)
-    if examples.condition is not None:
-        cond["condition"] = examples.condition[rows].to(trained.device)
+    for key in OTHERS:
+        if (value := getattr(examples, key)) is not None:
+            cond[key] = value[rows].to(trained.device)
     seeds = [stream_seed(seed, "example", index) for index in examples.index[rows].tolist()]
     x = examples.x[rows].to(trained.device)
     if trained.takes_gaps:
@@ -154,7 +155,7 @@ class Evaluation:
         self.given = config.get("data") is not None
         if self.given:
             given = given_examples(config["data"], trained, options.split, config["extensions"])
-            self.examples = with_conditions(given, config.get("condition"), trained)
+            self.examples = with_conditions(given, config, trained)
         else:
             self.examples = own_examples(trained, options.split, self.seed)
         self.score = likelihood.prepare(trained, variance)

@@ -33,6 +33,9 @@ NOUNS: dict[type, str] = {
     NoisyClassifier: "a classifier",
     EmbeddingPair: "an embedding",
 }  # what runs may be of, other than a denoiser
+OPTIONS_OF_CONDITIONS = {  # of networks, by the condition that they are given
+    "label": "num_classes", "condition": "condition_dim", "image": "image", "sequence": "sequence",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +125,22 @@ class TrainedModel:
     def condition_optional(self) -> bool:
         """Whether it was trained without its condition now and then."""
         return self.condition_dim is not None and bool(self.config["model"].get("condition_optional"))
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What its network is given beside x, of label, condition, image and sequence."""
+        return tuple(key for key, option in OPTIONS_OF_CONDITIONS.items() if self.config["model"].get(option))
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Those of its conditions that its network can do without: labels, and what was dropped in training."""
+        model = self.config["model"]
+        known = {"label": True, "condition": self.condition_optional}
+        return tuple(
+            key
+            for key in self.conditions
+            if known.get(key, isinstance(options := model.get(key), Mapping) and options.get("optional"))
+        )
 
     @property
     def data_range(self) -> tuple[float, float] | None:

@@ -76,6 +76,8 @@ class TrainedRun:
         *,
         condition: Any = None,
         label: Any = None,
+        image: Any = None,
+        sequence: Any = None,
         solver: Solver | str = "exponential_adams",
         guidance: Guidance | None = None,
         seed: int = 0,
@@ -88,6 +90,9 @@ class TrainedRun:
             condition: One row (C,) for all, rows (R, C) in turn, or {column: value}; of one column, numbers in turn.
                 "none": without, if the model was trained for that. None: those of the run's own test split.
             label: Class by name or number, or several in turn. None: all classes of a conditional model in turn.
+            image: Images (R, C, *), in turn, or one. "none" and None: as for condition.
+            sequence: Tokens (R, L) or vectors (R, L, C), in turn, or one; of text, a word or words in turn. "none" and
+                None: as for condition.
             solver: A solver, or the name of one as `sample.py` has it.
             guidance: For example `scoresde.commands.ClassifierFreeGuidance(scale=2.0)`.
             seed: Sample k depends on (seed, k) alone.
@@ -99,7 +104,10 @@ class TrainedRun:
         check_whole("sample", "n >= 1", "seed >= 0", "batch_size >= 1", n=n, seed=seed, batch_size=batch_size)
         trained, chosen = self.trained, NoGuidance() if guidance is None else guidance
         solver = build_as(Solver, packaged("solver", solver), "solver") if isinstance(solver, str) else solver
-        asked = {"label": _plain(label), "condition": self._asked(condition), "num_samples": n}
+        asked = {
+            "label": _plain(label), "condition": self._asked(condition), "image": image, "sequence": sequence,
+            "num_samples": n,
+        }  # fmt: skip
         conditions, steering = choose_conditions(asked, trained, chosen), chosen(trained)
         chunks = []
         for first in range(0, n, batch_size):
@@ -114,6 +122,8 @@ class TrainedRun:
         *,
         condition: Any = None,
         label: Any = None,
+        image: Any = None,
+        sequence: Any = None,
         likelihood: Likelihood | str = "hutchinson",
         seed: int = 0,
         batch_size: int = 256,
@@ -129,6 +139,7 @@ class TrainedRun:
             condition: Of a model with one: a row for each example, (N, C), or one for all.
             label: Of a model of classes: one for each example, by name or number, or one for all. None: p(x) without a
                 label.
+            image, sequence: Of a model with one, in the same way.
             likelihood: A likelihood, or the name of one as `sample.py` has it: hutchinson, exact, elbo, ...
             seed: Of what is random in it; the value of a row depends on (seed, its number).
             batch_size: Examples at a time.
@@ -138,7 +149,8 @@ class TrainedRun:
             FloatingPointError: If the value of a row is not finite, with its number.
         """
         check_whole("log_prob", "seed >= 0", "batch_size >= 1", seed=seed, batch_size=batch_size)
-        trained, asked = self.trained, self._asked(condition)
+        trained = self.trained
+        asked = {"condition": self._asked(condition), "image": image, "sequence": sequence}
         node = likelihood if not isinstance(likelihood, str) else packaged("likelihood", likelihood)
         own = {key: value for key, value in node.items() if key != "when"} if isinstance(node, dict) else node
         chosen = build_as(Likelihood, own, "likelihood") if isinstance(own, dict) else own

@@ -38,6 +38,8 @@ SAMPLE = BOTH | {
     "num_samples": Key(int, 0),
     "label": Key(int | str | list[int | str] | None),
     "condition": Key(Any),
+    "image": Key(Any),
+    "sequence": Key(Any),
     "out": Key(str | None),
     "trajectory": Key(int | None, 2, 1000),
     "neighbours": Key(int | None, 1, 1000),

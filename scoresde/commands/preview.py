@@ -59,7 +59,7 @@ class Preview:
 
     def _conditions(self) -> dict[str, Tensor]:
         """All classes in turn; with other conditions, those of test examples and their classes."""
-        if self.data.train.condition is not None:
+        if self.data.train.given:
             return own_conditions(self.data, self.count, labelled=self.labels is not None)
         return {"label": torch.arange(self.count) % self.labels} if self.labels else {}
 

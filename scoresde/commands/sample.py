@@ -18,7 +18,7 @@ from torch import Tensor
 
 from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as
 from scoresde.commands.call_counter import CallCounter
-from scoresde.commands.conditions import Conditions, choose_conditions
+from scoresde.commands.conditions import OTHERS, Conditions, choose_conditions
 from scoresde.commands.device import pick_device
 from scoresde.commands.diagnostics import NoDiagnostics
 from scoresde.commands.guidance import NoGuidance
@@ -72,11 +72,11 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
         variance=build_as(Variance, config.get("variance"), "variance", own),
     )
     steered = config["label"] is not None or not isinstance(chosen.guidance, NoGuidance)
-    asked = config.get("condition") is not None
+    asked = next((key for key in OTHERS if config.get(key) is not None), None)
     out = inside(trained.run, Path(config["out"]) if config["out"] is not None else trained.run.samples)
     evaluation = None
     options, likelihood = chosen_likelihood(config["likelihood"], own)
-    if is_wanted(config, options, likelihood, chosen.solver, steered or asked):
+    if is_wanted(config, options, likelihood, chosen.solver, steered or asked is not None):
         if sde is not None and likelihood.uses_covariance:
             raise ConfigError(
                 f"likelihood={likelihood.name} with a variance=... is of the run's own process: leave out sde=..., or "
@@ -92,8 +92,8 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
     if n == 0 and steered:
         given = "guidance" if config["label"] is None else f"label={config['label']}"
         raise ConfigError(f"{given} is of samples, and num_samples=0 draws none: leave it out, or draw some.")
-    if n == 0 and asked and not (evaluation is not None and evaluation.given):
-        raise ConfigError("condition is of samples or of the examples of data=..., and there are none: leave it out.")
+    if n == 0 and asked is not None and not (evaluation is not None and evaluation.given):
+        raise ConfigError(f"{asked} is of samples or of the examples of data=..., and there are none: leave it out.")
     diagnostics = build_as(Diagnostics, config.get("diagnostics"), "diagnostics", own)
     if n == 0 and evaluation is None and isinstance(diagnostics, NoDiagnostics):
         raise ConfigError("num_samples=0 leaves nothing to do: add likelihood=hutchinson or a diagnostics=...")
@@ -210,9 +210,9 @@ def look(
 
 def conditioned(steering: Steering, conditions: Conditions, indices: range, device: torch.device) -> Denoiser:
     """The guided denoiser of some samples, with what they are conditioned on."""
-    label, condition = (rows_of(value, indices, device) for value in conditions)
-    denoiser = steering(label)
-    return denoiser if condition is None else denoiser.given(condition=condition)
+    label = rows_of(conditions.label, indices, device)
+    given = {key: rows_of(value, indices, device) for key, value in conditions.beside.items()}
+    return steering(label).given(**given) if given else steering(label)
 
 
 def rows_of(value: Tensor | None, indices: range, device: torch.device) -> Tensor | None:
@@ -288,8 +288,7 @@ def save_samples(out: Path, x: Tensor, conditions: Conditions, trained: TrainedM
     arrays: dict[str, Any] = {"x": sample_values(x, trained)}
     if conditions.label is not None:
         arrays["y"] = conditions.label.numpy()
-    if conditions.condition is not None:
-        arrays["condition"] = conditions.condition.numpy()
+    arrays |= {key: value.numpy() for key, value in conditions.beside.items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomically(out / "samples.npz", buffer.getvalue())

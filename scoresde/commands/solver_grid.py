@@ -194,7 +194,8 @@ def _fitted(
 
 def _made(fit: Callable[..., Fit], path: Path, options: OptimisedTimes | CalibratedTimes, trained: TrainedModel) -> Fit:
     denoiser, count, device = trained.given(None), options.reference_paths, trained.device
-    cond = {} if trained.condition_dim is None else own_conditions(own_data(trained), count, labelled=False)
+    others = set(trained.conditions) - {"label"}
+    cond = own_conditions(own_data(trained), count, labelled=False) if others else {}
     calls = math.ceil(count / PATHS_AT_ONCE) * (options.reference_steps + 2)
     with Progress("reference paths", calls, "calls") as progress, calls_counted(trained.net, progress):
         generator = torch.Generator(device=device).manual_seed(0)

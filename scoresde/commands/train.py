@@ -15,7 +15,7 @@ from scoresde.checks import check_choice, check_whole
 from scoresde.commands.batches import Batches
 from scoresde.commands.budget import with_budget
 from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as, check_kind, require
-from scoresde.commands.cautions import cautions
+from scoresde.commands.cautions import cautions, rarely_without_all
 from scoresde.commands.device import pick_device
 from scoresde.commands.fill import fill
 from scoresde.commands.identity import PLACES, kept
@@ -115,7 +115,8 @@ class ModelTask(Task):
         origin = Origin.of(saved, data)
         path = run_path(config, origin)
         data, origin = with_codec_of(path, data, origin)
-        for word in cautions(data, getattr(model, "sde", None), labelled=labelled):
+        words = [*cautions(data, getattr(model, "sde", None), labelled=labelled)]
+        for word in [*words, *rarely_without_all(config["loss"], data, labelled=labelled)]:
             print(f"warning: {word}")
         metrics = fit(
             config, model, parameter_groups(model), loss, data, path, saved, origin, labelled=labelled,

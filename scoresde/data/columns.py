@@ -44,11 +44,13 @@ class Names:
         classes: Of labels 0..K−1; None: they are known by their numbers.
         columns: Of the entries of x, for tables; None: they are known by their numbers.
         conditions: The columns of the condition, in its order; None if there is none.
+        letters: Of sequences that are text, by the number of their token; None: tokens are known by their numbers.
     """
 
     classes: tuple[str, ...] | None = None
     columns: tuple[Column, ...] | None = None
     conditions: tuple[Column, ...] | None = None
+    letters: tuple[str, ...] | None = None
 
     def state(self) -> dict[str, Any]:
         """Plain values, from which `from_state` rebuilds the names."""
@@ -56,6 +58,7 @@ class Names:
             "classes": None if self.classes is None else list(self.classes),
             "columns": _states(self.columns),
             "conditions": _states(self.conditions),
+            **({} if self.letters is None else {"letters": list(self.letters)}),
         }
 
     @classmethod
@@ -68,7 +71,10 @@ class Names:
             None if state[key] is None else tuple(map(Column.from_state, state[key]))
             for key in ("columns", "conditions")
         )
-        return cls(classes=None if classes is None else tuple(classes), columns=columns, conditions=conditions)
+        return cls(
+            classes=None if classes is None else tuple(classes), columns=columns, conditions=conditions,
+            letters=None if (letters := state.get("letters")) is None else tuple(letters),
+        )  # fmt: skip
 
 
 NO_NAMES = Names()

@@ -5,49 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scoresde.checks import check_numbers, check_whole
 from scoresde.data.codec import Codec, Quantized
 from scoresde.data.columns import NO_NAMES, Names
 from scoresde.data.conditions import check_conditions
+from scoresde.data.split import TEST_FRACTION as TEST_FRACTION
+from scoresde.data.split import Split as Split
+from scoresde.data.split import check_no_split as check_no_split
+from scoresde.data.split import check_split as check_split
+from scoresde.data.split import split_indices as split_indices
+from scoresde.data.split import take as take
 from scoresde.noise import stream_seed
 
 KINDS = {1: "table", 2: "series", 3: "image", 4: "volume"}  # by the number of axes of one example, channels first
-TEST_FRACTION = 0.1  # share of the examples that is kept for the test split, unless told
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """Examples in memory, as stored: levels of a `Quantized` codec, or values in the data's own units.
-
-    Args:
-        x: Examples, (N, *); channels first for images.
-        label: Class labels, (N,) int64, or None.
-        condition: Any other condition, (N, *), or None.
-    """
-
-    x: Tensor
-    label: Tensor | None = None
-    condition: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.x.ndim < 2:
-            raise ValueError(f"Split needs x of shape (N, *) with at least two axes, got {tuple(self.x.shape)}")
-        if self.label is not None and (self.label.dtype != torch.int64 or self.label.shape != (len(self),)):
-            raise ValueError(
-                f"Split needs one int64 label per example: expected shape ({len(self)},), "
-                f"got {tuple(self.label.shape)} of {self.label.dtype}"
-            )
-        if self.condition is not None and len(self.condition) != len(self):
-            raise ValueError(f"Split needs one condition per example: {len(self)}, got {len(self.condition)}")
-
-    def __len__(self) -> int:
-        return len(self.x)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +40,8 @@ class Dataset:
         crop: Cut up to this share of the side off training images at random, by `random_crop`; 0: nothing.
         names: What classes, columns and conditions are called.
         missing: NaN in x are entries that are not known, see `MissingEntries`; otherwise they are refused.
+        vocabulary: Tokens of sequences are 0..vocabulary−1; None if there are none.
+        image_categories: Images hold categories 0..image_categories−1; None: they hold values.
     Raises:
         ValueError: If the splits disagree, or hold values or labels that the codec or num_classes exclude.
     """
@@ -77,12 +55,17 @@ class Dataset:
     crop: float = 0.0
     names: Names = NO_NAMES
     missing: bool = False
+    vocabulary: int | None = None
+    image_categories: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.train) == 0:
             raise ValueError(f"data {self.name!r} has no training examples")
-        conditions = tuple(None if s.condition is None else s.condition.shape[1:] for s in (self.train, self.test))
-        shapes = {"examples": (self.shape, tuple(self.test.x.shape[1:])), "conditions": conditions}
+        shapes: dict[str, tuple[Any, ...]] = {"examples": (self.shape, tuple(self.test.x.shape[1:]))}
+        for name in ("condition", "image", "sequence"):
+            of_splits = (getattr(split, name) for split in (self.train, self.test))
+            start = 2 if name == "sequence" else 1  # which may be longer in one of them
+            shapes[f"{name}s"] = tuple(None if part is None else tuple(part.shape[start:]) for part in of_splits)
         for what, (train, test) in shapes.items():
             if train != test:
                 parts = f"training and test {what} of one shape, got {train} and {test}"
@@ -93,6 +76,9 @@ class Dataset:
                 self._check_labels(part, split)
                 if split.condition is not None:
                     check_conditions(split.condition, f"data {self.name!r}, {part} split", self.names.conditions)
+                for name, count in (("sequence", self.vocabulary), ("image", self.image_categories)):
+                    if (value := getattr(split, name)) is not None and count is not None:
+                        check_categories(value, count, name, f"data {self.name!r}, {part} split")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -231,10 +217,14 @@ def random_crop(x: Tensor, share: float, generator: torch.Generator | None = Non
     return cut if x.is_floating_point() else cut.round().to(x.dtype)
 
 
-def take(split: Split, index: Tensor) -> Split:
-    """Some of the examples of a split."""
-    label, condition = (None if value is None else value[index] for value in (split.label, split.condition))
-    return Split(x=split.x[index], label=label, condition=condition)
+def check_categories(value: Tensor, count: int, name: str, where: str) -> None:
+    """Raise ValueError unless images or sequences hold whole numbers in 0..count−1, sequences −1 too, as padding."""
+    low = -1 if name == "sequence" else 0
+    if bool((value != value.round()).any()) or int(value.min()) < low or int(value.max()) >= count:
+        raise ValueError(
+            f"{where} needs whole numbers in 0..{count - 1} in {name}, got values from {float(value.min()):g} to "
+            f"{float(value.max()):g}"
+        )
 
 
 def check_finite(x: Tensor, where: str, *, gaps: bool = False, hint: str = "") -> None:
@@ -253,34 +243,6 @@ def check_finite(x: Tensor, where: str, *, gaps: bool = False, hint: str = "") -
             f"{where}: {int(bad.sum())} of {len(x)} rows hold NaN or infinity "
             f"(first at index {int(bad.nonzero()[0])}); remove or repair them{hint}"
         )
-
-
-def check_split(owner: str, test_fraction: float, seed: int) -> None:
-    check_numbers(owner, "0 <= test_fraction < 1", test_fraction=test_fraction)
-    check_whole(owner, "seed >= 0", seed=seed)
-
-
-def check_no_split(because: str, test_fraction: float) -> None:
-    """Raise if a share is asked for where the test split is given."""
-    if test_fraction != TEST_FRACTION:
-        raise ValueError(f"{because} has no use for test_fraction={test_fraction}: leave it out.")
-
-
-def split_indices(n: int, test_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """A fixed random split of n examples: (training, test) indices, both shuffled.
-
-    Files are often sorted by class; shuffled, any first part of a split stands for the whole.
-    """
-    check_split("data", test_fraction, seed)
-    if n == 1 and test_fraction > 0:
-        raise ValueError("1 example is too little to train on and to test with: give more, or set data.test_fraction=0")
-    num_test = max(1, round(n * test_fraction)) if test_fraction > 0 else 0
-    if num_test >= n:
-        raise ValueError(
-            f"{n} examples cannot be split with data.test_fraction={test_fraction}: none is left for training"
-        )
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(n))
-    return order[num_test:], order[:num_test]
 
 
 def find(path: str | Path | None, needs: str) -> Path:

@@ -18,8 +18,8 @@ CHUNK = 1 << 20  # entries at a time, so that sums in double precision need no c
 def fingerprint(data: Dataset) -> dict[str, Any]:
     """Plain values that tell these data from others: of each split the count, mean and std of x, and a hash.
 
-    The hash is SHA-256 over every byte of x, labels and conditions, with their types and shapes, as they are in memory:
-    a second or two per gigabyte of numbers, four of pixels. Mean and std say in words how two data sets differ.
+    The hash is SHA-256 over every byte of x, labels and all conditions, with their types and shapes, as they are in
+    memory: a second or two per gigabyte of numbers, four of pixels. Mean and std say in words how two data sets differ.
     """
     return {"shape": list(data.shape), "train": _of_split(data.train), "test": _of_split(data.test)}
 
@@ -40,7 +40,8 @@ def change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 
 def _of_split(split: Split) -> dict[str, Any]:
     digest = hashlib.sha256()
-    for part in (split.x, split.label, split.condition):
+    later = [part for part in (split.image, split.sequence) if part is not None]  # which earlier versions had not
+    for part in (split.x, split.label, split.condition, *later):
         digest.update(f"{None if part is None else (part.dtype, tuple(part.shape))};".encode())
         if part is not None:
             digest.update(part.contiguous().numpy().data)

@@ -89,6 +89,8 @@ LEGAL: dict[str, Rule] = {
     "sample.trajectory": either(null, whole(2, 1001)),
     "sample.neighbours": either(null, whole(1, 1001)),
     "sample.condition": null,  # none of the trials' runs has one
+    "sample.image": null,
+    "sample.sequence": null,
     "sample.label": either(null, whole(0, 9), many(whole(0, 9), 1)),
     "train.seed": whole(0, 2**64),
     "sample.seed": whole(0, 2**64),
@@ -234,6 +236,8 @@ LEGAL: dict[str, Rule] = {
     "data=*.transform": either(null, one("log", "asinh", "quantile", "none"), lambda value: value == {}),
     "data=*.circular": either(null, lambda value: value == {}),
     "data=*.num_classes": either(null, count),
+    "data=array.vocabulary": either(null, count),
+    "data=array.image_categories": either(null, count),
     "data=*.channels_last": flag,
     "data=*.flip": flag,
     "data=*.crop": number(0, below=1),

@@ -66,6 +66,7 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
         "test_path": ("abc", None), "levels": (None,), "splits": (*FLAG, None),
         "transform": (None, {}), "circular": (None, {}), "columns": (None,), "condition": (None,),
         "categories": (None,), "label": ("abc", None), "separator": (None,), "missing": (None,), "key": ("abc", None),
+        "vocabulary": (None,), "image_categories": (None,),
     },
     "optimizer": {"lr": (0.5,), "eps": (0, 0.5), "weight_decay": (0, 0.5), "fused": (*FLAG, None)},
     "trainer": {
