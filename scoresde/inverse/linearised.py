@@ -11,6 +11,7 @@ from scoresde.inverse.measurement import Measurement
 from scoresde.inverse.operators import LinearOperator
 
 LinearMap = Callable[[Tensor], Tensor]
+ASYMMETRIC = 0.1  # |pᵀ M q| / √(pᵀ M p qᵀ M q) of directions that should have 0
 MOST, CHEAP = 8, 64  # iterations of conjugate gradients by default: with the denoiser's Jacobian, and with A alone
 
 
@@ -90,8 +91,9 @@ def conjugate_gradients(
 ) -> Tensor:
     """F M⁻¹ b for a symmetric M ≥ 0 and a linear F of every sample, by Hestenes and Stiefel's iteration.
 
-    Samples do not see each other: each has its own step sizes, and stops at ‖b − M u‖ ≤ tolerance ‖b‖ or in a direction
-    where M is not positive. The loop ends early where looking costs nothing, on the CPU.
+    Samples do not see each other: each has its own step sizes, and stops at ‖b − M u‖ ≤ tolerance ‖b‖, or at a
+    direction where M is not positive, or where it is not symmetric: two directions p, q with pᵀ M q ≠ 0, as the
+    Jacobian of a network gives them. The loop ends early where looking costs nothing, on the CPU.
 
     Args:
         system: u -> (M u, F u).
@@ -104,19 +106,23 @@ def conjugate_gradients(
     rest = direction = b
     square = _dot(rest, rest)
     least = tolerance**2 * square
+    going, before, curved = square > 0, direction, torch.zeros_like(square)
     total: Tensor | None = None
     for _ in range(iterations):
-        if not wait and b.device.type == "cpu" and total is not None and not bool((square > least).any()):
+        going = going & (square > least)
+        if not wait and b.device.type == "cpu" and total is not None and not bool(going.any()):
             break
         applied, image = system(direction)
         curvature = _dot(direction, applied)
-        going = (square > least) & (curvature > 0)
+        mixed = _dot(before, applied).square() > ASYMMETRIC**2 * curved * curvature  # 0 if M is symmetric
+        going = going & (curvature > 0) & ~((curved > 0) & mixed)
         size = torch.where(going, square / torch.where(going, curvature, 1), 0)
         step = size.reshape(-1, *[1] * (image.ndim - 1)) * image
         total = step if total is None else total + step
         rest = rest - size * applied
-        square, before = _dot(rest, rest), square
-        direction = rest + torch.where(going, square / torch.where(going, before, 1), 0) * direction
+        latest = _dot(rest, rest)
+        ratio = torch.where(going, latest / torch.where(going, square, 1), 0)
+        before, curved, square, direction = direction, curvature, latest, rest + ratio * direction
     assert total is not None
     return total
 

@@ -20,6 +20,9 @@ class MMPS(PosteriorDenoiser):
     The posterior mean of that Gaussian, exact for a Gaussian prior; the derivative of C is left out. The system is
     solved by conjugate gradients, with step sizes per sample. A that is not linear is linearised at x̂0.
 
+    The Jacobian of a network is not quite symmetric: the iterations of a sample end where that shows, before they lead
+    far from the first ones.
+
     A call costs one forward pass of the denoiser and one backward pass per iteration. As many iterations as y has
     entries solve the system; with fewer, the directions of large A C Aᵀ + Σ_y come first. With 2 or 4 entries of y
     one iteration costs a factor of 2 to 4 in the distance to the posterior.

@@ -8,9 +8,15 @@ import torch
 from torch import Tensor
 
 from scoresde.denoiser import Denoiser
+from scoresde.guidance.guided import ClassifierGuided
 
 PLAUSIBLE = 30.0  # up to here nothing is asked: ten times the range of data of unit size
 FAR = 100.0  # times the largest value of the same run without guidance
+UNAWARE = (
+    "A log p(y | x_t) must know the noise at t: one of clean data is too sharp where x_t is noisy. For that take "
+    "ReconstructionGuided or scoresde.inverse.MMPS, which fit every solver; else more steps, or a smaller scale."
+)
+ROUGH = "Its Gaussian for x0 does not suit the measurement: take scoresde.inverse.MMPS, more steps, or a smaller scale."
 
 
 def plausible(denoiser: Denoiser, end: Tensor) -> Tensor:
@@ -36,11 +42,10 @@ def refuse_runaway(owner: object, denoiser: Denoiser, end: Tensor, again: Callab
     with torch.no_grad():
         largest, usual = float(end.abs().max()), float(again(denoiser.unguided).abs().max())
     if largest > FAR * usual:
+        why = UNAWARE if isinstance(denoiser, ClassifierGuided) else ROUGH
         raise FloatingPointError(
             f"{type(owner).__name__} with {type(denoiser).__name__} ended at values up to {largest:.2g}, where the "
-            f"same run without guidance stays within {usual:.2g}. A log p(y | x_t) must know the noise at t: one of "
-            f"clean data is too sharp where x_t is noisy. For that take ReconstructionGuided or scoresde.inverse.MMPS, "
-            f"which fit every solver; else take more steps, or a smaller scale."
+            f"same run without guidance stays within {usual:.2g}. {why}"
         )
 
 

@@ -34,6 +34,7 @@ from scoresde.inverse import (
     Operator,
     PiGDM,
 )
+from scoresde.inverse.linearised import conjugate_gradients
 
 Method = Callable[..., Denoiser]
 SDES = [VPSDE(), EDMSDE(), StraightSDE()]
@@ -242,6 +243,21 @@ def test_passes_of_the_denoiser_in_a_run() -> None:
     measurement = Measurement(Matrix(a), (a @ mean)[None] + 1, 0.3)
     DPS(measurement=measurement, steps=7)(counted, torch.randn(3, 4).double())
     assert (counted.forward_passes, counted.backward_passes) == (8, 7)  # the last call denoises
+
+
+def test_conjugate_gradients_stop_where_the_jacobian_of_a_network_is_not_symmetric() -> None:
+    """The first direction is still right: further ones of such a matrix lead far away."""
+    matrix = torch.tensor([[1.0, 0.9, 0.0], [-0.9, 1.0, 0.2], [0.0, 0.5, 0.01]]).double()
+    b = torch.tensor([[1.0, 1.0, 1.0], [1.0, -0.5, 0.3]]).double()
+
+    def system(u: Tensor) -> tuple[Tensor, Tensor]:
+        return u @ matrix.T, u
+
+    first, three = (conjugate_gradients(system, b, iterations, 1e-8) for iterations in (1, 3))
+    torch.testing.assert_close(first, three)
+    symmetric = matrix @ matrix.T
+    solved = conjugate_gradients(lambda u: (u @ symmetric, u), b, 3, 1e-12)
+    torch.testing.assert_close(solved @ symmetric, b, rtol=1e-8, atol=1e-8)
 
 
 def test_bad_arguments_are_named() -> None:
