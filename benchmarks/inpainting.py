@@ -236,8 +236,13 @@ def main() -> None:
                 continue
             counted, began = Counted(prior), time.perf_counter()
             x = prior.sde.prior_sample((n * k, *SHAPE), generator=torch.Generator().manual_seed(2))
-            with torch.no_grad():
-                x = draw(counted, measurement, x, per_sample_noise(x, 3)).reshape(n, k, *SHAPE)
+            try:
+                with torch.no_grad():
+                    x = draw(counted, measurement, x, per_sample_noise(x, 3)).reshape(n, k, *SHAPE)
+            except FloatingPointError as error:  # it ran away
+                print(f"{name:7s} {method:23s} {solver:21s} {str(error).partition('. ')[0]}", flush=True)
+                results.append({"mask": name, "method": method, "solver": solver, "refused": str(error)})
+                continue
             rows.append(x[:16, 0])
             row = {"mask": name, "method": method, "solver": solver, **judged(x, truth, label, mask, net)}
             results.append({**row, "calls": counted.calls, "seconds": round(time.perf_counter() - began, 1)})
