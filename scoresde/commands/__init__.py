@@ -19,6 +19,7 @@ from scoresde.commands.interfaces import (
     Diagnostics,
     Estimand,
     Guidance,
+    InverseProblem,
     Likelihood,
     Scores,
     SolverGrid,
@@ -26,6 +27,7 @@ from scoresde.commands.interfaces import (
     Task,
     Variance,
 )
+from scoresde.commands.inverse_problems import Colourisation, Deblur, Imputation, Inpaint, NoTask, SuperResolution
 from scoresde.commands.likelihood import NoLikelihood
 from scoresde.commands.load import TrainedModel, load
 from scoresde.commands.notebook import TrainedRun, load_run
@@ -37,10 +39,11 @@ from scoresde.commands.variance import NoVariance, ProbedVariance, TableVariance
 
 __all__ = [
     "ELBO", "VLB", "AdaptiveProjectedGuidance", "AutoModel", "Autoguidance", "AuxiliaryTask", "CFGPlusPlus",
-    "CalibratedTimes", "ClassifierDiagnostics", "ClassifierFreeGuidance", "ClassifierGuidance", "DenoiserDiagnostics",
-    "Diagnostics", "EmbeddingGuidance", "Estimand", "FlowLikelihood", "Guidance", "Likelihood", "LikelihoodReport",
-    "ModelTask", "NegativeGuidance", "NoDiagnostics", "NoGuidance", "NoLikelihood", "NoVariance", "OptimalGrid",
-    "OptimisedTimes", "OwnData", "OwnGrid", "ProbedVariance", "Scores", "SolverGrid", "StoredBatch", "TableVariance",
-    "Task", "TrainClassifier", "TrainDenoiser", "TrainDequantization", "TrainEmbedding", "TrainReflow",
-    "TrainVarianceHead", "TrainedModel", "TrainedRun", "TrainedVariance", "Variance", "load", "load_run",
+    "CalibratedTimes", "ClassifierDiagnostics", "ClassifierFreeGuidance", "ClassifierGuidance", "Colourisation",
+    "Deblur", "DenoiserDiagnostics", "Diagnostics", "EmbeddingGuidance", "Estimand", "FlowLikelihood", "Guidance",
+    "Imputation", "Inpaint", "InverseProblem", "Likelihood", "LikelihoodReport", "ModelTask", "NegativeGuidance",
+    "NoDiagnostics", "NoGuidance", "NoLikelihood", "NoTask", "NoVariance", "OptimalGrid", "OptimisedTimes", "OwnData",
+    "OwnGrid", "ProbedVariance", "Scores", "SolverGrid", "StoredBatch", "SuperResolution", "TableVariance", "Task",
+    "TrainClassifier", "TrainDenoiser", "TrainDequantization", "TrainEmbedding", "TrainReflow", "TrainVarianceHead",
+    "TrainedModel", "TrainedRun", "TrainedVariance", "Variance", "load", "load_run",
 ]  # fmt: skip

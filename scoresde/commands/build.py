@@ -12,7 +12,7 @@ from torch import nn
 
 from scoresde.commands.allowed import named_functions
 from scoresde.commands.arguments import complaint, mismatch, with_key
-from scoresde.commands.interfaces import Diagnostics, Guidance, Likelihood, SolverGrid, Task, Variance
+from scoresde.commands.interfaces import Diagnostics, Guidance, InverseProblem, Likelihood, SolverGrid, Task, Variance
 from scoresde.losses import Loss
 from scoresde.parameterization import Parameterization
 from scoresde.sde import SDE
@@ -20,7 +20,7 @@ from scoresde.solvers import Solver
 
 INTERFACES = (
     SDE, Parameterization, Solver, nn.Module, torch.optim.Optimizer, Loss, Guidance, Variance, SolverGrid, Task,
-    Likelihood, Diagnostics,
+    Likelihood, Diagnostics, InverseProblem,
 )  # fmt: skip
 ANY_INTERFACE = "*"  # in `extensions`: any class that implements one of INTERFACES
 FAILURES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)  # of a call with wrong arguments

@@ -64,7 +64,7 @@ def choose_conditions(config: dict[str, Any], trained: TrainedModel, guidance: G
         if asked is None:
             missing += [key] if key in trained.conditions else []
         elif isinstance(asked, str) and asked == "none":
-            _check_optional(key, trained)
+            check_optional(key, trained)
         else:
             rows = rows_asked(key, asked, trained)
             chosen[key] = rows[torch.arange(n) % len(rows)]
@@ -80,7 +80,8 @@ def rows_asked(key: str, asked: Any, trained: TrainedModel) -> Tensor:
     return rows_of(asked, trained) if key == "condition" else guide_rows(key, asked, trained)
 
 
-def _check_optional(key: str, trained: TrainedModel) -> None:
+def check_optional(key: str, trained: TrainedModel) -> None:
+    """Raise if a model cannot do without a condition."""
     if key not in trained.optional:
         raise ConfigError(
             f"{key}=none needs a model that was trained without its {key} now and then, by loss.{key}_dropout=0.1, and "
@@ -132,7 +133,7 @@ def _guide_of(key: str, examples: Examples, asked: Any, trained: TrainedModel) -
     if key not in trained.conditions:
         return None
     if none:
-        _check_optional(key, trained)
+        check_optional(key, trained)
         return None
     if own is not None:
         return fitting_guides(key, own, examples.name, trained)

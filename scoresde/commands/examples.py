@@ -157,7 +157,7 @@ def _read_file(node: Mapping[str, Any], split: str, trained: TrainedModel) -> tu
     """The rows of a file as they are, good or not, and their numbers in it."""
     key = "test_path" if split == "test" and node.get("test_path") is not None else "path"
     path = find(node.get(key), f"data needs a file; set data.{key} to it")
-    whole = _table_rows(path, node, trained) if node["_target_"] == TABLE else _rows_of(path, node, trained)
+    whole = table_rows(path, node, trained) if node["_target_"] == TABLE else array_rows(path, node, trained)
     index = torch.arange(len(whole))
     if split != "all" and node.get("test_path") is None:
         train, test = split_indices(len(whole), node["test_fraction"], node["seed"])
@@ -166,7 +166,7 @@ def _read_file(node: Mapping[str, Any], split: str, trained: TrainedModel) -> tu
     return take(whole, index), index, f"{name} of {path.name}"
 
 
-def _rows_of(path: Path, node: Mapping[str, Any], trained: TrainedModel) -> Split:
+def array_rows(path: Path, node: Mapping[str, Any], trained: TrainedModel) -> Split:
     label_key, last = node.get("label_key"), bool(node.get("channels_last"))
     stored = read_arrays(path, label_key, node.get("key"))
     key = examples_key(path, stored, label_key, node.get("key"))
@@ -179,7 +179,7 @@ def _rows_of(path: Path, node: Mapping[str, Any], trained: TrainedModel) -> Spli
     )  # fmt: skip
 
 
-def _table_rows(path: Path, node: Mapping[str, Any], trained: TrainedModel) -> Split:
+def table_rows(path: Path, node: Mapping[str, Any], trained: TrainedModel) -> Split:
     """The columns that the run was trained on, with its categories; those of the file if its columns had no names."""
     stored, names = read_columns(path, node.get("separator")), trained.names
     if names.columns is None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
+from scoresde.checks import check_choice, check_numbers, check_text, check_whole
 from scoresde.covariance import CovarianceDenoiser
 from scoresde.denoiser import Denoiser
+from scoresde.inverse import NoiseLaw, Operator
 from scoresde.solvers import Solver
 
 if TYPE_CHECKING:
@@ -177,3 +180,45 @@ class Task(ABC):
     @abstractmethod
     def __call__(self, config: dict[str, Any]) -> dict[str, float]:
         """Train, or go on where an earlier training stopped; returns the metrics logged last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseProblem(ABC):
+    """What is measured of examples, of which samples are then drawn: `task=...` of `sample.py`.
+
+    Args:
+        path: A file of observations, or of examples; None: examples of the run's own test split, which are measured.
+        given: observation: what the file holds was measured; truth: its examples are measured now, with noise.
+        noise: Standard deviation of the measurement, in the model's scaling: pictures there lie in [−1, 1], and
+            standardised data have standard deviation 1. Or a law of noise.
+        num_observations: How many; None: all of a file, 4 of the test split.
+    """
+
+    path: str | None = None
+    given: str = "observation"
+    noise: float | NoiseLaw = 0.05
+    num_observations: int | None = None
+
+    by_mask: ClassVar[bool] = False  # whether an observation has the shape of an event, and NaN is unobserved
+
+    def __post_init__(self) -> None:
+        check_text("task", "path", self.path)
+        check_choice("task", "given", self.given, ("observation", "truth"))
+        if self.path is None and self.given != "observation":
+            raise ValueError("task needs path=..., a file of examples, for given=truth.")
+        if not isinstance(self.noise, NoiseLaw):
+            check_numbers("task", "0 <= noise < inf", noise=self.noise)
+        if self.num_observations is not None:
+            check_whole("task", "1 <= num_observations", num_observations=self.num_observations)
+
+    @abstractmethod
+    def operator(self, shape: tuple[int, ...], seeds: Sequence[int], present: Tensor | None) -> Operator:
+        """A of all observations; what differs between them has one row for each.
+
+        Args:
+            shape: Of an event.
+            seeds: One for each observation, of what is random in A.
+            present: False where an example has no value, (J, *shape); None: all have.
+        Raises:
+            ValueError: If the data are not of a kind that it is for.
+        """

@@ -15,6 +15,7 @@ from torch import Tensor
 from scoresde.checks import check_whole
 from scoresde.commands.build import ConfigError, build_as
 from scoresde.commands.conditions import choose_conditions, class_number, with_conditions
+from scoresde.commands.drawing import conditioned, draw
 from scoresde.commands.examples import ARRAY, fitting_examples, stored_rows
 from scoresde.commands.guidance import NoGuidance
 from scoresde.commands.interfaces import Guidance, Likelihood
@@ -22,7 +23,6 @@ from scoresde.commands.likelihood import stored_batch
 from scoresde.commands.load import TrainedModel
 from scoresde.commands.load import load_run as load_trained
 from scoresde.commands.packaged import packaged
-from scoresde.commands.sample import conditioned, draw
 from scoresde.commands.saved_samples import sample_values
 from scoresde.commands.variance import NoVariance
 from scoresde.data import Codec, Names

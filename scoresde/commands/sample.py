@@ -5,30 +5,32 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as
+from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as, require
 from scoresde.commands.call_counter import CallCounter
 from scoresde.commands.conditions import OTHERS, Conditions, choose_conditions
 from scoresde.commands.device import pick_device
 from scoresde.commands.diagnostics import NoDiagnostics
+from scoresde.commands.drawing import Chosen, conditioned, describe, draw, rows_of, start
 from scoresde.commands.guidance import NoGuidance
-from scoresde.commands.interfaces import Diagnostics, Guidance, Likelihood, Steering, Variance
+from scoresde.commands.interfaces import Diagnostics, Guidance, InverseProblem, Likelihood, Variance
+from scoresde.commands.inverse_problems import NoTask
 from scoresde.commands.likelihood import Evaluation, check_idle, chosen_likelihood, is_wanted
 from scoresde.commands.load import TrainedModel, load_run, newest_run
 from scoresde.commands.looks import data_of, model_values, save_look, shown
 from scoresde.commands.neighbours import look_for_neighbours
 from scoresde.commands.options import SAMPLE, check_options
 from scoresde.commands.paired import check_flow_only
+from scoresde.commands.posterior import draw_posterior
 from scoresde.commands.saved_samples import sample_values, samples_csv
 from scoresde.commands.solver_grid import on_grid
 from scoresde.commands.trajectory import Trajectory, check_trajectory, kept, save_trajectory
@@ -37,9 +39,8 @@ from scoresde.covariance import CovarianceDenoiser
 from scoresde.covariance.reverse_variance import ChoosesVariance
 from scoresde.denoiser import Denoiser
 from scoresde.files import inside, write_atomically
-from scoresde.noise import per_sample_noise, stream_generator, stream_seed
 from scoresde.sde import SDE
-from scoresde.solvers import ProbabilityFlowODE, Solver, StepSolver
+from scoresde.solvers import ProbabilityFlowODE, Solver
 from scoresde.solvers.base import Step
 from scoresde.streams import held_back
 from scoresde.training.lock import remove_stale
@@ -73,7 +74,13 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
     )
     steered = config["label"] is not None or not isinstance(chosen.guidance, NoGuidance)
     asked = next((key for key in OTHERS if config.get(key) is not None), None)
+    metrics: dict[str, Any]
     out = inside(trained.run, Path(config["out"]) if config["out"] is not None else trained.run.samples)
+    if (problem := posed(config, own)) is not None:
+        metrics = {"run": str(trained.run.path), "step": trained.step, "seed": config["seed"]}
+        _report(out, metrics, *draw_posterior(config, problem, trained.on(sde), chosen, out, own))
+        print(f"wrote {out / 'metrics.json'}")
+        return metrics
     evaluation = None
     options, likelihood = chosen_likelihood(config["likelihood"], own)
     if is_wanted(config, options, likelihood, chosen.solver, steered or asked is not None):
@@ -98,7 +105,7 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
     if n == 0 and evaluation is None and isinstance(diagnostics, NoDiagnostics):
         raise ConfigError("num_samples=0 leaves nothing to do: add likelihood=hutchinson or a diagnostics=...")
 
-    metrics: dict[str, Any] = {"run": str(trained.run.path), "step": trained.step, "seed": config["seed"]}
+    metrics = {"run": str(trained.run.path), "step": trained.step, "seed": config["seed"]}
     with nullcontext() if evaluation is None else evaluation.table:
         if n > 0:
             _report(out, metrics, *draw_samples(config, trained.on(sde), chosen, likelihood, out))
@@ -111,21 +118,20 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
     return metrics
 
 
+def posed(config: dict[str, Any], own: list[str]) -> InverseProblem | None:
+    """What `task` says was measured; None if nothing was."""
+    node = config.get("task")
+    if node is None or isinstance(task := build(node, "task", own), NoTask):
+        return None
+    return require(task, InverseProblem, "task")  # type: ignore[no-any-return]
+
+
 def _report(out: Path, metrics: dict[str, Any], found: dict[str, Any], words: str) -> None:
     """Add what was found to metrics.json, then say it."""
     metrics |= found
     make_folder(out)
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=2).encode())
     print(words, end="")
-
-
-class Chosen(NamedTuple):
-    """How samples are drawn, as the command line has it; `grid` is a `SolverGrid` or a function."""
-
-    solver: Solver
-    grid: Any
-    guidance: Guidance
-    variance: Variance
 
 
 def draw_samples(
@@ -208,18 +214,6 @@ def look(
     return found, words
 
 
-def conditioned(steering: Steering, conditions: Conditions, indices: range, device: torch.device) -> Denoiser:
-    """The guided denoiser of some samples, with what they are conditioned on."""
-    label = rows_of(conditions.label, indices, device)
-    given = {key: rows_of(value, indices, device) for key, value in conditions.beside.items()}
-    return steering(label).given(**given) if given else steering(label)
-
-
-def rows_of(value: Tensor | None, indices: range, device: torch.device) -> Tensor | None:
-    """Some rows of conditions, if there are any."""
-    return None if value is None else value[indices.start : indices.stop].to(device)
-
-
 def chosen_covariance(chosen: Chosen, trained: TrainedModel, likelihood: Likelihood) -> CovarianceDenoiser | None:
     """The run's denoiser with the covariance that a solver with the optimal variance asks for; None for other solvers.
 
@@ -249,39 +243,6 @@ def asks_for_covariance(solver: Any) -> bool:
     return inside or (isinstance(solver, ChoosesVariance) and solver.variance == "optimal")
 
 
-def draw(
-    denoiser: Denoiser,
-    solver: Solver,
-    shape: tuple[int, ...],
-    seed: int,
-    indices: range,
-    device: torch.device,
-    watch: Sequence[Callable[[Step, int], object]] = (),
-) -> Tensor:
-    """Samples number `indices`, each a function of (seed, index) alone.
-
-    Args:
-        watch: Told of every state of a solver with steps, and the number of its steps.
-    """
-    x = start(denoiser, shape, seed, indices, device)
-    noise = partial(per_sample_noise, x, [stream_seed(seed, "noise", k) for k in indices])
-    if not watch or not isinstance(solver, StepSolver):
-        return solver(denoiser, x, noise=noise())
-    plan = solver.plan(denoiser, device=device)
-    for state in solver.trajectory(denoiser, x, noise=noise(), plan=plan):
-        for told in watch:
-            told(state, len(plan.intervals))
-    if bool(torch.isfinite(state.x).all()):
-        return state.x
-    return solver(denoiser, x, noise=noise(), plan=plan)  # which says where it went wrong
-
-
-def start(denoiser: Denoiser, shape: tuple[int, ...], seed: int, indices: range, device: torch.device) -> Tensor:
-    """Where samples number `indices` start, at t = 1."""
-    drawn = [denoiser.sde.prior_sample(shape, generator=stream_generator(seed, "latent", k)) for k in indices]
-    return torch.stack(drawn).to(device)
-
-
 def save_samples(out: Path, x: Tensor, conditions: Conditions, trained: TrainedModel) -> None:
     """samples.npz with the data's own values, see `sample_values`."""
     make_folder(out)
@@ -301,10 +262,3 @@ def make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"cannot make the folder {out}: {error.strerror}. Choose another with out=...") from None
-
-
-def describe(solver: Solver) -> str:
-    """Name and main numbers of a solver, for people."""
-    numbers = ("method", "steps", "rtol", "variance")
-    shown = {key: getattr(solver, key) for key in numbers if getattr(solver, key, None) is not None}
-    return f"{type(solver).__name__}({', '.join(f'{key}={value}' for key, value in shown.items())})"

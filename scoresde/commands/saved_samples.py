@@ -29,11 +29,16 @@ def sample_values(x: Tensor, trained: TrainedModel) -> NDArray[Any]:
     values = trained.codec.decode(x).numpy()
     if isinstance(trained.codec, Quantized):
         values = values.astype(np.uint8 if trained.codec.levels <= 256 else np.uint16)
+    return laid_out(values, trained)
+
+
+def laid_out(values: NDArray[Any], trained: TrainedModel) -> NDArray[Any]:
+    """Values (N, C, *) with their channels where the data have them."""
     node = trained.config.get("data") or {}
     if node.get("_target_") == ARRAY:
         return np.moveaxis(values, 1, -1) if node.get("channels_last") and values.ndim > 2 else values
-    if isinstance(trained.codec, Quantized) and len(trained.shape) == 3 and trained.shape[0] in (1, 3):
-        return values[:, 0] if trained.shape[0] == 1 else np.moveaxis(values, 1, -1)
+    if isinstance(trained.codec, Quantized) and values.ndim == 4 and values.shape[1] in (1, 3):
+        return values[:, 0] if values.shape[1] == 1 else np.moveaxis(values, 1, -1)
     return values
 
 

@@ -45,6 +45,7 @@ RUNS = {  # made when a trial needs them
     "dequantization": ("experiment=digits_dequantization", "of=digits", "model.width=8"),
 }
 EMBEDDED = {"classifier": "classifier", "image_encoder": "embedding", "embedding": "embedding"}  # by model or task
+POSED = ("none", "inpaint", "imputation", "super_resolution", "deblur", "colourisation")  # the last needs colours
 TRAINED = ("npr", "sn", "dequantization")  # in the folder of the run that they are for
 FILES = {
     "array": "x.npy",
@@ -218,6 +219,11 @@ def sampling(group: str, option: str) -> Base:
         more += ["likelihood.steps=3"] if option == "vlb" else ["likelihood.vlb.steps=3"] if option == "report" else []
         more += ["solver=ode"] if option == "default" else []
         more = ["num_samples=2", "solver.steps=2"] if option == "none" else more
+    elif group in ("task", "method"):
+        run, needs, more = "digits", ["digits"], ["num_samples=2", *(["task=inpaint"] if group == "method" else [])]
+        more += ["task.num_observations=1"] if (group, option) != ("task", "none") else []
+        more += ["solver.steps=2"] if group == "task" or "steps" not in {key.rpartition(".")[2] for key in keys} else []
+        more += [f"method.{key}=2" for key in keys if key.rpartition(".")[2] == "steps"] if group == "method" else []
     elif group == "diagnostics":
         more = ["likelihood=none"]
         small = {"bins": 3, "num_examples": 4, "jacobian_examples": 2, "probes": 2, "gap_samples": 8, "steps": 3}
@@ -250,8 +256,10 @@ def bases() -> list[Base]:
         Base("sample.likelihood", "sample", ode, ("toy",), shared),
     ]
     groups = [(group, option) for group in groups_of("train") for option in options_of(group)]
-    found += [training(*pair) for pair in groups if pair != ("data", "own")]  # which is an option of sample.py alone
-    found += [sampling(group, option) for group in groups_of("sample") for option in options_of(group)]
+    of_sample = [("data", "own"), *(("task", option) for option in POSED)]  # options of sample.py alone
+    found += [training(*pair) for pair in groups if pair not in of_sample]
+    pairs = [(group, option) for group in groups_of("sample") for option in options_of(group)]
+    found += [sampling(*pair) for pair in pairs if pair[0] != "task" or pair[1] in POSED[:-1]]
     return found
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scoresde import progress
 from scoresde.commands.call_counter import CallCounter, CountedExamples
-from scoresde.commands.sample import draw
+from scoresde.commands.drawing import draw
 from scoresde.denoiser import Denoiser, NetworkDenoiser
 from scoresde.guidance import Guided
 from scoresde.parameterization import EDM

@@ -17,11 +17,11 @@ from scoresde.cli import sample_main, train_main
 from scoresde.commands.condition_rows import rows_of
 from scoresde.commands.conditions import Conditions, choose_labels, class_number
 from scoresde.commands.diagnostics import DenoiserDiagnostics
+from scoresde.commands.drawing import conditioned
 from scoresde.commands.guidance import ClassifierFreeGuidance, NoGuidance
 from scoresde.commands.interfaces import Variance
 from scoresde.commands.load import TrainedModel, load_run
 from scoresde.commands.reflow import bend
-from scoresde.commands.sample import conditioned
 from scoresde.commands.solver_grid import CalibratedTimes, OptimalGrid, OptimisedTimes
 from scoresde.commands.variance import ProbedVariance, TableVariance
 from scoresde.data import Column, Names

@@ -13,8 +13,8 @@ from command_line import command, inside
 
 from scoresde import DDIM, StraightSDE, load, uniform_grid
 from scoresde.cli import sample_main, train_main
+from scoresde.commands.drawing import draw
 from scoresde.commands.load import load_run
-from scoresde.commands.sample import draw
 
 TINY = ("experiment=toy", "data.size=64", "batch_size=8", "model.width=8", "trainer.steps=3", "logger=csv")
 FEW = ("solver=ddim", "solver.steps=4", "num_samples=4", "out=out")

@@ -90,7 +90,9 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
         "threshold": (0, 0.5), "independent": FLAG,
         "clip_denoised": (None,), "clip_last_noise": (0.5, 1e300, None), "scale": (0.5,), "power": (0.5,),
         "end": (0, 0.5),
+        "std": (0.5,), "strength": (0, 0.5, 1e300), "zeta": (0, 0.5, 1e300),
     },
+    "task": {"noise": (0, 0.5, 1e300), "hidden": (0.5,), "num_observations": (None,), "std": (0.5,)},
     "variance": {"levels": (None,), "corrected": FLAG, "isotropic": FLAG, "seed": (0,), "probes": (None,)},
     "diagnostics": {"num_examples": (None,), "probes": (None,), "tolerance": (0.5,)},
     "loss": {
@@ -208,6 +210,8 @@ def from_python(node: Any) -> Any:
 PARTS = ("default", "exact", "report", "none")  # likelihoods made of others
 OWN = ("data", "own")  # a run's own data, with the checks of `build` alone
 CASES = [(group, file.stem) for group in MAY for file in sorted((CONF / group).glob("*.yaml"))]
+OF_TRAINING = ("classifier", "denoiser", "dequantization", "reflow", "variance_head")  # tasks with values of others
+CASES = [case for case in CASES if case[0] != "task" or case[1] not in OF_TRAINING]
 CASES = [case for case in CASES if case[0] != "likelihood" or case[1] not in PARTS]
 CALLS = [(from_config, *case) for case in CASES] + [
     (from_python, *case) for case in CASES if case != OWN and case[0] != "optimizer"

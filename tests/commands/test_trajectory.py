@@ -13,7 +13,7 @@ from PIL import Image, ImageSequence
 
 from scoresde.analytic import GaussianDenoiser
 from scoresde.commands.build import ConfigError
-from scoresde.commands.sample import draw, start
+from scoresde.commands.drawing import draw, start
 from scoresde.commands.trajectory import Trajectory, check_trajectory, kept, save_trajectory
 from scoresde.data import Names, Split, Standardized
 from scoresde.sde import SDE, VESDE, VPSDE, StraightSDE
