@@ -43,7 +43,7 @@ class PiGDM(PosteriorDenoiser):
         tolerance: float = 1e-8,
     ) -> None:
         super().__init__(denoiser, measurement)
-        check_numbers(self, "0 < std < inf", std=std)
+        check_numbers(self, "0 < std <= 1e9", std=std)
         check_numbers(self, "0 <= tolerance < 1", tolerance=tolerance)
         check_whole(self, "1 <= iterations or null", iterations=iterations)
         self.std, self.iterations, self.tolerance = std, iterations, tolerance
