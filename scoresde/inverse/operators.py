@@ -46,9 +46,10 @@ class LinearOperator(Operator):
     @differentiates
     def adjoint(self, y: Tensor) -> Tensor:
         """Aᵀ y: (B, *measured) -> (B, *shape); here the gradient of ⟨A x, y⟩ by x."""
+        through = torch.is_grad_enabled() and y.requires_grad
         with torch.enable_grad():
             x = y.new_zeros((len(y), *self.shape), requires_grad=True)
-            return torch.autograd.grad(self(x), x, y)[0]
+            return torch.autograd.grad(self(x), x, y, create_graph=through)[0]
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A⁺ y, the smallest x0 with the smallest ‖A x0 − y‖: (B, *measured) -> (B, *shape)."""

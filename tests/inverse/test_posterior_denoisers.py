@@ -16,6 +16,7 @@ from scoresde import (
     VPSDE,
     Denoiser,
     GaussianDenoiser,
+    GaussianMixtureDenoiser,
     Interval,
     ProbabilityFlowODE,
     StraightSDE,
@@ -28,6 +29,7 @@ from scoresde.inverse import (
     DiffPIR,
     GaussianNoise,
     GaussianPosterior,
+    LinearFunction,
     Mask,
     Matrix,
     Measurement,
@@ -243,6 +245,21 @@ def test_passes_of_the_denoiser_in_a_run() -> None:
     measurement = Measurement(Matrix(a), (a @ mean)[None] + 1, 0.3)
     DPS(measurement=measurement, steps=7)(counted, torch.randn(3, 4).double())
     assert (counted.forward_passes, counted.backward_passes) == (8, 7)  # the last call denoises
+
+
+@pytest.mark.parametrize("method", [MMPS, GaussianPosterior, TMPD, PiGDM, DiffPIR])
+def test_gradients_pass_through(method: Method) -> None:
+    """By x, as likelihoods ask: against differences, for an operator whose adjoint is a gradient itself."""
+    mean, cov, a, _ = problem()
+    prior = GaussianMixtureDenoiser(VPSDE(), torch.ones(2), torch.stack([mean, -mean]), torch.stack([cov, 0.5 * cov]))
+    operators = LinearFunction(lambda x0: x0 @ a.T, (4,)), Squares()
+    x, t, v = torch.randn(3, 4).double(), torch.tensor(0.4).double(), torch.randn(3, 4).double()
+    for operator in operators:
+        guided = method(prior, Measurement(operator, torch.ones(1, 2).double(), 0.5))
+        leaf = x.clone().requires_grad_()
+        (pulled,) = torch.autograd.grad((guided(leaf, t) * v).sum(), leaf)
+        slope = ((guided(x + 1e-5 * v, t) - guided(x - 1e-5 * v, t)) / 2e-5 * v).flatten(1).sum(1)
+        torch.testing.assert_close((pulled * v).sum(1), slope, rtol=1e-5, atol=1e-6)
 
 
 def test_conjugate_gradients_stop_where_the_jacobian_of_a_network_is_not_symmetric() -> None:
