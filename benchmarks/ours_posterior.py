@@ -9,11 +9,12 @@ import torch
 from posterior_rows import Row, Task
 from torch import Tensor
 
-from scoresde import DDPM, VPSDE, Denoiser, EulerMaruyama
+from scoresde import DDPM, VPSDE, Denoiser, DPMSolverPP2M, EulerMaruyama
 from scoresde.guidance import ReconstructionGuided
-from scoresde.inverse import Matrix, Measurement, TwistedSMC
+from scoresde.inverse import MMPS, Matrix, Measurement, TwistedSMC
 from scoresde.noise import gaussian_noise
 from scoresde.sde import expand
+from scoresde.sde.grids import logsnr_grid
 from scoresde.solvers import Solver
 
 
@@ -72,6 +73,17 @@ def _start(task: Task) -> Tensor:
 NEARLY_GAUSSIAN = float(VPSDE().time(-2 * torch.tensor(0.1, dtype=torch.float64).log()))  # σ/α = 0.1
 
 
+def twisted(particles: int, independent: bool = False) -> Callable[[Measurement, int], Solver]:
+    """Its last step samples the Gaussian that x0 nearly is at σ/α = 0.1."""
+
+    def make(measurement: Measurement, steps: int) -> Solver:
+        return TwistedSMC(
+            measurement=measurement, steps=steps, particles=particles, independent=independent, t_end=NEARLY_GAUSSIAN
+        )
+
+    return make
+
+
 ROWS = [
     guided(
         "ReconstructionGuided",
@@ -85,10 +97,8 @@ ROWS = [
         lambda steps: EulerMaruyama(steps=steps),
         "EulerMaruyama",
     ),
-    solved(
-        "TwistedSMC",
-        lambda measurement, steps: TwistedSMC(measurement=measurement, steps=steps, t_end=NEARLY_GAUSSIAN),
-        "4,096 particles",
-        exact=True,
-    ),
+    guided("MMPS", MMPS, lambda steps: DDPM(steps=steps, grid=logsnr_grid), "DDPM logsnr"),
+    guided("MMPS", MMPS, lambda steps: DPMSolverPP2M(steps=steps, grid=logsnr_grid), "DPMSolverPP2M logsnr"),
+    solved("TwistedSMC", twisted(16, independent=True), "16 particles each", exact=True),
+    solved("TwistedSMC", twisted(8192), "8,192 particles", exact=True),
 ]

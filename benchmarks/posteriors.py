@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean, median
@@ -39,6 +40,7 @@ COLUMNS = "library   method                solver                 steps    slice
 def main(argv: list[str] | None = None) -> None:
     args = _arguments(argv)
     torch.set_num_threads(args.threads)
+    warnings.filterwarnings("ignore", ".* steps gives a standard deviation")  # the table says it
     shapes = _problems(args)
     results: list[dict[str, Any]] = []
     for problems in shapes:
