@@ -2,6 +2,7 @@
 
 from scoresde.commands.auxiliary import AuxiliaryTask, TrainDequantization, TrainVarianceHead
 from scoresde.commands.bounds import ELBO, VLB, LikelihoodReport
+from scoresde.commands.calibration import CalibrationDiagnostics
 from scoresde.commands.classification import ClassifierDiagnostics
 from scoresde.commands.classifier_guidance import ClassifierGuidance
 from scoresde.commands.diagnostics import DenoiserDiagnostics, NoDiagnostics
@@ -15,6 +16,7 @@ from scoresde.commands.free_guidance import (
     NegativeGuidance,
 )
 from scoresde.commands.guidance import Autoguidance, NoGuidance
+from scoresde.commands.independent_observations import IndependentObservations
 from scoresde.commands.interfaces import (
     Diagnostics,
     Estimand,
@@ -39,11 +41,12 @@ from scoresde.commands.variance import NoVariance, ProbedVariance, TableVariance
 
 __all__ = [
     "ELBO", "VLB", "AdaptiveProjectedGuidance", "AutoModel", "Autoguidance", "AuxiliaryTask", "CFGPlusPlus",
-    "CalibratedTimes", "ClassifierDiagnostics", "ClassifierFreeGuidance", "ClassifierGuidance", "Colourisation",
-    "Deblur", "DenoiserDiagnostics", "Diagnostics", "EmbeddingGuidance", "Estimand", "FlowLikelihood", "Guidance",
-    "Imputation", "Inpaint", "InverseProblem", "Likelihood", "LikelihoodReport", "ModelTask", "NegativeGuidance",
-    "NoDiagnostics", "NoGuidance", "NoLikelihood", "NoTask", "NoVariance", "OptimalGrid", "OptimisedTimes", "OwnData",
-    "OwnGrid", "ProbedVariance", "Scores", "SolverGrid", "StoredBatch", "SuperResolution", "TableVariance", "Task",
-    "TrainClassifier", "TrainDenoiser", "TrainDequantization", "TrainEmbedding", "TrainReflow", "TrainVarianceHead",
-    "TrainedModel", "TrainedRun", "TrainedVariance", "Variance", "load", "load_run",
+    "CalibratedTimes", "CalibrationDiagnostics", "ClassifierDiagnostics", "ClassifierFreeGuidance",
+    "ClassifierGuidance", "Colourisation", "Deblur", "DenoiserDiagnostics", "Diagnostics", "EmbeddingGuidance",
+    "Estimand", "FlowLikelihood", "Guidance", "Imputation", "IndependentObservations", "Inpaint", "InverseProblem",
+    "Likelihood", "LikelihoodReport", "ModelTask", "NegativeGuidance", "NoDiagnostics", "NoGuidance", "NoLikelihood",
+    "NoTask", "NoVariance", "OptimalGrid", "OptimisedTimes", "OwnData", "OwnGrid", "ProbedVariance", "Scores",
+    "SolverGrid", "StoredBatch", "SuperResolution", "TableVariance", "Task", "TrainClassifier", "TrainDenoiser",
+    "TrainDequantization", "TrainEmbedding", "TrainReflow", "TrainVarianceHead", "TrainedModel", "TrainedRun",
+    "TrainedVariance", "Variance", "load", "load_run",
 ]  # fmt: skip

@@ -27,10 +27,11 @@ PLACES = {
         "losses": "ClassifierLoss ContrastiveLoss DenoisingLoss DequantizationLoss FlowLoss SecondMomentLoss "
         "SecondOrderLoss VDMLoss VLBLoss"
     },
-    "data": {"data": "array cifar10 digits image_folder mnist table toy"},
+    "data": {"data": "array cifar10 digits image_folder mnist pairs simulator table toy"},
     "trainer": {"training": "Trainer"},
 }
 PARTS = {  # of all of these, beside processes, parameterisations, networks and losses
+    "data": "LinearGaussian TwoMoons",
     "likelihood": "CategoricalDecoder DiscretizedGaussian",
     "losses": "LossSecondMoment discrete_times edm_weighting flow_weighting importance_weighting likelihood_weighting "
     "logit_normal_times lognormal_times logsnr_times mode_times shifted_times simple_weighting snr_weighting "

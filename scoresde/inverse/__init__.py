@@ -18,6 +18,7 @@ from scoresde.inverse.ilvr import ILVR
 from scoresde.inverse.measurement import GaussianNoise, Measurement, NoiseLaw
 from scoresde.inverse.mmps import MMPS
 from scoresde.inverse.noise_laws import PoissonNoise, QuantisedNoise
+from scoresde.inverse.observations import FactorisedPosterior, ProductPosterior
 from scoresde.inverse.operators import KnowsSingularValues, LinearOperator, Mask, Matrix, Operator
 from scoresde.inverse.pigdm import PiGDM
 from scoresde.inverse.populations import Particles
@@ -39,6 +40,7 @@ __all__ = [
     "DecomposedMatrix",
     "DiffPIR",
     "DownSample",
+    "FactorisedPosterior",
     "FourierMask",
     "Function",
     "GaussianNoise",
@@ -57,6 +59,7 @@ __all__ = [
     "Particles",
     "PoissonNoise",
     "PosteriorDenoiser",
+    "ProductPosterior",
     "QuantisedNoise",
     "RePaint",
     "Replacement",

@@ -36,6 +36,7 @@ SHORT = (
 RUNS = {  # made when a trial needs them
     "toy": TOY,
     "flow": (*TOY, "sde=straight", "parameterization=velocity", "loss=flow"),
+    "pairs": ("data=simulator", "data.size=64", "data.test_size=8", "loss.condition_dropout=0.1", *MLP),
     "digits": ("data=digits", *MLP),
     "labelled": ("data=digits", *MLP, "conditional=true"),
     "classifier": ("experiment=digits_classifier", *UNET),
@@ -55,6 +56,7 @@ FILES = {
     "image_folder": "pictures",
     "cifar10": "cifar-10-batches-py",
     "mnist": "mnist",
+    "pairs": "pairs.npz",
 }
 
 
@@ -142,8 +144,8 @@ def training(group: str, option: str) -> Base:
         elif option in EMBEDDED:
             chosen, more = (f"experiment=digits_{EMBEDDED[option]}",), UNET
     elif group == "data":
-        more = MLP if option in ("array", "table") else ("loss=simple", *UNET)
-        if option == "toy":
+        more = MLP if option in ("array", "table", "pairs", "simulator") else ("loss=simple", *UNET)
+        if option in ("toy", "simulator"):
             more = ("data.size=64", *MLP)
         if option in FILES:
             more += (f"data.path={FILES[option]}",)
@@ -177,6 +179,7 @@ EXPERIMENTS = {
         kind: (f"data.path={kind}.npy", "budget=null", "model.width=8", "model.channel_mults=[1]")
         for kind in ("series", "volume")
     },
+    **dict.fromkeys(("sbi_two_moons", "sbi_linear_gaussian"), ("data.size=64", "model.width=8", "model.depth=1")),
     "digits_classifier": UNET,
     "digits_embedding": UNET,
     "digits_likelihood": UNET,
@@ -209,6 +212,9 @@ def sampling(group: str, option: str) -> Base:
             "embedding": ["guidance.embedding=embedding"], "negative": ["guidance.negative=1"],
         }  # fmt: skip
         more += ["label=3", *other.get(option, [])]
+        if option == "observations":
+            run, needs = "pairs", ["pairs"]
+            more = [*more[:-1], "guidance.rows=[[0.1,0.2]]", "guidance.samples=5", "condition=none"]
     elif group == "variance":
         run, needs = "digits", ["digits", *([option] if option in TRAINED else [])]
         more += [] if option == "none" else ["solver=ddpm", "solver.variance=optimal"]
@@ -226,7 +232,17 @@ def sampling(group: str, option: str) -> Base:
         more += [f"method.{key}=2" for key in keys if key.rpartition(".")[2] == "steps"] if group == "method" else []
     elif group == "diagnostics":
         more = ["likelihood=none"]
-        small = {"bins": 3, "num_examples": 4, "jacobian_examples": 2, "probes": 2, "gap_samples": 8, "steps": 3}
+        run, needs = ("pairs", ["pairs"]) if option == "calibration" else (run, needs)
+        small = {
+            "draws": 3,
+            "exact_draws": 10,
+            "bins": 3,
+            "num_examples": 4,
+            "jacobian_examples": 2,
+            "probes": 2,
+            "gap_samples": 8,
+            "steps": 3,
+        }
         more += [f"diagnostics.{key}={value}" for key, value in small.items() if key in keys]
         more += ["num_samples=0"] if keys else ["num_samples=2", "solver.steps=2"]
         run, needs = ("labelled", ["labelled"]) if option == "classification" else (run, needs)

@@ -67,6 +67,7 @@ def make_files(folder: Path) -> None:
     numbers = np.random.default_rng(0)
     np.save(folder / "x.npy", numbers.normal(size=(64, 3)).astype("float32"))
     np.savetxt(folder / "x.csv", numbers.integers(1, 9, size=(64, 3)), delimiter=",", header="a,b,c", comments="")
+    np.savez(folder / "pairs.npz", theta=numbers.normal(size=(64, 2)), x=numbers.normal(size=(64, 2)))
     np.save(folder / "series.npy", numbers.normal(size=(64, 2, 8)).astype("float32"))
     np.save(folder / "volume.npy", numbers.normal(size=(64, 1, 6, 6, 6)).astype("float32"))
     for name in "ab":

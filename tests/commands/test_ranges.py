@@ -65,6 +65,7 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
         "label_key": ("abc", None), "num_classes": (None,), "standardize": FLAG, "channels_last": FLAG,
         "test_path": ("abc", None), "levels": (None,), "splits": (*FLAG, None),
         "transform": (None, {}), "circular": (None, {}), "columns": (None,), "condition": (None,),
+        "dim": (), "prior_variance": (0.5,), "noise_variance": (0.5,), "test_size": (0,),
         "categories": (None,), "label": ("abc", None), "separator": (None,), "missing": (None,), "key": ("abc", None),
         "vocabulary": (None,), "image_categories": (None,),
     },
@@ -80,6 +81,7 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
         "dequantization": (None,), "decoder_variance": (0.5, 1e300, None), "draws": (None,),
     },
     "guidance": {
+        "rows": (None,), "path": (None,),
         "scale": (-1, 0, 0.5), "interval": (None,), "reference": ("abc",), "classifier": ("abc", None),
         "rescale": (0, 0.5), "eta": (-1, 0, 0.5), "norm": (0.5, None, 1e300), "negative": (0, "abc"),
         "noise": (-1, 0, 0.5), "data": (-1, 0, 0.5), "power": (0.5,), "text": ("abc", None), "embedding": ("abc", None),
@@ -94,7 +96,7 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "task": {"noise": (0, 0.5, 1e300), "hidden": (0.5,), "num_observations": (None,), "std": (0.5,)},
     "variance": {"levels": (None,), "corrected": FLAG, "isotropic": FLAG, "seed": (0,), "probes": (None,)},
-    "diagnostics": {"num_examples": (None,), "probes": (None,), "tolerance": (0.5,)},
+    "diagnostics": {"num_examples": (None,), "probes": (None,), "tolerance": (0.5,), "exact": (0,), "solver": (None,)},
     "loss": {
         "label_dropout": (0, 0.5), "condition_dropout": (0, 0.5), "image_dropout": (0, 0.5),
         "sequence_dropout": (0, 0.5), "joint_dropout": (0, 0.5),

@@ -69,6 +69,15 @@ class Uniformity:
     counts: Tensor
     expected: Tensor
 
+    def counts_band(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Counts that all bins of a histogram of uniform ranks stay between, with a probability of `level` at least."""
+        import scipy.stats  # which takes half a second
+
+        n, bins = float(self.expected.sum()), len(self.expected)
+        tail, shares = (1 - level) / (2 * bins), self.expected.numpy() / n
+        low, high = scipy.stats.binom.ppf(tail, n, shares), scipy.stats.binom.isf(tail, n, shares)
+        return torch.from_numpy(low), torch.from_numpy(high)
+
     @property
     def p(self) -> float:
         """The smallest `band_p` times the number of entries (Bonferroni), at most 1."""
@@ -94,7 +103,7 @@ def uniformity(ranks: Tensor | ArrayLike, draws: int, *, bins: int | None = None
         raise ValueError(f"uniformity needs ranks in 0..draws={draws}, got {int(ranks.min())} to {int(ranks.max())}.")
     n, shape = len(ranks), ranks.shape[1:]
     if bins is None:
-        bins = max(2, min(MOST_BINS, n // PER_BIN, draws + 1))
+        bins = _bins(n, draws + 1)
     check_whole("uniformity", "2 <= bins <= most", bins=bins, most=max(draws + 1, 2))
     edges = np.linspace(0, draws + 1, bins + 1).round().astype(np.int64)
     expected = torch.from_numpy(n * np.diff(edges) / (draws + 1))
@@ -111,6 +120,12 @@ def uniformity(ranks: Tensor | ArrayLike, draws: int, *, bins: int | None = None
         chi_square_p=torch.special.gammaincc(torch.tensor(0.5 * (bins - 1)).double(), 0.5 * chi).reshape(shape),
         distance=distance, distance_p=distance_p, band_p=band_p, counts=counts.reshape(bins, *shape), expected=expected,
     )  # fmt: skip
+
+
+def _bins(n: int, ranks: int) -> int:
+    """As many as there are ranks for, and of one size if that leaves more than half of them."""
+    most = max(2, min(MOST_BINS, n // PER_BIN, ranks))
+    return next((bins for bins in range(most, most // 2, -1) if ranks % bins == 0), most)
 
 
 def pairs(owner: str, samples: Tensor | ArrayLike, truth: Tensor | ArrayLike) -> tuple[Tensor, Tensor]:
