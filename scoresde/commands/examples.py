@@ -68,11 +68,12 @@ class OwnData:
     """The run's own data, which lie at another place than when it was trained.
 
     Args:
-        path, test_path: Where they lie now; None: where they did.
+        path, test_path, image_path: Where they lie now; None: where they did.
     """
 
     path: str | None = None
     test_path: str | None = None
+    image_path: str | None = None
 
     def __call__(self, trained: TrainedModel) -> TrainedModel:
         """The run with data at their new place.

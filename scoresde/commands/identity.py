@@ -9,7 +9,11 @@ from scoresde.commands.allowed import NO_DEFAULT, default_of, name_one
 
 IN_TASK = ("of", "head", "variance_output")
 NOT_KEPT = ("run", "budget", "device", "logger", "extensions", *IN_TASK)  # the budget is in the trainer
-PLACES = ("path", "test_path")  # where data lie, or weights to start from: what they are has a fingerprint
+PLACES = (
+    "path",
+    "test_path",
+    "image_path",
+)  # of data, or of weights to start from: what they are has a fingerprint
 FREE = {  # what may differ when a run is taken up again
     "data": PLACES,
     "init": PLACES,

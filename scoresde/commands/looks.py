@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +81,7 @@ def shown(
     split: Split | None = None,
     labels: Tensor | None = None,
     condition: Tensor | None = None,
+    words: Sequence[str] | None = None,
     kind: str | None = None,
     most: int | None = None,
 ) -> Shown:
@@ -92,6 +94,7 @@ def shown(
         split: Where the data beside them come from.
         labels: Classes of the samples, (N,).
         condition: What else they are conditioned on, (N, C): more columns of tables, and written below images.
+        words: Text that the samples are given, one each, which is written below images of no class.
         kind: Of the data; None: by the shape.
         most: Largest number of examples; None: as many as are good for the kind.
     """
@@ -104,6 +107,7 @@ def shown(
         categories={k: c.categories for k, c in enumerate(columns or ()) if c.categories is not None},
         labels=None if labels is None else labels.cpu().numpy(),
         classes=names.classes,
+        captions=None if words is None or labels is not None or kind != "image" else list(words),
     ).limited(most)
     told = None if condition is None else condition.cpu().flatten(1)[: len(found.samples)]
     if split is None:
@@ -147,6 +151,19 @@ def _conditioned(look: Shown, names: Names, condition: Tensor, of_data: Tensor |
         ]
 
     return replace(look, captions=written(condition), data_captions=None if of_data is None else written(of_data))
+
+
+def words_of(sequence: Tensor | None, letters: Sequence[str] | None) -> list[str] | None:
+    """Sequences of letters as text; None for others."""
+    if sequence is None or letters is None:
+        return None
+    return ["".join(letters[k] for k in row if 0 <= k < len(letters)) for row in sequence.tolist()]
+
+
+def save_given_images(path: Path, image: Tensor) -> None:
+    """A PNG of the images that samples are given, in their order."""
+    samples = image.cpu().numpy()
+    save_look(path, Shown(kind=kind_of(tuple(image.shape[1:])), samples=samples, note="what they are given").limited())
 
 
 def spread(count: int, wanted: int) -> Tensor:

@@ -26,7 +26,7 @@ from scoresde.commands.interfaces import Diagnostics, Guidance, InverseProblem, 
 from scoresde.commands.inverse_problems import NoTask
 from scoresde.commands.likelihood import Evaluation, check_idle, chosen_likelihood, is_wanted
 from scoresde.commands.load import TrainedModel, load_run, newest_run
-from scoresde.commands.looks import data_of, model_values, save_look, shown
+from scoresde.commands.looks import data_of, model_values, save_given_images, save_look, shown, words_of
 from scoresde.commands.neighbours import look_for_neighbours
 from scoresde.commands.options import SAMPLE, check_options
 from scoresde.commands.paired import check_flow_only
@@ -200,9 +200,12 @@ def look(
     samples = model_values(trained.codec, x)
     seen = shown(
         trained.codec, samples, names=trained.names, split=split, labels=conditions.label,
-        condition=conditions.condition,
+        condition=conditions.condition, words=words_of(conditions.sequence, trained.names.letters),
     )  # fmt: skip
     save_look(out / "samples.png", seen)
+    if conditions.image is not None:
+        save_given_images(out / "conditions.png", conditions.image)
+        words += f"the images that they are given, in the same order: {out / 'conditions.png'}\n"
     if trajectory is not None:
         save_trajectory(out / "trajectory.gif", trajectory.states, trained, split)
         words += f"{len(trajectory.states)} frames from noise to data: {out / 'trajectory.gif'}\n"

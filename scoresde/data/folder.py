@@ -12,7 +12,7 @@ from warnings import warn
 import torch
 from torch import Tensor
 
-from scoresde.checks import check_choice, check_flag, check_numbers, check_whole
+from scoresde.checks import check_choice, check_flag, check_numbers, check_text, check_whole
 from scoresde.data.codec import Quantized
 from scoresde.data.columns import Names
 from scoresde.data.dataset import TEST_FRACTION, Dataset, Split, check_no_split, check_split, find, split_indices, take
@@ -29,7 +29,8 @@ _NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 def image_folder(
     path: str | Path | None = None, size: int | None = None, channels: int = 3, test_fraction: float = TEST_FRACTION,
     seed: int = 0, flip: bool = False, levels: int | None = None, splits: bool | None = None,
-    crop: float = 0.0,
+    crop: float = 0.0, image_path: str | Path | None = None, image_size: int | None = None,
+    image_channels: int | None = None,
 ) -> Dataset:  # fmt: skip
     """Pictures (png, jpg, bmp, webp, tiff, gif) in a folder, at any depth; names that start with a dot are passed over.
 
@@ -49,12 +50,20 @@ def image_folder(
         levels: Levels per entry, 2 to 65536: floor(value · levels / 256). None: those of the pictures, 256, or 65536 if
             one has 16 bits.
         crop: Cut up to this share of the side off training images at random, and scale the rest back; 0: nothing.
+        image_path: A second folder, with the picture that each one of the first is conditioned on, under the same name
+            and in the same sub-folder, whatever its kind. It is flipped and cropped as the first. None: nothing.
+        image_size, image_channels: Of those, as size and channels, which None stands for. Their levels are 0..255.
         splits: Whether the folders train, val and test are splits rather than classes; None: as their names say, if all
             or none are such names.
     """
     check_choice("data=image_folder", "channels", channels, (1, 3))
-    sizes = {"size": size, "levels": levels}
-    check_whole("data=image_folder", "1 <= size <= 65536 or null", "2 <= levels <= 65536 or null", **sizes)
+    check_choice("data=image_folder", "image_channels", image_channels, (1, 3, None))
+    check_text("data=image_folder", "image_path", image_path)
+    sizes = {"size": size, "levels": levels, "image_size": image_size}
+    limits = ("1 <= size <= 65536 or null", "2 <= levels <= 65536 or null", "1 <= image_size <= 65536 or null")
+    check_whole("data=image_folder", *limits, **sizes)
+    if image_path is None and (image_size or image_channels):
+        raise ValueError("data=image_folder without image_path has no use for image_size and image_channels.")
     check_split("data=image_folder", test_fraction, seed)
     check_flag("data=image_folder", "flip", flip)
     check_numbers("data=image_folder", "0 <= crop < 1", crop=crop)
@@ -70,8 +79,14 @@ def image_folder(
     passed_over += files.others
     pictures = read_pictures(names, size, channels, levels)
     label, frames = _labels(top, names, classes), pictures.with_frames
+
+    def given(of: list[Path]) -> Tensor | None:
+        return None if image_path is None else read_pictures(
+            _counterparts(root, of, image_path), image_size or size, image_channels or channels, 256
+        ).x  # fmt: skip
+
     if held is None:
-        whole = Split(x=pictures.x, label=label)
+        whole = Split(x=pictures.x, label=label, image=given(names))
         train, test = (take(whole, index) for index in split_indices(len(whole), test_fraction, seed))
     else:
         check_no_split(f"data=image_folder with the folder {held}", test_fraction)
@@ -80,14 +95,37 @@ def image_folder(
         others = read_pictures(files.pictures, size, channels, levels)
         frames += others.with_frames
         most = max(pictures.levels, others.levels)
-        train = Split(x=as_read(pictures, most), label=label)
-        test = Split(x=as_read(others, most), label=_labels(held, files.pictures, classes))
+        train = Split(x=as_read(pictures, most), label=label, image=given(names))
+        of_test = _labels(held, files.pictures, classes)
+        test = Split(x=as_read(others, most), label=of_test, image=given(files.pictures))
         pictures = pictures._replace(levels=most)
     _say(root, passed_over, frames)
     return Dataset(
         name=root.resolve().name or "image_folder", train=train, test=test, codec=Quantized(levels=pictures.levels),
         num_classes=len(classes) or None, flip=flip, crop=crop, names=Names(classes=tuple(classes) or None),
     )  # fmt: skip
+
+
+def _counterparts(root: Path, names: list[Path], image_path: str | Path) -> list[Path]:
+    """The pictures of a second folder that belong to those of the first, by name.
+
+    Raises:
+        ValueError: If one has none, or there are two.
+    """
+    folder = find(image_path, "data=image_folder needs the folder of data.image_path")
+    found: dict[Path, Path] = {}
+    for file in _files(folder).pictures:
+        key = file.relative_to(folder).with_suffix("")
+        if key in found:
+            raise ValueError(f"data.image_path has two pictures for one: {found[key]} and {file}")
+        found[key] = file
+    wanted = [name.relative_to(root).with_suffix("") for name in names]
+    if missing := [name for name, key in zip(names, wanted, strict=True) if key not in found]:
+        raise ValueError(
+            f"data.image_path={folder} has no picture for {len(missing)} of {len(names)}, as {missing[0]}: it needs "
+            f"one of the same name for each"
+        )
+    return [found[key] for key in wanted]
 
 
 class Files(NamedTuple):

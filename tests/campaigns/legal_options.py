@@ -219,6 +219,9 @@ LEGAL: dict[str, Rule] = {
     # data
     "data=*.path": either(null, text),
     "data=*.test_path": either(null, text),
+    "data=*.image_path": either(null, text),
+    "data=image_folder.image_size": null,  # without image_path
+    "data=image_folder.image_channels": null,
     "data=*.standardize": flag,
     "data=*.test_fraction": number(0, below=1),
     "data=*.seed": whole(0, 2**64),

@@ -80,6 +80,7 @@ def test_samples_have_the_conditions_of_the_test_split_or_those_asked_for(here: 
     for key, value in {"y": test.label, **test.given}.items():
         assert value is not None
         np.testing.assert_array_equal(found[key], value[:4])
+    assert Path("o/conditions.png").is_file()
     np.savez("wanted.npz", image=found["image"][:2], condition=found["condition"][:2])
     wanted = [f"{key}.path=wanted.npz" for key in ("image", "condition")]
     asked = drawn("run=runs/all", "label=1", *wanted, "sequence=[two,zero]")

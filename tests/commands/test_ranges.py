@@ -67,7 +67,8 @@ MAY: dict[str, dict[str, tuple[Any, ...]]] = {
         "transform": (None, {}), "circular": (None, {}), "columns": (None,), "condition": (None,),
         "dim": (), "prior_variance": (0.5,), "noise_variance": (0.5,), "test_size": (0,),
         "categories": (None,), "label": ("abc", None), "separator": (None,), "missing": (None,), "key": ("abc", None),
-        "vocabulary": (None,), "image_categories": (None,),
+        "vocabulary": (None,), "image_categories": (None,), "image_path": ("abc", None), "image_size": (None,),
+        "image_channels": (None,),
     },
     "optimizer": {"lr": (0.5,), "eps": (0, 0.5), "weight_decay": (0, 0.5), "fused": (*FLAG, None)},
     "trainer": {

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from scoresde.commands.batches import Batches
 from scoresde.data import image_folder
 
 RNG = np.random.default_rng(0)
@@ -249,3 +250,22 @@ def test_the_first_frame_is_read_and_said(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="^2 of the pictures in .* have several frames, of which the first is read$"):
         data = image_folder(tmp_path, channels=1, test_fraction=0)
     assert data.train.x.unique().tolist() == [10]
+
+
+def test_a_second_folder_holds_what_pictures_are_given_and_moves_with_them(tmp_path: Path) -> None:
+    for k in range(12):
+        picture = save(tmp_path / f"x/{k % 2}/{k}.png", pixels(8, 8))
+        save(tmp_path / f"same/{k % 2}/{k}.bmp", picture)
+        save(tmp_path / f"small/{k % 2}/{k}.png", picture[::2, ::2])
+    same = image_folder(tmp_path / "x", channels=1, flip=True, crop=0.5, image_path=tmp_path / "same")
+    x, cond = Batches(same, 10, 0, labelled=True, dequantize=False)(0)
+    torch.testing.assert_close(x, same.codec.encode(cond["image"], dequantize=False))
+    assert (x != same.codec.encode(same.train.x[:10], dequantize=False)).any() and len(cond["label"]) == 10
+    small = image_folder(tmp_path / "x", channels=1, image_path=tmp_path / "small", image_size=4)
+    for split in (small.train, small.test):
+        assert split.image is not None and torch.equal(split.image, split.x[:, :, ::2, ::2])
+    (tmp_path / "small/0/4.png").unlink()
+    with pytest.raises(ValueError, match="small has no picture for 1 of 12, as .*4.png: it needs one of"):
+        image_folder(tmp_path / "x", channels=1, image_path=tmp_path / "small")
+    with pytest.raises(ValueError, match="without image_path has no use for image_size"):
+        image_folder(tmp_path / "x", image_size=4)
