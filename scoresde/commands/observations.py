@@ -88,6 +88,10 @@ def observe(problem: InverseProblem, trained: TrainedModel, seed: int) -> Observ
     Raises:
         ConfigError: If the data are not there, or not of the kind of the run or of the task.
     """
+    if isinstance(trained.codec, Transformed) and trained.codec.circular is not None:
+        raise ConfigError(
+            f"{trained.run.path} was trained on angles, of which the model has several turns: task=... is not for them."
+        )
     try:
         if problem.path is not None and problem.given == "observation":
             return _of_observations(problem, trained, seed)
@@ -244,10 +248,6 @@ def _laid_out(x: Tensor, shape: tuple[int, ...], path: Path) -> Tensor:
 def _encoded(x: Tensor, trained: TrainedModel) -> Tensor:
     """Own values, NaN among them, in the model's scaling."""
     codec = trained.codec
-    if isinstance(codec, Transformed) and codec.circular is not None:
-        raise ConfigError(
-            f"{trained.run.path} was trained on angles, of which the model has several turns: task=... is not for them."
-        )
     if not isinstance(codec, Quantized):
         for where, reason in codec.refusals(x):
             row = int(where.nonzero()[0]) if bool(where.any()) else None
