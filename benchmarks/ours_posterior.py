@@ -9,9 +9,9 @@ import torch
 from posterior_rows import Row, Task
 from torch import Tensor
 
-from scoresde import DDPM, VPSDE, Denoiser, DPMSolverPP2M, EulerMaruyama
+from scoresde import DDIM, DDPM, VPSDE, Denoiser, DPMSolverPP2M, EulerMaruyama
 from scoresde.guidance import ReconstructionGuided
-from scoresde.inverse import MMPS, Matrix, Measurement, TwistedSMC
+from scoresde.inverse import DAPS, DDRM, DPS, MMPS, TMPD, DiffPIR, Matrix, Measurement, PiGDM, TwistedSMC
 from scoresde.noise import gaussian_noise
 from scoresde.sde import expand
 from scoresde.sde.grids import logsnr_grid
@@ -97,6 +97,12 @@ ROWS = [
         lambda steps: EulerMaruyama(steps=steps),
         "EulerMaruyama",
     ),
+    solved("DPS", lambda measured, steps: DPS(measurement=measured, steps=steps, zeta=0.1), "DDPM, ζ = .1"),
+    guided("PiGDM", PiGDM, lambda steps: DDPM(steps=steps), "DDPM"),
+    guided("TMPD", TMPD, lambda steps: DDPM(steps=steps), "DDPM"),
+    guided("DiffPIR", DiffPIR, lambda steps: DDIM(steps=steps, eta=1.0), "DDIM η = 1"),
+    solved("DDRM", lambda measured, steps: DDRM(measurement=measured, steps=steps), "η = .85"),
+    solved("DAPS", lambda measured, steps: DAPS(measurement=measured, steps=steps), "1 ODE step"),
     guided("MMPS", MMPS, lambda steps: DDPM(steps=steps, grid=logsnr_grid), "DDPM logsnr"),
     guided("MMPS", MMPS, lambda steps: DPMSolverPP2M(steps=steps, grid=logsnr_grid), "DPMSolverPP2M logsnr"),
     solved("TwistedSMC", twisted(16, independent=True), "16 particles each", exact=True),
