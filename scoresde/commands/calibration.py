@@ -16,9 +16,10 @@ from torch import Tensor
 from scoresde.checks import check_whole
 from scoresde.commands.batches import conditions_at
 from scoresde.commands.build import ConfigError, build
+from scoresde.commands.drawing import draw
 from scoresde.commands.interfaces import Diagnostics
 from scoresde.commands.load import TrainedModel
-from scoresde.commands.sample import draw, make_folder
+from scoresde.commands.sample import make_folder
 from scoresde.data import Simulator
 from scoresde.diagnostics import PosteriorCalibration, c2st, ecdf_band, posterior_calibration
 from scoresde.files import write_atomically

@@ -11,8 +11,8 @@ from command_line import command, inside
 from PIL import Image
 
 from scoresde.cli import sample_main, train_main
+from scoresde.commands.drawing import draw
 from scoresde.commands.load import load_run
-from scoresde.commands.sample import draw
 from scoresde.diagnostics import posterior_calibration
 from scoresde.inverse import ProductPosterior
 from scoresde.noise import stream_generator
