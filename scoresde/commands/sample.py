@@ -90,6 +90,8 @@ def sample(config: dict[str, Any]) -> dict[str, Any]:
                 f"likelihood.variance=optimal."
             )
         evaluation = Evaluation(config, options, likelihood, trained.on(sde), out, chosen.variance)
+        if not isinstance(chosen.guidance, NoGuidance):
+            print("guidance is of the samples: the likelihood is that of the model without it.")
     else:
         check_idle(options, likelihood)
     check_trajectory(config.get("trajectory"), chosen.solver, n)

@@ -136,6 +136,12 @@ def test_conditional_sampling_runs_and_records_labels(options: list[str], work: 
         assert arrays["y"].tolist() == expected
 
 
+def test_guidance_is_said_to_be_of_the_samples(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scored = ["likelihood=elbo", "likelihood.num_examples=2", "likelihood.samples=2"]
+    command(sample_main, "run=runs/labelled", "guidance=cfg", "solver.steps=2", "num_samples=2", "out=o", *scored)
+    assert "the likelihood is that of the model without it" in capsys.readouterr().out
+
+
 def test_same_command_again_says_that_it_is_done(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (work / "runs/plain/checkpoints/last.pt").read_bytes()
     command(train_main, *TINY, "run=runs/plain", "trainer.sample_every=4")
