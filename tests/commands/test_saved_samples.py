@@ -11,6 +11,7 @@ import torch
 from scoresde.commands.examples import given_examples
 from scoresde.commands.saved_samples import sample_values
 from scoresde.data import Quantized, Standardized
+from scoresde.data.columns import NO_NAMES
 
 ARRAY = {"_target_": "scoresde.data.array", "path": None, "test_path": None, "label_key": "y", "levels": None}
 
@@ -23,6 +24,7 @@ class Trained:
     shape: tuple[int, ...]
     config: dict[str, Any]
     run: ClassVar = SimpleNamespace(path="r")
+    names: ClassVar = NO_NAMES
 
 
 @pytest.mark.parametrize("levels", [17, 65536])
