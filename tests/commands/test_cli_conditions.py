@@ -18,7 +18,8 @@ from scoresde.commands.condition_rows import rows_of
 from scoresde.commands.conditions import Conditions, choose_labels, class_number
 from scoresde.commands.diagnostics import DenoiserDiagnostics
 from scoresde.commands.drawing import conditioned
-from scoresde.commands.guidance import ClassifierFreeGuidance, NoGuidance
+from scoresde.commands.free_guidance import ClassifierFreeGuidance
+from scoresde.commands.guidance import NoGuidance
 from scoresde.commands.interfaces import Variance
 from scoresde.commands.load import TrainedModel, load_run
 from scoresde.commands.reflow import bend

@@ -200,7 +200,7 @@ def test_bayes_classification(work: Path, capsys: pytest.CaptureFixture[str]) ->
     [
         (
             ["diagnostics.kind=nonsense"],
-            "diagnostics.kind=nonsense: .*write diagnostics=NAME, one of classification, default",
+            "diagnostics.kind=nonsense: .*write diagnostics=NAME, one of calibration, classification, default",
         ),
         (["diagnostics=nonsense"], "Could not find 'diagnostics/nonsense'"),
         (["diagnostics=default", "diagnostics.bin=3"], "diagnostics.bin=3"),
