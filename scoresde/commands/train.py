@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from scoresde.checks import check_choice, check_whole
 from scoresde.commands.batches import Batches
 from scoresde.commands.budget import with_budget
-from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as, check_kind, require
+from scoresde.commands.build import ANY_INTERFACE, ConfigError, build, build_as, check_kind, find_target, require
 from scoresde.commands.cautions import cautions, rarely_without_all
 from scoresde.commands.device import pick_device
 from scoresde.commands.fill import fill
 from scoresde.commands.identity import PLACES, kept
-from scoresde.commands.interfaces import Task
+from scoresde.commands.interfaces import InverseProblem, Task
 from scoresde.commands.optimizer import build_optimizer
 from scoresde.commands.options import TRAIN, check_options
 from scoresde.commands.origin import Origin, with_codec_of
@@ -62,6 +62,9 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         raise ConfigError(f"task: {node} names no class: write override /task: {node} in the defaults of your YAML.")
     for key, interface in (("optimizer", torch.optim.Optimizer), ("trainer", Trainer), ("logger", Logger)):
         check_kind(interface, config.get(key), key, extensions)
+    kind = find_target(node["_target_"], "task", extensions) if node and "_target_" in node else None
+    if isinstance(kind, type) and issubclass(kind, InverseProblem):
+        raise ConfigError(f"task=... names {kind.__name__}, which is of sample.py: train with task=denoiser before.")
     task: Task = build_as(Task, node, "task", extensions)
     for key, (default, needs) in OF_TASKS.items():
         if config.get(key, default) != default and key not in (node or {}):

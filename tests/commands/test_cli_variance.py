@@ -291,6 +291,7 @@ def test_a_classifier_has_no_variance(work: Path) -> None:
     ("options", "message"),
     [
         (["of=runs/plain"], "of=runs/plain needs another task: start from experiment=digits_npr"),
+        (["task=inpaint"], "names Inpaint, which is of sample.py: train with task=denoiser before"),
         (["head=npr"], "head=npr needs another task: start from experiment=digits_npr"),
         (
             ["task=variance"],
