@@ -48,8 +48,7 @@ def truth() -> tuple[Tensor, Tensor]:
 
 
 TOLD = ("ddim_subsequence", "dpmpp_sde")  # too coarse for so sharp an observation
-SLOW = ("adaptive_sde", "annealed_langevin", "ddpm", "euler_maruyama", "langevin", "ode", "pc")
-SLOW = (*SLOW, "reverse_diffusion", "sde")
+SLOW = ("annealed_langevin", "ddpm", "euler_maruyama", "langevin", "pc", "reverse_diffusion")  # 1000 steps and more
 FAST = sorted({path.stem for path in CONF.glob("*.yaml")}.difference(SLOW, TOLD))
 
 
